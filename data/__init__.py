@@ -1,0 +1,1 @@
+"""Tokenizing, shards, order, packing and objectives; knows no cluster and no model."""
