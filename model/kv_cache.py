@@ -1,0 +1,43 @@
+"""The keys and values of tokens already seen, so that generation works on the new ones only.
+
+Legend: B batch, T new tokens, S tokens so far, K key and value heads, E head size.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+
+class LayerCache:
+    """Keys and values of one layer, in room for `capacity` tokens that is taken at the first use."""
+
+    def __init__(self, capacity: int):
+        self.capacity = capacity
+        self.length = 0
+        self._k_BSKE: Tensor | None = None
+        self._v_BSKE: Tensor | None = None
+
+    def append(self, k_BTKE: Tensor, v_BTKE: Tensor) -> tuple[Tensor, Tensor]:
+        """Stores the new tokens' keys and values; returns those of all tokens so far, (B, S, K, E) each."""
+        if self._k_BSKE is None or self._v_BSKE is None:
+            batch, _, *head = k_BTKE.shape
+            self._k_BSKE = k_BTKE.new_empty(batch, self.capacity, *head)
+            self._v_BSKE = v_BTKE.new_empty(batch, self.capacity, *head)
+        end = self.length + k_BTKE.shape[1]
+        assert end <= self.capacity, f"{end} tokens in a cache with room for {self.capacity}"
+        self._k_BSKE[:, self.length : end] = k_BTKE
+        self._v_BSKE[:, self.length : end] = v_BTKE
+        self.length = end
+        return self._k_BSKE[:, :end], self._v_BSKE[:, :end]
+
+
+class KeyValueCache:
+    """One `LayerCache` for each layer of a model; all hold the same number of tokens between two forwards."""
+
+    def __init__(self, num_layers: int, capacity: int):
+        self.layers = [LayerCache(capacity) for _ in range(num_layers)]
+
+    @property
+    def length(self) -> int:
+        """Number of tokens seen so far."""
+        return self.layers[0].length

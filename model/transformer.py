@@ -1,0 +1,217 @@
+"""The transformer: embeddings, blocks and a final norm, and the language model that puts a head on them.
+
+Legend: B batch, T time (of new tokens), S time (of keys), D width, H query heads, K key and value heads, E head size,
+V vocabulary, N flattened tokens (B * T).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor, nn
+
+from model.attention import AttentionLayout, attention, default_positions, prepare_layout
+from model.config import ModelConfig
+from model.heads import LanguageModelHead
+from model.kv_cache import KeyValueCache, LayerCache
+from model.layers import MLP, Rotation, make_norm, rotate, rotation_of
+from model.loss import IGNORED
+
+
+class Embedding(nn.Module):
+    """Token, position and token type embeddings, summed, then normalised and dropped out where configured."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.token = nn.Embedding(config.vocab_size, config.width)
+        self.position = nn.Embedding(config.max_positions, config.width) if config.positions == "learned" else None
+        self.token_type = nn.Embedding(config.token_types, config.width) if config.token_types else None
+        self.norm = make_norm(config, config.width) if config.embedding_norm else None
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, input_ids_BT: Tensor, positions_BT: Tensor, token_types_BT: Tensor | None) -> Tensor:
+        x_BTD = self.token(input_ids_BT)
+        if self.position is not None:
+            x_BTD = x_BTD + self.position(positions_BT)
+        if self.token_type is not None:
+            # Without types all tokens are of type 0, as in BERT; one row then serves all of them.
+            x_BTD = x_BTD + self.token_type(input_ids_BT.new_zeros(1, 1) if token_types_BT is None else token_types_BT)
+        if self.norm is not None:
+            x_BTD = self.norm(x_BTD)
+        return self.dropout(x_BTD)
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention with separate query, key and value projections."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.head_size = config.head_size
+        self.query = nn.Linear(config.width, config.num_heads * config.head_size, bias=config.bias)
+        self.key = nn.Linear(config.width, config.kv_heads * config.head_size, bias=config.bias)
+        self.value = nn.Linear(config.width, config.kv_heads * config.head_size, bias=config.bias)
+        self.query_norm = make_norm(config, config.head_size) if config.qk_norm else None
+        self.key_norm = make_norm(config, config.head_size) if config.qk_norm else None
+        self.output = nn.Linear(config.num_heads * config.head_size, config.width, bias=config.bias)
+        self.dropout = config.attention_dropout
+
+    def forward(
+        self, x_BTD: Tensor, layout: AttentionLayout, rotation: Rotation | None, cache: LayerCache | None = None
+    ) -> Tensor:
+        # The number of heads is read off the outputs: a projection may hold a part of the heads only.
+        q_BTHE = self.query(x_BTD).unflatten(-1, (-1, self.head_size))
+        k_BSKE = self.key(x_BTD).unflatten(-1, (-1, self.head_size))
+        v_BSKE = self.value(x_BTD).unflatten(-1, (-1, self.head_size))
+        if self.query_norm is not None and self.key_norm is not None:
+            q_BTHE, k_BSKE = self.query_norm(q_BTHE), self.key_norm(k_BSKE)
+        if rotation is not None:
+            q_BTHE, k_BSKE = rotate(q_BTHE, rotation), rotate(k_BSKE, rotation)
+        if cache is not None:
+            k_BSKE, v_BSKE = cache.append(k_BSKE, v_BSKE)
+        out_BTHE = attention(q_BTHE, k_BSKE, v_BSKE, layout, self.dropout if self.training else 0.0)
+        return self.output(out_BTHE.flatten(-2))
+
+
+class Block(nn.Module):
+    """One layer: attention and MLP, each a residual branch with a norm before it ("pre") or after the sum ("post")."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.attention_norm = make_norm(config, config.width)
+        self.attention = SelfAttention(config)
+        self.mlp_norm = make_norm(config, config.width)
+        self.mlp = MLP(config)
+        self.dropout = nn.Dropout(config.dropout)
+        self.norm_first = config.norm_placement == "pre"
+
+    def forward(
+        self, x_BTD: Tensor, layout: AttentionLayout, rotation: Rotation | None, cache: LayerCache | None = None
+    ) -> Tensor:
+        if self.norm_first:
+            x_BTD = x_BTD + self.dropout(self.attention(self.attention_norm(x_BTD), layout, rotation, cache))
+            return x_BTD + self.dropout(self.mlp(self.mlp_norm(x_BTD)))
+        x_BTD = self.attention_norm(x_BTD + self.dropout(self.attention(x_BTD, layout, rotation, cache)))
+        return self.mlp_norm(x_BTD + self.dropout(self.mlp(x_BTD)))
+
+
+class Transformer(nn.Module):
+    """Embeddings, blocks and (pre-norm) a final norm: token ids to hidden states.
+
+    Raises:
+        ValueError: from `ModelConfig.validate`, with all that is wrong.
+    """
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        config.validate()
+        self.config = config
+        self.embedding = Embedding(config)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
+        self.final_norm = make_norm(config, config.width) if config.norm_placement == "pre" else None
+
+    def hidden_states(
+        self,
+        input_ids_BT: Tensor,
+        positions_BT: Tensor | None = None,
+        cu_seqlens: Tensor | None = None,
+        token_types_BT: Tensor | None = None,
+        cache: KeyValueCache | None = None,
+    ) -> Tensor:
+        """Hidden states (B, T, D) of token ids (B, T).
+
+        Args:
+            positions_BT: position of each token in its document. None: counted from each document's start.
+            cu_seqlens: int32 (documents + 1,), boundaries of the documents in the flattened B * T tokens; every row
+                starts one, and no token sees another document. None: each row is one document. To keep padding
+                out of sight, make it a document of its own.
+            token_types_BT: token types; None: all 0. Refused where the model has none.
+            cache: keys and values of the tokens before these; the new tokens' are added.
+
+        Raises:
+            ValueError: more tokens than learned positions, or token types that the model has no embedding for.
+        """
+        config = self.config
+        (batch, length), past = input_ids_BT.shape, cache.length if cache is not None else 0
+        if config.positions == "learned" and past + length > config.max_positions:
+            raise ValueError(
+                f"a sequence of {past + length} tokens does not fit the model's {config.max_positions} learned "
+                f"positions; shorten it to {config.max_positions}, or train a model with a larger max_positions"
+            )
+        if token_types_BT is not None and not config.token_types:
+            raise ValueError("token types were given to a model without them; leave them out, or set token_types to 2")
+
+        device = input_ids_BT.device
+        if positions_BT is None:
+            positions_BT = default_positions(batch, length, cu_seqlens, device, past)
+        layout = prepare_layout(batch, length, config.causal, cu_seqlens, device, past)
+        x_BTD = self.embedding(input_ids_BT, positions_BT, token_types_BT)
+        rotation = None
+        if config.positions == "rotary":
+            rotation = rotation_of(positions_BT, config.head_size, config.rotary_base, x_BTD.dtype)
+        for i, block in enumerate(self.blocks):
+            x_BTD = block(x_BTD, layout, rotation, cache.layers[i] if cache is not None else None)
+        return x_BTD if self.final_norm is None else self.final_norm(x_BTD)
+
+    def forward(
+        self,
+        input_ids_BT: Tensor,
+        positions_BT: Tensor | None = None,
+        cu_seqlens: Tensor | None = None,
+        token_types_BT: Tensor | None = None,
+    ) -> Tensor:
+        """`hidden_states`."""
+        return self.hidden_states(input_ids_BT, positions_BT, cu_seqlens, token_types_BT)
+
+
+class LanguageModel(Transformer):
+    """A transformer with a language-model head: GPT when causal, BERT's masked language model when not.
+
+    Values are those of torch's layers until `model.initialise.initialise` sets them; a large model is best made under
+    `torch.device("meta")`, then `to_empty`, then initialised.
+    """
+
+    def __init__(self, config: ModelConfig):
+        super().__init__(config)
+        self.head = LanguageModelHead(config)
+        self.tie()
+
+    def tie(self) -> None:
+        """Makes the head's matrix and the token embedding one parameter again, where configured."""
+        if self.config.tie_head:
+            self.head.weight = self.embedding.token.weight
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> LanguageModel:
+        # `to_empty` makes a new parameter at each place where one is registered, which would untie the head silently.
+        super()._apply(fn, recurse)
+        self.tie()
+        return self
+
+    def forward(
+        self,
+        input_ids_BT: Tensor,
+        positions_BT: Tensor | None = None,
+        cu_seqlens: Tensor | None = None,
+        labels_BT: Tensor | None = None,
+        token_types_BT: Tensor | None = None,
+        cache: KeyValueCache | None = None,
+    ) -> Tensor:
+        """Logits (B, T, V), or, with labels, the loss.
+
+        Args:
+            labels_BT: labels_BT[b, t] is the target of position t itself (for a causal model: the token that follows
+                it; the caller has shifted), and -100 where there is none.
+            positions_BT, cu_seqlens, token_types_BT, cache: as in `hidden_states`.
+
+        Returns:
+            Without labels the logits in the model's type. With labels the **sum** of the targets' cross-entropies,
+            a fp32 scalar: divide by the number of targets of the whole step. No target gives 0 with gradients of 0.
+        """
+        hidden_BTD = self.hidden_states(input_ids_BT, positions_BT, cu_seqlens, token_types_BT, cache)
+        if labels_BT is None:
+            return self.head(hidden_BTD)
+        if self.config.causal:
+            return self.head(hidden_BTD, labels_BT)
+        # About one token in seven is a target of masked language modelling; only these rows go through the head.
+        labels_N = labels_BT.flatten()
+        targets = (labels_N != IGNORED).nonzero()[:, 0]
+        return self.head(hidden_BTD.flatten(0, 1).index_select(0, targets), labels_N[targets])

@@ -1,0 +1,56 @@
+"""Tiny models for the tests of `model`."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from model.config import ModelConfig
+from model.initialise import initialise
+from model.transformer import LanguageModel
+
+SHAPE = {"vocab_size": 97, "num_layers": 2, "num_heads": 4, "width": 32, "max_positions": 64}
+KINDS = {
+    "gpt": {},
+    "bert": {
+        "causal": False,
+        "norm_placement": "post",
+        "activation": "gelu",
+        "token_types": 2,
+        "embedding_norm": True,
+        "head_transform": True,
+        "head_bias": True,
+        "residual_scaled_init": False,
+    },
+    "modern": {
+        "positions": "rotary",
+        "norm": "rmsnorm",
+        "activation": "silu",
+        "gated_mlp": True,
+        "bias": False,
+        "num_kv_heads": 2,
+        "qk_norm": True,
+    },
+}
+
+
+@pytest.fixture
+def build() -> Callable[..., LanguageModel]:
+    """A function that builds a model of a kind with changed fields; its weights are large, so that errors show."""
+
+    def _build(kind: str, **changes) -> LanguageModel:
+        model = LanguageModel(ModelConfig(**{**SHAPE, "init_std": 0.2, **KINDS[kind], **changes}))
+        initialise(model, seed=1)
+        return model.eval()
+
+    return _build
+
+
+@pytest.fixture
+def tokens() -> Callable[..., torch.Tensor]:
+    """A function that draws token ids (batch, length)."""
+
+    def _tokens(batch: int, length: int, seed: int = 0) -> torch.Tensor:
+        return torch.randint(0, SHAPE["vocab_size"], (batch, length), generator=torch.Generator().manual_seed(seed))
+
+    return _tokens
