@@ -1,0 +1,84 @@
+"""The engine interface: what the training loop may ask for, whoever does the work.
+
+An engine owns the module, the optimizer and the communication. The loop gives it micro-batches and one number, the
+count of target tokens of the whole step over all ranks; each engine must produce the gradient of (sum of losses) /
+(that count).
+"""
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import nn
+
+from parallel.catalog import Shard, whole
+from parallel.mesh import Mesh
+
+Batch = dict[str, torch.Tensor]
+
+
+class Engine(ABC):
+    """A module under training. The module's forward, given labels, returns the sum of its losses over the targets."""
+
+    def __init__(self, module: nn.Module, mesh: Mesh):
+        self.module = module
+        self.mesh = mesh
+
+    @abstractmethod
+    def accumulate(self, batch: Batch, num_targets: int, last: bool) -> torch.Tensor:
+        """Forward and backward of one micro-batch.
+
+        Args:
+            batch: the module's keyword arguments, on `mesh.device`.
+            num_targets: target tokens of the whole optimizer step, over all micro-batches and ranks.
+            last: whether this is the step's last micro-batch, after which gradients are reduced.
+
+        Returns:
+            The sum of this micro-batch's losses, detached, fp32.
+        """
+
+    @abstractmethod
+    def step(self, learning_rate: float) -> float:
+        """Clips, updates, clears the gradients. Returns the global gradient norm before clipping."""
+
+    @abstractmethod
+    def forward(self, batch: Batch) -> torch.Tensor:
+        """The module's own result on `batch`, without gradients. Each rank must call it equally often."""
+
+    @abstractmethod
+    def shards(self) -> list[Shard]:
+        """Live views of this rank's part of the state: fp32 parameters `model/NAME` and `optimizer/STATE/NAME`.
+
+        Writing into them changes the state; call `refresh` afterwards.
+        """
+
+    @abstractmethod
+    def refresh(self, step: int) -> None:
+        """Brings up to date what follows from the shards, after they were written: bf16 copies, other ranks' replicas,
+        Adam's step count."""
+
+
+def whole_tensor_shards(module: nn.Module, optimizer: torch.optim.Optimizer) -> list[Shard]:
+    """The catalog of an engine that keeps whole fp32 parameters and their optimizer states on each rank."""
+    shards = []
+    for name, parameter in module.named_parameters():
+        shards.append(whole(f"model/{name}", parameter.data))
+        for state, value in optimizer.state[parameter].items():
+            if value.shape == parameter.shape and state != "step":
+                shards.append(whole(f"optimizer/{state}/{name}", value))
+    return shards
+
+
+class Bf16Compute(nn.Module):
+    """Computes a module in bf16 while its parameters, and so their gradients and the optimizer, stay in fp32.
+
+    The parameters are rounded once per forward. Gradients arrive in bf16 from each micro-batch and accumulate in
+    fp32, as under ZeRO-1.
+    """
+
+    def __init__(self, module: nn.Module):
+        super().__init__()
+        self.module = module
+
+    def forward(self, **batch):
+        rounded = {name: p.to(torch.bfloat16) for name, p in self.module.named_parameters()}
+        return torch.func.functional_call(self.module, rounded, kwargs=batch, tie_weights=True)

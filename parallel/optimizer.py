@@ -1,0 +1,64 @@
+"""Optimizer and learning rate: AdamW with its parameter groups, and schedules as pure functions of the step."""
+
+import math
+
+import torch
+
+
+def parameter_groups(module: torch.nn.Module, weight_decay: float) -> list[dict]:
+    """Two groups: matrices and tables decay; norms and biases, the tensors of less than two dims, do not."""
+    parameters = [p for p in module.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]
+
+
+def adamw(groups: list[dict], *, learning_rate: float, betas: tuple[float, float], eps: float) -> torch.optim.AdamW:
+    """AdamW (Loshchilov & Hutter 2019), the fused kernel, which torch has for CPU and CUDA."""
+    return torch.optim.AdamW(groups, lr=learning_rate, betas=betas, eps=eps, fused=True)
+
+
+def create_state(optimizer: torch.optim.AdamW, parameters: list[torch.Tensor]) -> None:
+    """Makes the optimizer's state before its first step, so that a checkpoint has something to be loaded into."""
+    for parameter in parameters:
+        optimizer.state[parameter] = {
+            "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
+            "exp_avg": torch.zeros_like(parameter),
+            "exp_avg_sq": torch.zeros_like(parameter),
+        }
+
+
+def set_step(optimizer: torch.optim.AdamW, step: int) -> None:
+    """Tells each parameter how many steps it has seen; Adam's bias correction depends on it."""
+    for state in optimizer.state.values():
+        state["step"].fill_(step)
+
+
+def learning_rate_at(
+    step: int,
+    *,
+    peak: float,
+    schedule: str,
+    warmup_steps: int,
+    schedule_steps: int,
+    final_fraction: float,
+    decay_fraction: float,
+) -> float:
+    """Learning rate of optimizer step `step`, counted from 1.
+
+    Linear warm-up over `warmup_steps`, then `constant`, `cosine` (Loshchilov & Hutter 2017), `linear`, or `wsd`
+    (constant, then a decay as 1 - sqrt over the last `decay_fraction` of the schedule, Haegele et al. 2024), down to
+    `final_fraction` of the peak at `schedule_steps`, where it stays.
+    """
+    if step <= warmup_steps:
+        return peak * step / warmup_steps
+    if schedule == "constant":
+        return peak
+    start = warmup_steps
+    if schedule == "wsd":
+        start = max(warmup_steps, schedule_steps - round(decay_fraction * schedule_steps))
+    done = min(1.0, max(0.0, (step - start) / max(1, schedule_steps - start)))
+    shape = {"cosine": 0.5 * (1 + math.cos(math.pi * done)), "linear": 1 - done, "wsd": 1 - math.sqrt(done)}[schedule]
+    return peak * (final_fraction + (1 - final_fraction) * shape)

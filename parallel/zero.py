@@ -1,0 +1,209 @@
+"""The DeepSpeed engine: ZeRO stages 0 to 3.
+
+What differs from a plain `deepspeed.initialize`, and why:
+
+- DeepSpeed makes fp32 master weights from the bf16 ones; Ingot writes the true fp32 initial weights into them, so
+  that each engine starts from the same numbers.
+- At stage 0 in bf16 DeepSpeed wraps the optimizer in one made for fp16: gradients of all micro-batches are added up
+  and reduced in
+  bf16, and a norm that is not finite silently skips the step. Stages 1 to 3 add up and reduce in fp32. So Ingot runs
+  stage 0 with fp32 parameters and computes in bf16 through `Bf16Compute`, which makes stage 0 agree with the others.
+- The loss that it is given is a sum over targets divided by their global count; DeepSpeed's own division by the
+  accumulation steps is switched off, and its average over ranks is undone by a factor.
+"""
+
+import contextlib
+import io
+import logging
+import os
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from parallel.catalog import Shard, flat_shards
+from parallel.engine import Batch, Bf16Compute, Engine, whole_tensor_shards
+from parallel.mesh import Mesh
+from parallel.optimizer import create_state, set_step
+
+# Keys of a DeepSpeed configuration that follow from Ingot's own settings, and where those are set.
+OWNED_KEYS = {
+    "train_batch_size": "batch.global_size",
+    "train_micro_batch_size_per_gpu": "batch.micro_size",
+    "gradient_accumulation_steps": "batch.global_size and batch.micro_size",
+    "gradient_clipping": "optimizer.clip_norm",
+    "bf16": "parallel.precision",
+    "bfloat16": "parallel.precision",
+    "fp16": "parallel.precision",
+    "amp": "parallel.precision",
+    "torch_autocast": "parallel.precision",
+    "data_types": "parallel.precision",
+    "communication_data_type": "parallel.precision",
+    "optimizer": "optimizer",
+    "scheduler": "optimizer.schedule",
+    "zero_optimization.stage": "parallel.zero_stage",
+}
+
+
+def check_settings(settings: dict) -> None:
+    """Refuses raw DeepSpeed settings that contradict Ingot's own.
+
+    Raises:
+        ValueError: names each such key and the setting to use instead.
+    """
+    zero = settings.get("zero_optimization", {})
+    given = set(settings) | {f"zero_optimization.{key}" for key in zero if isinstance(zero, dict)}
+    wrong = [f"parallel.deepspeed.{key} (set {OWNED_KEYS[key]} instead)" for key in sorted(given) if key in OWNED_KEYS]
+    if wrong:
+        raise ValueError("these DeepSpeed settings follow from Ingot's own and cannot be given: " + ", ".join(wrong))
+
+
+class ZeroEngine(Engine):
+    """A module under DeepSpeed.
+
+    Args:
+        module: fp32, on `mesh.device`, with its initial weights.
+        optimizer: over the module's parameters.
+        stage: ZeRO stage, 0 to 3.
+        precision: `bf16` or `fp32`, of the computation.
+        micro_batch, num_micro_batches: sequences of a micro-batch, and micro-batches of a rank in a step.
+        clip_norm: global gradient norm above which gradients are scaled down; 0 for never.
+        settings: further DeepSpeed settings, as its documentation names them.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        optimizer: torch.optim.AdamW,
+        *,
+        mesh: Mesh,
+        stage: int,
+        precision: str,
+        micro_batch: int,
+        num_micro_batches: int,
+        clip_norm: float,
+        settings: dict | None = None,
+    ):
+        super().__init__(module, mesh)
+        self.stage, self.clip_norm = stage, clip_norm
+        check_settings(settings or {})
+        os.environ.setdefault("DS_LOG_LEVEL", "warning")
+        import deepspeed
+        from deepspeed.utils import logger
+
+        logger.setLevel(logging.WARNING)
+        low_precision = precision == "bf16" and stage > 0
+        config = {
+            "zero_allow_untested_optimizer": True,
+            "zero_force_ds_cpu_optimizer": False,
+            "steps_per_print": 1 << 62,
+            **(settings or {}),
+            "train_batch_size": micro_batch * num_micro_batches * mesh.num_data,
+            "train_micro_batch_size_per_gpu": micro_batch,
+            "gradient_accumulation_steps": num_micro_batches,
+            "gradient_clipping": clip_norm if stage > 0 else 0.0,
+            "zero_optimization": {
+                # DeepSpeed's own linear function for stage 3 adds the bias after rounding the product to bf16;
+                # torch's does not.
+                "memory_efficient_linear": False,
+                **(settings or {}).get("zero_optimization", {}),
+                "stage": stage,
+            },
+            # A step is never skipped silently: the loop sees a norm that is not finite and stops.
+            "bf16": {"enabled": low_precision, "check_grad_overflow": False},
+            "data_types": {"grad_accum_dtype": "fp32"},
+            "communication_data_type": "fp32",
+        }
+        initial = {name: p.detach().clone() for name, p in module.named_parameters()} if low_precision else {}
+        shapes = {name: tuple(p.shape) for name, p in module.named_parameters()}
+        self._parameters = [(name, p, shapes[name]) for name, p in module.named_parameters()]
+        compute = Bf16Compute(module) if precision == "bf16" and stage == 0 else module
+        with contextlib.redirect_stdout(io.StringIO()):  # its memory reports, printed whatever the log level
+            self.engine, *_ = deepspeed.initialize(
+                model=compute, optimizer=optimizer, config=config, dist_init_required=False
+            )
+        self.optimizer = self.engine.optimizer  # DeepSpeed's wrapper, or at stage 0 the one we gave
+        self.basic_optimizer = optimizer
+        create_state(optimizer, self._master_parameters())
+        if stage in (1, 2):
+            self.optimizer._lazy_init_hp_params_optimizer_state()  # links the states to the parameters' fragments
+        if initial:
+            self._write_parameters(initial)
+
+    def accumulate(self, batch: Batch, num_targets: int, last: bool) -> torch.Tensor:
+        loss_sum = self.engine(**batch)
+        self.engine.backward(loss_sum * (self.mesh.num_data / num_targets), scale_wrt_gas=False)
+        if not last:
+            self.engine.step()  # not at the boundary: DeepSpeed counts the micro-batch and no more
+        return loss_sum.detach()
+
+    def step(self, learning_rate: float) -> float:
+        for group in self.basic_optimizer.param_groups:
+            group["lr"] = learning_rate
+        norm = None
+        if self.stage == 0:
+            norm = nn.utils.clip_grad_norm_(list(self.module.parameters()), self.clip_norm or float("inf"))
+        self.engine.step()
+        return float(self.engine.get_global_grad_norm() if norm is None else norm)
+
+    @torch.no_grad()
+    def forward(self, batch: Batch) -> torch.Tensor:
+        return self.engine(**batch)
+
+    def shards(self) -> list[Shard]:
+        if self.stage == 0:
+            return whole_tensor_shards(self.module, self.basic_optimizer)
+        shards = []
+        for name, parameter, shape in self._parameters:
+            start, fragments = self._fragments(parameter)
+            for kind, fragment in fragments.items():
+                prefix = "model" if kind == "parameter" else f"optimizer/{kind}"
+                shards += flat_shards(f"{prefix}/{name}", shape, start, fragment)
+        return shards
+
+    def refresh(self, step: int) -> None:
+        set_step(self.basic_optimizer, step)
+        if self.stage in (1, 2):
+            self.optimizer.update_lp_params()
+        elif self.stage == 3:
+            for index in range(len(self.optimizer.fp32_partitioned_groups_flat)):
+                self.optimizer._reassign_or_swap_out_partitioned_parameters(index)
+            persistent = self.optimizer.persistent_parameters
+            if persistent:
+                persistent[0].partition(persistent)
+                persistent[0].all_gather(persistent)
+
+    def _master_parameters(self) -> list[torch.Tensor]:
+        """The fp32 tensors that the basic optimizer steps on."""
+        if self.stage == 3:
+            return list(self.optimizer.fp32_partitioned_groups_flat)
+        return [p for group in self.basic_optimizer.param_groups for p in group["params"]]
+
+    def _fragments(self, parameter: nn.Parameter) -> tuple[int, dict[str, torch.Tensor]]:
+        """This rank's flat fragment of a parameter: where it starts in the flattened parameter, and the 1-D fp32 master
+        and optimizer states, without padding. Empty where this rank holds nothing of it."""
+        if self.stage == 3:
+            group, offset, length = self.optimizer.grad_position[self.optimizer.get_param_id(parameter)]
+            start = dist.get_rank(parameter.ds_process_group) * length
+            length = max(0, min(length, parameter.ds_numel - start))  # the last rank's part is padded
+            master = self.optimizer.fp32_partitioned_groups_flat[group]
+            tensors = {"parameter": master.data, **self._states_of(master)}
+            return start, {k: t.narrow(0, offset, length) for k, t in tensors.items()} if length else {}
+        mapping = parameter._hp_mapping
+        if mapping is None:
+            return 0, {}
+        states = {key: mapping.optim_fragment[key] for key in mapping.get_optim_state_keys()}
+        return mapping.lp_fragment_address.start, {"parameter": mapping.hp_fragment.data, **states}
+
+    def _states_of(self, master: torch.Tensor) -> dict[str, torch.Tensor]:
+        states = self.basic_optimizer.state[master]
+        return {key: value for key, value in states.items() if value.shape == master.shape and key != "step"}
+
+    def _write_parameters(self, values: dict[str, torch.Tensor]) -> None:
+        with torch.no_grad():
+            for shard in self.shards():
+                if shard.name.startswith("model/"):
+                    box = shard.rectangle
+                    index = tuple(slice(o, o + n) for o, n in zip(box.offset, box.shape, strict=True))
+                    shard.tensor.copy_(values[shard.name.removeprefix("model/")][index])
+        self.refresh(0)

@@ -1,0 +1,68 @@
+"""Runs a test's function on several real processes that talk over gloo."""
+
+import os
+import socket
+import traceback
+from collections.abc import Callable
+
+import torch.multiprocessing as mp
+
+
+def run_ranks(function: Callable, world_size: int, *args: object, timeout: float = 240.0) -> list:
+    """Calls `function(*args)` in `world_size` fresh processes whose environment says what torchrun's would.
+
+    Returns:
+        What each rank returned, in the order of ranks.
+
+    Raises:
+        AssertionError: a rank raised; its traceback is in the message. Or they did not end in `timeout` seconds.
+    """
+    context = mp.get_context("spawn")
+    results = context.SimpleQueue()
+    port = free_port()
+    processes = [
+        context.Process(target=_rank, args=(function, rank, world_size, port, results, args))
+        for rank in range(world_size)
+    ]
+    for process in processes:
+        process.start()
+    returned: list = [None] * world_size
+    problems = []
+    try:
+        for process in processes:
+            process.join(timeout)
+        assert not any(process.is_alive() for process in processes), f"ranks still run after {timeout} s"
+        while not results.empty():
+            rank, value, error = results.get()
+            returned[rank] = value
+            if error:
+                problems.append(f"rank {rank}:\n{error}")
+        assert not problems, "\n".join(problems)
+        codes = [process.exitcode for process in processes]
+        assert codes == [0] * world_size, f"exit codes {codes}"
+    finally:
+        for process in processes:
+            process.kill()
+    return returned
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def _rank(function: Callable, rank: int, world_size: int, port: int, results, args: tuple) -> None:
+    os.environ.update(
+        RANK=str(rank),
+        LOCAL_RANK=str(rank),
+        WORLD_SIZE=str(world_size),
+        LOCAL_WORLD_SIZE=str(world_size),
+        MASTER_ADDR="127.0.0.1",
+        MASTER_PORT=str(port),
+    )
+    try:
+        results.put((rank, function(*args), None))
+    except BaseException:
+        results.put((rank, None, traceback.format_exc()))
+        os._exit(1)  # the others may wait for this rank in a collective, and so would an orderly exit
