@@ -1,0 +1,108 @@
+"""From the configuration to the parts of a run: corpora and readers, model, engine."""
+
+import copy
+
+import torch
+
+from data.reader import Reader, check_corpora
+from data.shards import Corpus
+from data.tokenizer import Tokenizer, load_tokenizer
+from launcher.config import CorpusSource, TrainConfig
+from model.config import ModelConfig
+from model.initialise import initialise
+from model.transformer import LanguageModel
+from parallel.engine import Engine
+from parallel.fsdp import TorchEngine
+from parallel.mesh import Mesh
+from parallel.optimizer import adamw, parameter_groups
+from parallel.zero import ZeroEngine
+
+
+def open_corpora(sources: list[CorpusSource], default_split: str) -> list[Corpus]:
+    return [Corpus.open(source.path, source.split or default_split) for source in sources]
+
+
+def open_tokenizer(config: TrainConfig, corpora: list[Corpus]) -> Tokenizer:
+    """The tokenizer that the corpora were made with.
+
+    Raises:
+        ValueError: they were made with different ones, one of them holds no whole sequence, or the tokenizer has more
+            ids than the model's vocabulary.
+    """
+    tokenizer = load_tokenizer(corpora[0].tokenizer_folder)
+    check_corpora(corpora, tokenizer, config.data.sequence_length)
+    if tokenizer.vocab_size > config.model.vocab_size:
+        raise ValueError(
+            f"the tokenizer of {corpora[0].folder} has {tokenizer.vocab_size} ids, and model.vocab_size is "
+            f"{config.model.vocab_size}; set model.vocab_size to {tokenizer.vocab_size} or more"
+        )
+    return tokenizer
+
+
+def training_reader(config: TrainConfig, corpora: list[Corpus], tokenizer: Tokenizer, mesh: Mesh) -> Reader:
+    return Reader(
+        corpora,
+        [source.weight for source in config.data.train],
+        shuffle=True,
+        seed=config.run.seed,
+        threads=config.data.threads,
+        prefetch=config.data.prefetch,
+        **_sequences(config, tokenizer, mesh),
+    )
+
+
+def validation_readers(config: TrainConfig, corpora: list[Corpus], tokenizer: Tokenizer, mesh: Mesh) -> list[Reader]:
+    """One for each validation corpus, in the corpus's own order, so that each evaluation reads the same."""
+    return [
+        Reader(
+            [corpus],
+            [1.0],
+            shuffle=False,
+            seed=config.run.seed,
+            threads=1,
+            prefetch=2,
+            **_sequences(config, tokenizer, mesh),
+        )
+        for corpus in corpora
+    ]
+
+
+def _sequences(config: TrainConfig, tokenizer: Tokenizer, mesh: Mesh) -> dict:
+    return {
+        "sequence_length": config.data.sequence_length,
+        "objective": config.data.objective,
+        "mlm_probability": config.data.mlm_probability,
+        "tokenizer": tokenizer,
+        "global_batch": config.batch.global_size,
+        "micro_batch": config.batch.micro_size,
+        "rank": mesh.data_rank,
+        "num_ranks": mesh.num_data,
+    }
+
+
+def build_model(config: ModelConfig, seed: int, device: torch.device) -> LanguageModel:
+    """The model in fp32 on `device` with its initial weights."""
+    with torch.device("meta"):
+        model = LanguageModel(copy.copy(config))
+    model.to_empty(device=device)
+    initialise(model, seed)
+    return model
+
+
+def build_engine(config: TrainConfig, mesh: Mesh) -> Engine:
+    model = build_model(config.model, config.run.seed, mesh.device)
+    settings = config.optimizer
+    groups = parameter_groups(model, settings.weight_decay)
+    optimizer = adamw(groups, learning_rate=settings.learning_rate, betas=tuple(settings.betas), eps=settings.eps)
+    common = {"mesh": mesh, "precision": config.parallel.precision, "clip_norm": settings.clip_norm}
+    if config.parallel.engine == "fsdp":
+        return TorchEngine(model, optimizer, **common)
+    return ZeroEngine(
+        model,
+        optimizer,
+        stage=config.parallel.zero_stage,
+        micro_batch=config.batch.micro_size,
+        num_micro_batches=config.batch.global_size // mesh.num_data // config.batch.micro_size,
+        settings=config.parallel.deepspeed,
+        **common,
+    )

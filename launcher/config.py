@@ -1,0 +1,182 @@
+"""The typed tree of a training run's configuration: read from one YAML file, overridden on the command line, strict."""
+
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from data.reader import check_sharing
+from model.config import ModelConfig
+
+
+@dataclass
+class Run:
+    """The run: where it writes, how long it goes, how often it reports."""
+
+    name: str = "run"
+    """Name of the run; its folder is run.dir/run.name."""
+    dir: str = "runs"
+    """Folder that holds the folders of runs."""
+    seed: int = 1234
+    """Initial weights, data order, masks and dropout all follow from it."""
+    steps: int = 1000
+    """Optimizer steps in all, those before a resume included."""
+    log_every: int = 10
+    """Steps between two train lines in metrics.jsonl."""
+    eval_every: int = 100
+    """Steps between two evaluations on data.validation; 0 evaluates at the end only."""
+    eval_samples: int = 0
+    """Sequences of the validation split that an evaluation reads; 0 reads them all."""
+    save_every: int = 500
+    """Steps between two checkpoints; 0 saves at the end only."""
+    keep: int = 3
+    """How many checkpoints stay on disk; 0 keeps all."""
+    resume: str = "auto"
+    """auto: go on from the newest sound checkpoint of this run, if there is one; never: start anew, in a folder without
+    checkpoints; or the PATH of a run or checkpoint to go on from."""
+    device: Literal["auto", "cuda", "cpu"] = "auto"
+    """Where to compute; auto takes CUDA where there is one."""
+
+
+@dataclass
+class CorpusSource:
+    """One corpus folder, as launcher/prepare.py writes it."""
+
+    path: str
+    """The corpus folder."""
+    weight: float = 1.0
+    """Its share of the sequences, relative to the other corpora's weights."""
+    split: str | None = None
+    """Which split of it; by default train for data.train and validation for data.validation."""
+
+
+@dataclass
+class Data:
+    """Corpora, and how sequences are made of them."""
+
+    train: list[CorpusSource] = field(default_factory=list)
+    """Corpora to train on: a list of {path, weight, split}."""
+    validation: list[CorpusSource] = field(default_factory=list)
+    """Corpora to evaluate on; may be empty."""
+    sequence_length: int = 1024
+    """Tokens of a sequence. Documents are packed into it; attention and positions stop at their ends."""
+    objective: Literal["clm", "mlm"] = "clm"
+    """clm: the next token (GPT). mlm: masked tokens (BERT)."""
+    mlm_probability: float = 0.15
+    """Share of the tokens that mlm selects; of those 80 % become the mask, 10 % a random token, 10 % stay."""
+    threads: int = 2
+    """Threads per rank that read ahead; they have no influence on the order."""
+    prefetch: int = 4
+    """Optimizer steps that are read ahead."""
+    allow_changed: bool = False
+    """Resume although the corpora or the way sequences are made of them are not what the checkpoint was trained on."""
+
+
+@dataclass
+class Batch:
+    """Batch sizes in sequences. Gradient accumulation follows: global_size / (micro_size x data ranks)."""
+
+    global_size: int = 32
+    """Sequences of one optimizer step, over all ranks."""
+    micro_size: int = 8
+    """Sequences that one rank computes at a time."""
+
+
+@dataclass
+class Optimizer:
+    """AdamW and its learning-rate schedule."""
+
+    learning_rate: float = 6e-4
+    """Peak learning rate."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    """Decay rates of Adam's two moments."""
+    eps: float = 1e-8
+    """Added to the root of the second moment."""
+    weight_decay: float = 0.1
+    """Decoupled weight decay of matrices and embedding tables; norms and biases have none."""
+    clip_norm: float = 1.0
+    """Global gradient norm above which gradients are scaled down; 0 never does."""
+    schedule: Literal["constant", "cosine", "linear", "wsd"] = "cosine"
+    """Shape after the warm-up; wsd stays at the peak and decays as 1 - sqrt at the end."""
+    warmup_steps: int = 100
+    """Steps of linear warm-up."""
+    schedule_steps: int | None = None
+    """Step at which the schedule ends and the rate stays at its floor; by default run.steps."""
+    final_fraction: float = 0.1
+    """Floor of the schedule, as a fraction of the peak."""
+    decay_fraction: float = 0.2
+    """Share of the schedule in which wsd decays."""
+
+
+@dataclass
+class Parallel:
+    """How the work is spread over devices; it changes speed and memory, never the result."""
+
+    engine: Literal["zero", "fsdp"] = "zero"
+    """zero: DeepSpeed. fsdp: torch-native, at present one device or plain data parallel."""
+    zero_stage: Literal[0, 1, 2, 3] = 1
+    """What engine zero shards: 0 nothing, 1 optimizer, 2 and gradients, 3 and parameters."""
+    precision: Literal["bf16", "fp32"] = "bf16"
+    """Of the computation; master weights, gradient accumulation and reduction are fp32 in any case."""
+    deepspeed: dict[str, Any] = field(default_factory=dict)
+    """Further DeepSpeed settings under its own names; those that follow from Ingot's are refused."""
+    timeout_seconds: int = 1800
+    """How long a collective may take before the run fails."""
+
+
+@dataclass
+class TrainConfig:
+    """A training run."""
+
+    run: Run = field(default_factory=Run)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: Data = field(default_factory=Data)
+    batch: Batch = field(default_factory=Batch)
+    optimizer: Optimizer = field(default_factory=Optimizer)
+    parallel: Parallel = field(default_factory=Parallel)
+
+    def to_dict(self) -> dict:
+        return asdict(self)
+
+    def check(self, num_data_ranks: int) -> None:
+        """Looks for what does not fit together, before anything is started.
+
+        Raises:
+            ValueError: all problems at once, each with its numbers and what would do.
+        """
+        problems = []
+        try:
+            self.model.validate()
+        except ValueError as error:
+            problems.append(str(error))
+        try:
+            check_sharing(self.batch.global_size, self.batch.micro_size, num_data_ranks)
+        except ValueError as error:
+            problems.append(str(error))
+        positive = {
+            "run.steps": self.run.steps,
+            "run.log_every": self.run.log_every,
+            "data.sequence_length": self.data.sequence_length,
+            "data.threads": self.data.threads,
+            "data.prefetch": self.data.prefetch,
+            "optimizer.learning_rate": self.optimizer.learning_rate,
+            "parallel.timeout_seconds": self.parallel.timeout_seconds,
+        }
+        problems += [f"{name} is {value}; it must be positive" for name, value in positive.items() if value <= 0]
+        if self.data.sequence_length > self.model.max_positions:
+            problems.append(
+                f"data.sequence_length {self.data.sequence_length} is beyond the model's "
+                f"{self.model.max_positions} positions; shorten it or raise model.max_positions"
+            )
+        if (self.data.objective == "clm") != self.model.causal:
+            wanted = "true" if self.data.objective == "clm" else "false"
+            problems.append(f"data.objective {self.data.objective} needs model.causal {wanted}")
+        if not 0 < self.data.mlm_probability < 1:
+            problems.append(f"data.mlm_probability is {self.data.mlm_probability}; it must lie between 0 and 1")
+        if not self.data.train:
+            problems.append("data.train names no corpus; give at least one {path: CORPUS}")
+        problems += [
+            f"the weight of {source.path} is {source.weight}; it must be positive"
+            for source in self.data.train
+            if not source.weight > 0
+        ]
+        if problems:
+            raise ValueError("; ".join(problems))

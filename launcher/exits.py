@@ -1,0 +1,43 @@
+"""Exit codes, and how an error that the user can mend ends a command: one message, code 2, no traceback."""
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+DONE = 0
+BAD_INPUT = 2
+REQUEUE = 75  # stopped on request, the state is saved: worth starting again
+GIVE_UP = 93  # starting again would fail again
+INTERRUPTED = 130  # Ctrl-C, as shells count it
+
+
+class BadInput(Exception):
+    """Bad configuration or input; the message says what is wrong and what would be right."""
+
+
+@contextmanager
+def bad_input() -> Iterator[None]:
+    """Around parsing, checking and building, where a ValueError or OSError means something that the user can mend.
+
+    Not around training: there the same errors would be bugs, and want their traceback.
+    """
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        raise BadInput(str(error)) from error
+
+
+def run_main(main: Callable[[list[str]], int]) -> None:
+    """Runs a command and exits with its code. INGOT_TRACEBACK=1 shows where a BadInput came from."""
+    try:
+        code = main(sys.argv[1:])
+    except BadInput as error:
+        if os.environ.get("INGOT_TRACEBACK") == "1":
+            raise
+        if int(os.environ.get("LOCAL_RANK", 0)) == 0:  # the other ranks saw the same
+            print(f"error: {error}", file=sys.stderr, flush=True)
+        code = BAD_INPUT
+    except KeyboardInterrupt:
+        code = INTERRUPTED
+    sys.exit(code)

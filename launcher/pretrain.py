@@ -1,0 +1,34 @@
+"""Pretrains a GPT or BERT.
+
+deepspeed launcher/pretrain.py --config configs/demo.yaml --run.steps 20 --parallel.zero_stage 3
+torchrun --nproc_per_node 2 launcher/pretrain.py --config configs/demo.yaml --parallel.engine fsdp
+python launcher/pretrain.py --config configs/demo.yaml
+"""
+
+import os
+import sys
+from pathlib import Path
+
+if (
+    __name__ == "__main__"
+):  # as a script, the repository leads the import path, not launcher/, whose files could hide libraries
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from launcher.cli import parse
+from launcher.config import TrainConfig
+from launcher.exits import bad_input, run_main
+
+
+def main(argv: list[str]) -> int:
+    with bad_input():
+        config = parse(TrainConfig, argv, __doc__)
+        config.check(num_data_ranks=int(os.environ.get("WORLD_SIZE", 1)))
+    from launcher.pretraining import (
+        pretrain,
+    )  # torch and all the rest only now: --help and mistakes are answered at once
+
+    return pretrain(config)
+
+
+if __name__ == "__main__":
+    run_main(main)

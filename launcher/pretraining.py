@@ -1,0 +1,83 @@
+"""A pretraining run, from its configuration to its exit code: open, build, resume, train."""
+
+import shutil
+from pathlib import Path
+
+from data.tokenizer import Tokenizer
+from launcher import build, cli
+from launcher.config import TrainConfig
+from launcher.evaluation import validation_scores
+from launcher.exits import bad_input
+from launcher.metrics import Metrics
+from launcher.resume import choose_start, data_stamp, resume
+from launcher.trainer import Trainer
+from model.flops import summary
+from parallel import mesh as meshes
+
+
+def pretrain(config: TrainConfig) -> int:
+    """Runs, and returns the exit code. Each rank calls it.
+
+    Raises:
+        BadInput: anything that the user can mend, before the run folder is touched.
+    """
+    folder = Path(config.run.dir) / config.run.name
+    with bad_input():
+        corpora = build.open_corpora(config.data.train, "train")
+        held_out = build.open_corpora(config.data.validation, "validation")
+        tokenizer = build.open_tokenizer(config, corpora + held_out)
+        starts = choose_start(config.run.resume, folder)
+        mesh = meshes.start(config.run.device, config.parallel.timeout_seconds)
+        reader = build.training_reader(config, corpora, tokenizer, mesh)
+        readers = build.validation_readers(config, held_out, tokenizer, mesh)
+        engine = build.build_engine(config, mesh)
+        stamp = data_stamp(config, corpora)
+        progress, notes = resume(engine, starts, config, stamp)
+
+    if mesh.is_main:
+        _write_run_folder(folder, config, tokenizer)
+    metrics = Metrics(folder if mesh.is_main else None, steps=config.run.steps, step=progress.step)
+    metrics.say(summary(config.model))
+    metrics.say(f"{_engine_name(config)} on {mesh.describe()}")
+    for note in notes:
+        metrics.event(progress.step, note)
+    metrics.event(progress.step, "start", steps=config.run.steps, samples=progress.cursor, tokens=progress.tokens)
+
+    def evaluate() -> dict:
+        return validation_scores(engine, readers, max_samples=config.run.eval_samples, causal=config.model.causal)
+
+    trainer = Trainer(
+        config,
+        engine,
+        reader,
+        metrics,
+        folder,
+        progress=progress,
+        evaluate=evaluate if readers else None,
+        about={
+            "data": stamp,
+            "tokenizer_sha256": tokenizer.sha256,
+            "layout": {"engine": _engine_name(config), "world_size": mesh.world_size, "data": mesh.num_data},
+            "config": config.to_dict(),
+        },
+    )
+    try:
+        return trainer.run()
+    finally:
+        metrics.close()
+        for each in (reader, *readers):
+            each.close()
+        meshes.stop()
+
+
+def _engine_name(config: TrainConfig) -> str:
+    name = f"DeepSpeed ZeRO-{config.parallel.zero_stage}" if config.parallel.engine == "zero" else "torch"
+    return f"{name}, {config.parallel.precision}"
+
+
+def _write_run_folder(folder: Path, config: TrainConfig, tokenizer: Tokenizer) -> None:
+    """config.yaml, complete, and the tokenizer: with a checkpoint this is all that generating text needs."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.yaml").write_text(cli.to_yaml(config))
+    shutil.rmtree(folder / "tokenizer", ignore_errors=True)
+    tokenizer.save(folder / "tokenizer")

@@ -1,0 +1,92 @@
+"""Where a run starts: anew, or from a checkpoint, and whether its data are still the ones it was trained on."""
+
+from dataclasses import asdict
+from pathlib import Path
+
+from data.shards import Corpus
+from launcher.config import TrainConfig
+from launcher.trainer import Progress
+from parallel import checkpoint
+from parallel.checkpoint import CheckpointError, CheckpointMismatch
+from parallel.engine import Engine
+
+
+def choose_start(resume: str, folder: Path) -> list[Path]:
+    """The checkpoints to try, in order; none means a fresh start.
+
+    Args:
+        resume: `auto`, `never`, or the path of a run or checkpoint.
+        folder: the run's folder.
+
+    Raises:
+        ValueError: `never` in a folder with checkpoints, or a path without any.
+    """
+    own = checkpoint.committed(folder / "checkpoints")
+    if resume == "auto":
+        return own
+    if resume == "never":
+        if own:
+            raise ValueError(
+                f"run.resume is never, but {folder} already holds checkpoints up to {own[0].name}; choose another "
+                f"run.name, or remove the folder"
+            )
+        return []
+    return [checkpoint.resolve(Path(resume))]
+
+
+def resume(engine: Engine, starts: list[Path], config: TrainConfig, stamp: dict) -> tuple[Progress, list[str]]:
+    """Loads the first sound checkpoint of `starts` into the engine. Each rank must call it.
+
+    Args:
+        stamp: what the data of this run are, from `data_stamp`.
+
+    Returns:
+        The progress to go on from, and what a log should say about it.
+
+    Raises:
+        CheckpointError: there are checkpoints and none is sound, or one belongs to another model.
+        ValueError: the data are not those of the checkpoint.
+    """
+    errors = []
+    for path in starts:
+        try:
+            manifest = checkpoint.read_manifest(path)
+            changed = _changes(manifest.get("data", {}), stamp)
+            if changed and not config.data.allow_changed:
+                raise ValueError(
+                    f"checkpoint {path} was trained on other data: {'; '.join(changed)}. To go on with the data of "
+                    f"this configuration, from the same count of sequences on, set data.allow_changed true"
+                )
+            checkpoint.load(path, engine.shards())
+        except CheckpointMismatch as error:
+            different = _changes(manifest.get("config", {}).get("model", {}), asdict(config.model))
+            raise CheckpointMismatch(f"{error}. Of the model's configuration, {'; '.join(different)}") from error
+        except CheckpointError as error:
+            errors.append(str(error))
+            continue
+        engine.refresh(manifest["step"])
+        notes = [f"skipped: {error}" for error in errors] + [f"resumed from {path}"]
+        notes += [f"data changed: {change}" for change in changed]
+        return Progress(manifest["step"], manifest["cursor"], manifest["tokens"]), notes
+    if errors:
+        raise CheckpointError(
+            "; ".join(errors) + ". None of the checkpoints is sound; mend or remove them, or choose another run.name"
+        )
+    return Progress(), []
+
+
+def data_stamp(config: TrainConfig, corpora: list[Corpus]) -> dict:
+    """What, besides the slot number, decides what a sequence is. Plain JSON."""
+    data = config.data
+    return {
+        "corpora": [corpus.fingerprint for corpus in corpora],
+        "weights": [source.weight for source in data.train],
+        "sequence_length": data.sequence_length,
+        "objective": data.objective,
+        "mlm_probability": data.mlm_probability if data.objective == "mlm" else None,
+        "seed": config.run.seed,
+    }
+
+
+def _changes(before: dict, now: dict) -> list[str]:
+    return [f"{key} was {before.get(key)} and is {now[key]}" for key in now if before.get(key) != now[key]]

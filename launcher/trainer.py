@@ -1,0 +1,240 @@
+"""The one training loop. Pretraining and fine-tuning differ in what they give it, not in the loop.
+
+One turn: take the step's micro-batches, agree on the count of targets, forward and backward, update, report. Whatever
+a step needs besides the weights follows from its number: the slots, the learning rate, the random streams.
+"""
+
+import math
+import resource
+import signal
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from data.reader import Reader, StepBatch
+from launcher import exits
+from launcher.config import TrainConfig
+from launcher.metrics import Metrics
+from model.flops import flops_per_token, peak_flops
+from parallel import checkpoint
+from parallel.engine import Batch, Engine
+from parallel.mesh import sum_over_ranks
+from parallel.optimizer import learning_rate_at
+
+
+@dataclass
+class Progress:
+    """How far a run is. With the weights and the configuration, this is all there is to know."""
+
+    step: int = 0
+    cursor: int = 0  # slots of the data order that finished steps have consumed
+    tokens: int = 0
+
+
+class Trainer:
+    """Trains `engine` on `reader` until `config.run.steps`.
+
+    Args:
+        evaluate: called between steps on each rank; returns the scores of an `eval` line. None for no evaluation.
+        about: what checkpoints shall say besides the progress: configuration, layout, what the data are.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        engine: Engine,
+        reader: Reader,
+        metrics: Metrics,
+        folder: Path,
+        *,
+        progress: Progress,
+        evaluate: Callable[[], dict] | None,
+        about: dict,
+    ):
+        self.config, self.engine, self.reader, self.metrics, self.folder = config, engine, reader, metrics, folder
+        self.progress, self.evaluate, self.about = progress, evaluate, about
+        self.mesh = engine.mesh
+        self.flops_per_token = flops_per_token(config.model, config.data.sequence_length)
+        dtype = torch.bfloat16 if config.parallel.precision == "bf16" else torch.float32
+        self.peak_flops = (
+            peak_flops(torch.cuda.get_device_name(self.mesh.device), dtype) if self.mesh.device.type == "cuda" else None
+        )
+        self._stop_requested = False
+        self._saved_step = progress.step
+        self._evaluated_step = -1
+
+    def run(self) -> int:
+        """Trains to the end, or to a request to stop. Returns the exit code."""
+        run, progress = self.config.run, self.progress
+        for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+            signal.signal(number, self._request_stop)
+        stop_at = progress.cursor + max(0, run.steps - progress.step) * self.config.batch.global_size
+        timer = _Timer()
+        self.engine.module.train()
+        for batch in self.reader.steps(progress.cursor, stop=stop_at):
+            data_seconds = timer.lap()
+            record, stop = self._step(batch)
+            timer.add(data_seconds, record["tokens"])
+            self.metrics.advance()
+            if not math.isfinite(record["loss"]) or not math.isfinite(record["grad_norm"]):
+                self.metrics.event(
+                    progress.step, "loss or gradient is not finite; nothing is saved", loss=record["loss"]
+                )
+                return exits.GIVE_UP
+            if progress.step % run.log_every == 0 or progress.step == run.steps or stop:
+                self._report(record, timer)
+            if self.evaluate and run.eval_every and progress.step % run.eval_every == 0:
+                self._evaluate()
+            if run.save_every and progress.step % run.save_every == 0:
+                self.save()
+            if stop:
+                self.save()
+                self.metrics.event(progress.step, "stopped on request; start again to go on")
+                return exits.REQUEUE
+            timer.lap()  # what evaluating and saving took is no part of a step
+        self.save()
+        if self.evaluate:
+            self._evaluate()
+        return exits.DONE
+
+    def save(self) -> None:
+        progress = self.progress
+        if self._saved_step == progress.step:
+            return
+        start = time.perf_counter()
+        path = checkpoint.save(
+            self.folder / "checkpoints",
+            self.engine.shards(),
+            step=progress.step,
+            about={"cursor": progress.cursor, "tokens": progress.tokens, **self.about},
+            keep=self.config.run.keep,
+        )
+        self._saved_step = progress.step
+        seconds = time.perf_counter() - start
+        self.metrics.checkpoint({"step": progress.step, "path": str(path), "seconds": round(seconds, 3)})
+
+    def _step(self, batch: StepBatch) -> tuple[dict, bool]:
+        progress = self.progress
+        # One collective on integers says all that ranks must agree on.
+        num_targets, num_tokens, fingerprint, stop = sum_over_ranks(
+            [batch.num_targets, batch.num_tokens, batch.fingerprint, self._stop_requested]
+        )
+        step = progress.step + 1
+        torch.manual_seed((self.config.run.seed * 1_000_003 + step) * 65_537 + self.mesh.data_rank)  # dropout
+        loss_sum = torch.zeros((), dtype=torch.float64, device=self.mesh.device)
+        for number, micro in enumerate(batch.micro_batches, start=1):
+            last = number == len(batch.micro_batches)
+            loss_sum += self.engine.accumulate(to_device(micro, self.mesh.device), max(1, num_targets), last)
+        learning_rate = self._learning_rate(step)
+        grad_norm = self.engine.step(learning_rate)
+        torch.distributed.all_reduce(loss_sum)
+        progress.step, progress.cursor, progress.tokens = step, batch.cursor, progress.tokens + num_tokens
+        record = {
+            "step": step,
+            "loss": float(loss_sum) / max(1, num_targets),
+            "grad_norm": grad_norm,
+            "learning_rate": learning_rate,
+            "tokens": num_tokens,
+            "batch_fingerprint": f"{fingerprint:016x}",
+        }
+        return record, bool(stop)
+
+    def _learning_rate(self, step: int) -> float:
+        settings = self.config.optimizer
+        return learning_rate_at(
+            step,
+            peak=settings.learning_rate,
+            schedule=settings.schedule,
+            warmup_steps=settings.warmup_steps,
+            schedule_steps=settings.schedule_steps or self.config.run.steps,
+            final_fraction=settings.final_fraction,
+            decay_fraction=settings.decay_fraction,
+        )
+
+    def _report(self, record: dict, timer: "_Timer") -> None:
+        step_seconds, data_seconds, tokens_per_second = timer.means()
+        flops = tokens_per_second * self.flops_per_token / self.mesh.world_size
+        self.metrics.train(
+            {
+                "step": record["step"],
+                "loss": record["loss"],
+                "grad_norm": record["grad_norm"],
+                "learning_rate": record["learning_rate"],
+                "tokens": self.progress.tokens,
+                "samples": self.progress.cursor,
+                "batch_fingerprint": record["batch_fingerprint"],
+                "step_seconds": round(step_seconds, 6),
+                "data_seconds": round(data_seconds, 6),
+                "tokens_per_second": round(tokens_per_second, 1),
+                "tflops_per_device": round(flops / 1e12, 6),
+                "mfu": round(flops / self.peak_flops, 4) if self.peak_flops else None,
+                "peak_memory_bytes": _peak_memory(self.mesh.device),
+            }
+        )
+
+    def _evaluate(self) -> None:
+        if self._evaluated_step == self.progress.step:
+            return
+        start = time.perf_counter()
+        self.engine.module.eval()
+        scores = self.evaluate()
+        self.engine.module.train()
+        seconds = round(time.perf_counter() - start, 3)
+        self._evaluated_step = self.progress.step
+        self.metrics.evaluation({"step": self.progress.step, **scores, "seconds": seconds})
+
+    def _request_stop(self, number: int, frame: object) -> None:
+        if number == signal.SIGINT and self._stop_requested:
+            raise KeyboardInterrupt  # asked twice: at once, then
+        self._stop_requested = True
+
+
+def to_device(micro: dict[str, np.ndarray], device: torch.device) -> Batch:
+    """A reader's micro-batch as the model's keyword arguments."""
+    names = {
+        "input_ids": "input_ids_BT",
+        "labels": "labels_BT",
+        "positions": "positions_BT",
+        "cu_seqlens": "cu_seqlens",
+    }
+    return {names[key]: torch.from_numpy(array).to(device, non_blocking=True) for key, array in micro.items()}
+
+
+class _Timer:
+    """Means over the steps since the last report. A step's time counts from the end of the one before it."""
+
+    def __init__(self):
+        self._last = time.perf_counter()
+        self._clear()
+
+    def _clear(self) -> None:
+        self._steps, self._seconds, self._data, self._tokens = 0, 0.0, 0.0, 0
+
+    def lap(self) -> float:
+        now = time.perf_counter()
+        seconds, self._last = now - self._last, now
+        return seconds
+
+    def add(self, data_seconds: float, tokens: int) -> None:
+        self._steps += 1
+        self._data += data_seconds
+        self._seconds += data_seconds + self.lap()
+        self._tokens += tokens
+
+    def means(self) -> tuple[float, float, float]:
+        """Seconds a step, of these seconds waiting for data, tokens a second; and begins anew."""
+        result = self._seconds / self._steps, self._data / self._steps, self._tokens / self._seconds
+        self._clear()
+        return result
+
+
+def _peak_memory(device: torch.device) -> int:
+    """Peak bytes so far: allocated on a CUDA device, resident in the process on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

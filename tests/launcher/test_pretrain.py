@@ -1,0 +1,176 @@
+"""Whole runs, started by each launcher as a user would start them."""
+
+import json
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.launcher.runs import command, environment, launch, records, write_config
+
+LAYOUTS = [
+    ("deepspeed 1", "zero", 3, "bf16"),
+    ("deepspeed 2", "zero", 1, "bf16"),
+    ("torchrun 2", "zero", 0, "bf16"),
+    ("torchrun 2", "fsdp", 0, "bf16"),
+    ("deepspeed 2", "zero", 3, "fp32"),
+    ("torchrun 2", "zero", 2, "fp32"),
+    ("python", "zero", 1, "fp32"),
+]
+TOLERANCE = {"bf16": 1e-3, "fp32": 1e-5}  # of the first 20 losses, relative
+
+TRAIN_KEYS = {
+    "kind", "step", "loss", "grad_norm", "learning_rate", "tokens", "samples", "batch_fingerprint", "step_seconds",
+    "data_seconds", "tokens_per_second", "tflops_per_device", "mfu", "peak_memory_bytes", "time",
+}  # fmt: skip
+
+
+def losses(run: Path) -> list[float]:
+    return [record["loss"] for record in records(run)]
+
+
+def fingerprints(run: Path) -> list[str]:
+    return [record["batch_fingerprint"] for record in records(run)]
+
+
+@pytest.fixture(scope="module")
+def reference(corpus, tmp_path_factory):
+    """One process, the torch engine, 20 steps: one run for each precision and objective, when it is asked for."""
+    done = {}
+
+    def run(precision: str, objective: str = "clm") -> Path:
+        if (precision, objective) not in done:
+            folder = tmp_path_factory.mktemp("reference")
+            config = write_config(folder, corpus, objective=objective)
+            launch("python", "--config", config, "--parallel.engine", "fsdp", "--parallel.precision", precision)
+            done[precision, objective] = folder / "runs/tiny"
+        return done[precision, objective]
+
+    return run
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize(("launcher", "engine", "stage", "precision"), LAYOUTS)
+def test_every_launcher_and_engine_trains_the_same_model(
+    reference, corpus, tmp_path, launcher, engine, stage, precision
+):
+    config = write_config(tmp_path, corpus)
+    layout = ["--parallel.engine", engine, "--parallel.zero_stage", stage, "--parallel.precision", precision]
+    launch(launcher, "--config", config, *layout)
+    run, expected = tmp_path / "runs/tiny", reference(precision)
+    assert fingerprints(run) == fingerprints(expected)
+    assert losses(run) == pytest.approx(losses(expected), rel=TOLERANCE[precision])
+    assert losses(run)[-1] < losses(run)[0] - 0.5
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("launcher", ["deepspeed 2", "torchrun 2"])
+def test_bert_trains_under_the_same_commands_with_the_same_masks(reference, corpus, tmp_path, launcher):
+    config = write_config(tmp_path, corpus, objective="mlm")
+    launch(launcher, "--config", config, "--parallel.precision", "fp32")
+    run, expected = tmp_path / "runs/tiny", reference("fp32", "mlm")
+    assert fingerprints(run) == fingerprints(expected)
+    assert losses(run) == pytest.approx(losses(expected), rel=TOLERANCE["fp32"])
+
+
+@pytest.mark.parametrize(("engine", "dropout"), [("zero", 0.0), ("fsdp", 0.1)])
+def test_ten_steps_and_ten_more_are_twenty_to_the_last_bit(corpus, tmp_path, engine, dropout):
+    config = write_config(tmp_path, corpus)
+    common = ["--config", config, "--parallel.engine", engine, "--model.dropout", dropout]
+    launch("python", *common, "--run.name", "straight")
+    launch("python", *common, "--run.name", "parts", "--run.steps", 10)
+    launch("python", *common, "--run.name", "parts", "--run.steps", 20)
+    straight, parts = tmp_path / "runs/straight", tmp_path / "runs/parts"
+    assert [r["step"] for r in records(parts)] == list(range(1, 21))
+    for key in ("loss", "grad_norm", "learning_rate", "batch_fingerprint", "tokens", "samples"):
+        assert [r[key] for r in records(parts)] == [r[key] for r in records(straight)], key
+    digests = [
+        {
+            name: entry["digest"]
+            for name, entry in json.loads((run / "checkpoints/step-00000020/manifest.json").read_text())[
+                "tensors"
+            ].items()
+        }
+        for run in (straight, parts)
+    ]
+    assert digests[0] == digests[1]
+
+
+@pytest.mark.distributed
+def test_a_run_goes_on_in_another_layout(reference, corpus, tmp_path):
+    config = write_config(tmp_path, corpus)
+    fp32 = ["--config", config, "--parallel.precision", "fp32"]
+    launch("deepspeed 2", *fp32, "--run.steps", 10, "--parallel.zero_stage", 3)
+    launch("python", *fp32, "--parallel.engine", "fsdp")
+    assert fingerprints(tmp_path / "runs/tiny") == fingerprints(reference("fp32"))
+    assert losses(tmp_path / "runs/tiny") == pytest.approx(losses(reference("fp32")), rel=1e-5)
+
+
+def test_metrics_keep_the_contract(reference):
+    run = reference("bf16")
+    lines = records(run)
+    assert set(lines[0]) == TRAIN_KEYS
+    assert [line["samples"] for line in lines] == [8 * step for step in range(1, 21)]
+    assert [line["tokens"] for line in lines] == [8 * 32 * step for step in range(1, 21)]
+    assert lines[0]["mfu"] is None
+    (evaluation,) = records(run, "eval")
+    assert evaluation["loss"] < evaluation["unigram_entropy"] + 1.0
+    assert [line["step"] for line in records(run, "checkpoint")] == [10, 20]
+    for name in ("config.yaml", "log.txt", "tokenizer", "checkpoints/LATEST"):
+        assert (run / name).exists()
+
+
+def test_tensorboard_shows_loss_learning_rate_and_speed(reference):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    board = EventAccumulator(str(reference("bf16") / "tensorboard"))
+    board.Reload()
+    for tag in ("train/loss", "train/optimizer/learning_rate", "train/speed/tokens_per_second"):
+        assert [event.step for event in board.Scalars(tag)] == list(range(1, 21))
+    assert [event.step for event in board.Scalars("eval/loss")] == [20]
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("launcher", ["python", "torchrun 2"])
+def test_a_request_to_stop_saves_and_the_next_start_goes_on(reference, corpus, tmp_path, launcher):
+    config = write_config(tmp_path, corpus)
+    arguments = ["--config", config, "--parallel.precision", "fp32", "--run.save_every", "0", "--run.steps"]
+    process = subprocess.Popen(
+        [*command(launcher), *map(str, arguments), "100000"],
+        env=environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    run = tmp_path / "runs/tiny"
+    deadline = time.monotonic() + 120
+    while not (run.exists() and (run / "metrics.jsonl").exists() and len(records(run)) >= 3):
+        assert time.monotonic() < deadline, "no step was done"
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    code = process.wait(timeout=60)
+    assert code == 75 if launcher == "python" else code != 0  # torchrun reports its own code
+    stopped_at = records(run, "checkpoint")[-1]["step"]
+    assert records(run)[-1]["step"] == stopped_at
+    launch("python", *arguments, stopped_at + 2)
+    assert [r["step"] for r in records(run)] == list(range(1, stopped_at + 3))
+
+
+def test_text_is_generated_from_a_run(reference):
+    run = reference("bf16")
+    arguments = ["--checkpoint", run, "--prompt", "def ", "--max_tokens", 20]
+    greedy = [launch("python", *arguments, "--temperature", 0, script="generate").stdout for _ in range(2)]
+    assert greedy[0] == greedy[1]
+    assert greedy[0].startswith("def ")
+    drawn = launch("python", *arguments, "--top_k", 50, "--top_p", 0.95, "--seed", 3, script="generate").stdout
+    assert drawn.startswith("def ")
+    assert drawn != greedy[0]
+
+
+def test_masks_are_filled_by_a_bert(reference):
+    run = reference("fp32", "mlm")
+    result = launch("python", "--checkpoint", run, "--prompt", "import <mask>\nself.<mask>", script="generate")
+    assert result.stdout.startswith("mask 1: ")
+    assert "mask 2: " in result.stdout

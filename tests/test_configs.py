@@ -1,0 +1,66 @@
+"""Every file in configs/ is complete, holds together, and describes the model that it says it does."""
+
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from launcher.cli import parse
+from launcher.config import TrainConfig
+from launcher.prepare import PrepareOptions, check
+from model.transformer import LanguageModel
+
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+RUNS = sorted(path for path in CONFIGS.glob("*.yaml") if not path.stem.endswith("-corpus"))
+PUBLISHED = {"gpt2-124m": 124_439_808, "bert-base": 109_514_298}
+
+
+@pytest.mark.parametrize("path", RUNS, ids=lambda path: path.stem)
+def test_a_run_is_valid_for_one_and_two_ranks_and_builds(path):
+    config = parse(TrainConfig, ["--config", str(path)], "")
+    for num_ranks in (1, 2):
+        config.check(num_ranks)
+    assert config.run.name == path.stem
+    with torch.device("meta"):
+        model = LanguageModel(config.model)
+    count = sum(parameter.numel() for parameter in model.parameters())
+    assert count == PUBLISHED.get(path.stem, count)
+
+
+@pytest.mark.parametrize("path", RUNS, ids=lambda path: path.stem)
+def test_a_run_says_what_matters_instead_of_leaving_it_to_defaults(path):
+    """Sections are complete but for options that have no effect there, which these few lists name."""
+    silent = {
+        "run": set(),
+        "model": {"head_dim", "num_kv_heads", "rotary_base", "qk_norm", "token_types", "embedding_norm",
+                  "head_transform", "head_bias", "attention_dropout"},
+        "data": {"mlm_probability", "threads", "prefetch", "allow_changed"},
+        "batch": set(),
+        "optimizer": {"eps", "decay_fraction"},
+        "parallel": {"deepspeed", "timeout_seconds"},
+    }  # fmt: skip
+    written = yaml.safe_load(path.read_text())
+    whole = asdict(parse(TrainConfig, ["--config", str(path)], ""))
+    assert written.keys() == whole.keys()
+    for section, values in whole.items():
+        assert values.keys() - written[section].keys() <= silent[section], section
+
+
+def test_published_shapes_are_there():
+    assert {path.stem for path in RUNS} >= PUBLISHED.keys()
+
+
+def test_the_demo_accumulates_two_micro_batches_on_two_ranks():
+    for name in ("demo", "demo-bert"):
+        config = parse(TrainConfig, ["--config", str(CONFIGS / f"{name}.yaml")], "")
+        assert config.batch.global_size // config.batch.micro_size // 2 == 2
+
+
+def test_the_demo_corpus_fits_the_demo():
+    options = parse(PrepareOptions, ["--config", str(CONFIGS / "demo-corpus.yaml"), "--input", "[.]"], "")
+    check(options)
+    config = parse(TrainConfig, ["--config", str(CONFIGS / "demo.yaml")], "")
+    assert options.tokenizer.vocab_size == config.model.vocab_size
+    assert options.output == config.data.train[0].path
