@@ -5,7 +5,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-DEMO_STEPS := 400
+DEMO_STEPS := 320
 
 .PHONY: demo test lint format clean
 
@@ -24,8 +24,8 @@ demo: $(VENV)/.installed
 	gpus=$$(python -c 'import torch; print(torch.cuda.device_count())'); \
 	deepspeed --num_gpus $$([ "$$gpus" = 1 ] && echo 1 || echo 2) launcher/pretrain.py --config configs/demo.yaml \
 		--run.steps $$(( (done / $(DEMO_STEPS) + 1) * $(DEMO_STEPS) ))
-	@echo; echo "A sample of what it writes after \"def \":"; echo
-	@python launcher/generate.py --checkpoint runs/demo --prompt "def " --max_tokens 80 --temperature 0.7 --top_p 0.9 --seed 1
+	@echo; echo "A sample of what it writes after \"import os\":"; echo
+	@python launcher/generate.py --checkpoint runs/demo --prompt "import os" --max_tokens 120 --temperature 0.6 --top_p 0.9
 	@echo; echo "Look at:"
 	@echo "  runs/demo/log.txt, runs/demo/metrics.jsonl     what happened, for people and for programs"
 	@echo "  runs/demo/checkpoints                          the model and the optimizer; make demo again goes on from here"

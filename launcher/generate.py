@@ -53,7 +53,7 @@ def generate_texts(options: GenerateOptions) -> None:
     """
     import torch
 
-    from launcher.checkpoints import load_for_inference
+    from launcher.inference import load_for_inference
     from model.generation import fill_mask, generate
 
     model, tokenizer = load_for_inference(options.checkpoint, options.tokenizer, torch.device(options.device))

@@ -7,7 +7,7 @@ from data.tokenizer import Tokenizer
 from launcher import build, cli
 from launcher.config import TrainConfig
 from launcher.evaluation import validation_scores
-from launcher.exits import bad_input
+from launcher.exits import DONE, bad_input
 from launcher.metrics import Metrics
 from launcher.resume import choose_start, data_stamp, resume
 from launcher.trainer import Trainer
@@ -62,7 +62,14 @@ def pretrain(config: TrainConfig) -> int:
         },
     )
     try:
-        return trainer.run()
+        code = trainer.run()
+        if code == DONE and trainer.scores:
+            loss, entropy = trainer.scores["loss"], trainer.scores["unigram_entropy"]
+            below = f"{abs(1 - loss / entropy):.1%} {'below' if loss < entropy else 'above'}"
+            metrics.say(
+                f"done: validation loss {loss:.4f}, {below} the unigram entropy {entropy:.4f} of the same tokens"
+            )
+        return code
     finally:
         metrics.close()
         for each in (reader, *readers):

@@ -67,6 +67,7 @@ class Trainer:
         self._stop_requested = False
         self._saved_step = progress.step
         self._evaluated_step = -1
+        self.scores: dict = {}  # of the last evaluation
 
     def run(self) -> int:
         """Trains to the end, or to a request to stop. Returns the exit code."""
@@ -182,7 +183,7 @@ class Trainer:
             return
         start = time.perf_counter()
         self.engine.module.eval()
-        scores = self.evaluate()
+        scores = self.scores = self.evaluate()
         self.engine.module.train()
         seconds = round(time.perf_counter() - start, 3)
         self._evaluated_step = self.progress.step

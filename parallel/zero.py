@@ -16,6 +16,7 @@ import contextlib
 import io
 import logging
 import os
+import warnings
 
 import torch
 import torch.distributed as dist
@@ -92,6 +93,8 @@ class ZeroEngine(Engine):
         from deepspeed.utils import logger
 
         logger.setLevel(logging.WARNING)
+        # It still calls collectives by names that torch 2.13 has renamed.
+        warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
         low_precision = precision == "bf16" and stage > 0
         config = {
             "zero_allow_untested_optimizer": True,

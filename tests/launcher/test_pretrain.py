@@ -63,6 +63,9 @@ def test_every_launcher_and_engine_trains_the_same_model(
     assert fingerprints(run) == fingerprints(expected)
     assert losses(run) == pytest.approx(losses(expected), rel=TOLERANCE[precision])
     assert losses(run)[-1] < losses(run)[0] - 0.5
+    (evaluation,), (expected_evaluation,) = records(run, "eval"), records(expected, "eval")
+    for score in ("loss", "bits_per_byte", "unigram_entropy"):
+        assert evaluation[score] == pytest.approx(expected_evaluation[score], rel=TOLERANCE[precision]), score
 
 
 @pytest.mark.distributed
@@ -114,6 +117,8 @@ def test_metrics_keep_the_contract(reference):
     assert set(lines[0]) == TRAIN_KEYS
     assert [line["samples"] for line in lines] == [8 * step for step in range(1, 21)]
     assert [line["tokens"] for line in lines] == [8 * 32 * step for step in range(1, 21)]
+    assert lines[0]["learning_rate"] == pytest.approx(1e-2 / 5)  # the first of five warm-up steps
+    assert lines[-1]["learning_rate"] == pytest.approx(1e-3)  # the floor, a tenth of the peak
     assert lines[0]["mfu"] is None
     (evaluation,) = records(run, "eval")
     assert evaluation["loss"] < evaluation["unigram_entropy"] + 1.0
