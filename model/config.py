@@ -46,6 +46,7 @@ class ModelConfig:
         tie_head: True makes the head's matrix and the token embedding the same parameter.
         head_transform: True puts BERT's dense layer, activation and norm before the head's matrix.
         head_bias: True gives the head a bias of vocab_size.
+        pair_head: True adds BERT's pooler and its two-way classification of sentence pairs (next sentence, or order).
         dropout: Probability of zeroing an element of the embeddings and of each branch's output, in training.
         attention_dropout: Probability of zeroing an attention weight, in training.
         init_std: Standard deviation of the normal from which matrices and embeddings are drawn.
@@ -76,6 +77,7 @@ class ModelConfig:
     tie_head: bool = True
     head_transform: bool = False
     head_bias: bool = False
+    pair_head: bool = False
     dropout: float = 0.0
     attention_dropout: float = 0.0
     init_std: float = 0.02
@@ -135,6 +137,10 @@ class ModelConfig:
             )
         elif self.positions == "rotary" and self.head_size % 2:
             problems.append(f"rotary positions turn pairs, and the head size {self.head_size} is odd; make it even")
+        if self.pair_head and self.causal:
+            problems.append(
+                "pair_head reads the first token of a pair, which in a causal model sees nothing; turn one off"
+            )
         if self.num_heads % self.kv_heads:
             problems.append(
                 f"num_heads {self.num_heads} is no multiple of num_kv_heads {self.kv_heads}; "

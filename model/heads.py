@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from model.config import ModelConfig
 from model.layers import ACTIVATIONS, make_norm
-from model.loss import linear_cross_entropy
+from model.loss import IGNORED, linear_cross_entropy
 
 
 class HeadTransform(nn.Module):
@@ -24,6 +24,23 @@ class HeadTransform(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         return self.norm(self.activation(self.dense(hidden)))
+
+
+class PairHead(nn.Module):
+    """BERT's classification of sentence pairs: tanh(pooler(first token)), then two classes (arXiv 1810.04805)."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.pooler = nn.Linear(config.width, config.width, bias=True)
+        self.classifier = nn.Linear(config.width, 2, bias=True)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, first_BD: Tensor, labels_B: Tensor | None = None) -> Tensor:
+        """Logits (B, 2); with labels (B,), 0, 1 or -100 for none, the fp32 sum of the cross-entropies."""
+        logits_B2 = self.classifier(self.dropout(torch.tanh(self.pooler(first_BD))))
+        if labels_B is None:
+            return logits_B2
+        return nn.functional.cross_entropy(logits_B2.float(), labels_B, ignore_index=IGNORED, reduction="sum")
 
 
 class LanguageModelHead(nn.Module):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from model.attention import AttentionLayout, attention, default_positions, prepare_layout
 from model.config import ModelConfig
-from model.heads import LanguageModelHead
+from model.heads import LanguageModelHead, PairHead
 from model.kv_cache import KeyValueCache, LayerCache
 from model.layers import MLP, Rotation, make_norm, rotate, rotation_of
 from model.loss import IGNORED
@@ -173,6 +173,7 @@ class LanguageModel(Transformer):
     def __init__(self, config: ModelConfig):
         super().__init__(config)
         self.head = LanguageModelHead(config)
+        self.pair_head = PairHead(config) if config.pair_head else None
         self.tie()
 
     def tie(self) -> None:
@@ -194,6 +195,8 @@ class LanguageModel(Transformer):
         labels_BT: Tensor | None = None,
         token_types_BT: Tensor | None = None,
         cache: KeyValueCache | None = None,
+        pair_labels_B: Tensor | None = None,
+        pair_weight: float = 1.0,
     ) -> Tensor:
         """Logits (B, T, V), or, with labels, the loss.
 
@@ -201,6 +204,9 @@ class LanguageModel(Transformer):
             labels_BT: labels_BT[b, t] is the target of position t itself (for a causal model: the token that follows
                 it; the caller has shifted), and -100 where there is none.
             positions_BT, cu_seqlens, token_types_BT, cache: as in `hidden_states`.
+            pair_labels_B: class of each row's sentence pair, 0 or 1, or -100 for none; for a model with a pair head.
+            pair_weight: factor of the pairs' losses. With (targets of the step) / (pairs of the step) the result,
+                divided by the targets, is the sum of the two means, as in BERT.
 
         Returns:
             Without labels the logits in the model's type. With labels the **sum** of the targets' cross-entropies,
@@ -214,4 +220,7 @@ class LanguageModel(Transformer):
         # About one token in seven is a target of masked language modelling; only these rows go through the head.
         labels_N = labels_BT.flatten()
         targets = (labels_N != IGNORED).nonzero()[:, 0]
-        return self.head(hidden_BTD.flatten(0, 1).index_select(0, targets), labels_N[targets])
+        loss = self.head(hidden_BTD.flatten(0, 1).index_select(0, targets), labels_N[targets])
+        if pair_labels_B is not None:
+            loss = loss + pair_weight * self.pair_head(hidden_BTD[:, 0], pair_labels_B)
+        return loss

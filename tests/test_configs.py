@@ -35,7 +35,7 @@ def test_a_run_says_what_matters_instead_of_leaving_it_to_defaults(path):
     silent = {
         "run": set(),
         "model": {"head_dim", "num_kv_heads", "rotary_base", "qk_norm", "token_types", "embedding_norm",
-                  "head_transform", "head_bias", "attention_dropout"},
+                  "head_transform", "head_bias", "pair_head", "attention_dropout"},
         "data": {"mlm_probability", "threads", "prefetch", "allow_changed"},
         "batch": set(),
         "optimizer": {"eps", "decay_fraction"},

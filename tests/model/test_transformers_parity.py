@@ -86,7 +86,7 @@ def gpt2_values() -> tuple[nn.Module, dict[str, torch.Tensor]]:
     return theirs, values
 
 
-def bert_values() -> tuple[nn.Module, dict[str, torch.Tensor]]:
+def bert_values(theirs: nn.Module | None = None) -> tuple[nn.Module, dict[str, torch.Tensor]]:
     config = transformers.BertConfig(
         vocab_size=91,
         hidden_size=32,
@@ -95,7 +95,7 @@ def bert_values() -> tuple[nn.Module, dict[str, torch.Tensor]]:
         intermediate_size=80,
         max_position_embeddings=LENGTH,
     )
-    theirs = randomised(transformers.BertForMaskedLM(config))
+    theirs = theirs or randomised(transformers.BertForMaskedLM(config))
     source = theirs.state_dict()
     tables = {"token": "word", "position": "position", "token_type": "token_type"}
     values = {
@@ -141,6 +141,43 @@ def llama_values() -> tuple[nn.Module, dict[str, torch.Tensor]]:
         for new, old in renamed.items():
             values[f"blocks.{i}.{new}.weight"] = source[f"model.layers.{i}.{old}.weight"]
     return theirs, values
+
+
+def test_the_pair_head_is_that_of_bert_for_pretraining():
+    config = transformers.BertConfig(
+        vocab_size=91,
+        hidden_size=32,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        intermediate_size=80,
+        max_position_embeddings=LENGTH,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+    )
+    theirs = randomised(transformers.BertForPreTraining(config))
+    values = bert_values(theirs)[1]
+    source = theirs.state_dict()
+    for kind in ("weight", "bias"):
+        values[f"pair_head.pooler.{kind}"] = source[f"bert.pooler.dense.{kind}"]
+        values[f"pair_head.classifier.{kind}"] = source[f"cls.seq_relationship.{kind}"]
+    ours = loaded(ModelConfig(**{**vars(BERT), "pair_head": True}), values)
+    generator = torch.Generator().manual_seed(1)
+    ids_BT = torch.randint(0, 91, (4, LENGTH), generator=generator)
+    types_BT = torch.randint(0, 2, (4, LENGTH), generator=generator)
+    labels_BT = ids_BT.masked_fill(torch.rand(ids_BT.shape, generator=generator) < 0.8, -100)
+    pairs_B = torch.tensor([0, 1, 1, 0])
+    expected = theirs(ids_BT, token_type_ids=types_BT, labels=labels_BT, next_sentence_label=pairs_B)
+    count = (labels_BT != -100).sum()
+    loss = ours(
+        ids_BT,
+        labels_BT=labels_BT,
+        token_types_BT=types_BT,
+        pair_labels_B=pairs_B,
+        pair_weight=float(count) / len(pairs_B),
+    )
+    torch.testing.assert_close(loss / count, expected.loss, atol=1e-5, rtol=1e-5)
+    logits = ours.pair_head(ours.hidden_states(ids_BT, token_types_BT=types_BT)[:, 0])
+    torch.testing.assert_close(logits, expected.seq_relationship_logits, atol=1e-5, rtol=1e-5)
 
 
 CASES = {"gpt2": (GPT2, gpt2_values), "bert": (BERT, bert_values), "llama": (LLAMA, llama_values)}
