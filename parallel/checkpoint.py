@@ -13,6 +13,8 @@ import os
 import shutil
 import sys
 from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -44,38 +46,64 @@ def save(folder: Path, shards: list[Shard], *, step: int, about: dict, keep: int
         step: optimizer steps done.
         about: what else the manifest shall say (cursor, configuration, layout): plain JSON.
         keep: how many checkpoints stay, the new one included; 0 keeps all.
-    """
-    rank = dist.get_rank()
-    final, temporary = folder / step_name(step), folder / f".{step_name(step)}.partial"
-    if rank == 0:
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-    dist.barrier()
 
+    Raises:
+        CheckpointError: on each rank alike, when one of them cannot write. Nothing of this checkpoint is left then, and
+            older ones are as they were.
+    """
+    final, temporary = folder / step_name(step), folder / f".{step_name(step)}.partial"
+    main = dist.get_rank() == 0
+    part: dict = {}
+    with _shared_failure(folder, temporary):
+        if main:
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir(parents=True)
     mine = _owned(shards)
-    file = f"rank-{rank:05d}.safetensors"
-    if mine:
-        tensors = {_key(shard): shard.tensor.detach().cpu().contiguous() for shard in mine}
-        save_file(tensors, temporary / file, metadata={"format": "pt"})
-        _sync(temporary / file)
-    part = {
-        "file": file if mine else None,
-        "bytes": (temporary / file).stat().st_size if mine else 0,
-        "tensors": [_describe(shard, file) for shard in mine],
-    }
+    with _shared_failure(folder, temporary):
+        part = _write_part(temporary, mine)
     parts: list = [None] * dist.get_world_size()
     dist.all_gather_object(parts, part)
-    if rank == 0:
-        _write_manifest(temporary / "manifest.json", _manifest(parts, step, about))
-        _sync(temporary)
-        if final.exists():  # a damaged one that this run has passed again: left for inspection under another name
-            final.rename(_free_name(final))
-        temporary.rename(final)
-        _sync(folder)
-        _write_text(folder / "LATEST", final.name + "\n")
-        _drop_old(folder, keep)
-    dist.barrier()
+    with _shared_failure(folder, temporary):
+        if main:
+            _commit(temporary, final, _manifest(parts, step, about))
+            _drop_old(folder, keep)
     return final
+
+
+@contextmanager
+def _shared_failure(folder: Path, temporary: Path) -> Iterator[None]:
+    """Runs a part of saving on each rank; if it fails on one, every rank raises, and nothing unfinished stays."""
+    problem = ""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        problem = str(error)
+    if sum_over_ranks([bool(problem)])[0]:
+        if dist.get_rank() == 0:
+            shutil.rmtree(temporary, ignore_errors=True)
+        raise CheckpointError(f"cannot write a checkpoint into {folder}: {problem or 'another rank has failed'}")
+
+
+def _write_part(temporary: Path, mine: list[Shard]) -> dict:
+    """Writes what this rank answers for, and describes it for the manifest."""
+    file = f"rank-{dist.get_rank():05d}.safetensors"
+    if not mine:
+        return {"file": None, "bytes": 0, "tensors": []}
+    tensors = {_key(shard): shard.tensor.detach().cpu().contiguous() for shard in mine}
+    save_file(tensors, temporary / file, metadata={"format": "pt"})
+    _sync(temporary / file)
+    return {"file": file, "bytes": (temporary / file).stat().st_size, "tensors": [_describe(s, file) for s in mine]}
+
+
+def _commit(temporary: Path, final: Path, manifest: dict) -> None:
+    """Manifest, names, LATEST, in the order in which a crash at any point leaves a whole checkpoint or none."""
+    _write_manifest(temporary / "manifest.json", manifest)
+    _sync(temporary)
+    if final.exists():  # a damaged one that this run has passed again: left for inspection under another name
+        final.rename(_free_name(final))
+    temporary.rename(final)
+    _sync(final.parent)
+    _write_text(final.parent / "LATEST", final.name + "\n")
 
 
 def load(path: Path, shards: list[Shard]) -> dict:

@@ -1,7 +1,9 @@
 """Checkpoints: what is saved by one layout is loaded by any other, and damage is seen."""
 
 import json
+import resource
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
@@ -168,6 +170,21 @@ def test_the_newest_sound_one_is_resolved_and_only_damaged_ones_are_an_error(tra
         checkpoint.resolve(tmp_path)
     with pytest.raises(CheckpointError, match="holds no checkpoint"):
         checkpoint.resolve(tmp_path / "elsewhere")
+
+
+def test_a_disk_that_is_full_leaves_the_older_checkpoint_and_nothing_else(trained, saved):
+    """A limit on the size of files stands for the full disk: the same error, from the same call."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
+    try:
+        with pytest.raises(CheckpointError, match="cannot write a checkpoint into"):
+            checkpoint.save(saved.parent, trained.shards(), step=3, about=ABOUT, keep=1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, before)
+    assert sorted(path.name for path in saved.parent.iterdir()) == ["LATEST", "step-00000002"]
+    checkpoint.load(saved, trained.shards())
 
 
 def test_a_folder_is_never_written_into_twice(trained, saved):
