@@ -1,54 +1,61 @@
-"""Documents in: which files make up a corpus, in which order, and in which split each one goes.
+"""Which files make up a corpus, in which order, and in which split each document goes.
 
-A document is one text file. Everything about it follows from its name (the path relative to the input folder) and its
-content, never from where the folder lies or which other files are there.
+Everything about a document follows from its name (the path relative to the input folder, and its row in a file of
+records) and its content, never from where the folder lies or which other files are there.
 """
 
 from __future__ import annotations
 
 import fnmatch
-import hashlib
+import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+import re
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-TRAIN, VALIDATION = "train", "validation"
+from data.cutting import cut_file
+from data.documents import TRAIN, VALIDATION, Skipped, hash64
+from data.filters import parse_filter
+from data.sources import AUTO, Source
+
+HUB = "hf:"
+_SPLIT = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.]{0,63}")
 
 
 @dataclass(frozen=True)
-class Source:
-    """One file: its name inside the input, its place, size in bytes, sha256 of the content (hex), and split."""
+class Input:
+    """A file, a folder, a folder saved by Hugging Face `datasets`, or `hf:NAME` (`hf:NAME:CONFIGURATION`).
+
+    `split`: auto (the hash of each document's name decides; the splits of a saved or downloaded dataset stay what they
+    are) or the split that everything goes to. `where`: filters on other columns, of which all must hold.
+    """
+
+    path: str | Path
+    split: str = AUTO
+    text_column: str = "text"
+    where: tuple[str, ...] = ()
+    include: tuple[str, ...] | None = None
+    exclude: tuple[str, ...] | None = None
+
+    def check(self) -> None:
+        """Raises ValueError for a split that cannot be a file's name and for filters that cannot be read."""
+        if not _SPLIT.fullmatch(self.split):
+            raise ValueError(f"split {self.split!r} of {self.path}: use letters, digits, _ and . only")
+        if not str(self.path):
+            raise ValueError("an input has no path")
+        parse_filter(self.where)
+
+
+@dataclass(frozen=True)
+class Found:
+    """A file of an input, before it is read."""
 
     name: str
     path: Path
-    size: int
-    sha256: str
-    split: str = TRAIN
-
-
-@dataclass(frozen=True)
-class Document:
-    name: str
-    text: str
-
-
-@dataclass
-class Skipped:
-    """Names of files that were left out, by reason."""
-
-    undecodable: list[str] = field(default_factory=list)
-    empty: list[str] = field(default_factory=list)
-    unreadable: list[str] = field(default_factory=list)
-
-    @property
-    def count(self) -> int:
-        return len(self.undecodable) + len(self.empty) + len(self.unreadable)
-
-    def describe(self) -> str:
-        """For example `3 not UTF-8 (first: a/b.txt), 1 empty (first: c.txt)`; empty when nothing was skipped."""
-        kinds = [("not UTF-8", self.undecodable), ("empty", self.empty), ("unreadable", self.unreadable)]
-        return ", ".join(f"{len(names)} {kind} (first: {names[0]})" for kind, names in kinds if names)
+    split: str
+    given: Input
 
 
 def find_files(
@@ -95,89 +102,149 @@ def _matches(name: str, globs: Sequence[str]) -> bool:
     return any(fnmatch.fnmatchcase(name, glob) or fnmatch.fnmatchcase(last, glob) for glob in globs)
 
 
+def find_inputs(
+    inputs: Sequence[str | Path | Input], include: Sequence[str], exclude: Sequence[str] = ()
+) -> list[Found]:
+    """All files of all inputs, sorted by name. Raises ValueError as `find_files` does, and for a bad `Input`."""
+    found: list[Found] = []
+    for given in inputs:
+        given = given if isinstance(given, Input) else Input(given)
+        given.check()
+        if str(given.path).startswith(HUB):
+            files = _downloaded(str(given.path))
+        elif (saved := _saved_dataset(Path(given.path))) is not None:
+            files = saved
+        else:
+            only = include if given.include is None else given.include
+            without = exclude if given.exclude is None else given.exclude
+            files = [(name, path, AUTO) for name, path in find_files([given.path], only, without)]
+        found += [Found(name, path, given.split if given.split != AUTO else own, given) for name, path, own in files]
+    return sorted(found, key=lambda file: file.name)  # stable: equal names keep the order of the inputs
+
+
+def _saved_dataset(folder: Path) -> list[tuple[str, Path, str]] | None:
+    """(name, file, split) of a folder that `datasets` saved; None for any other folder."""
+    if (folder / "dataset_dict.json").is_file():
+        splits = json.loads((folder / "dataset_dict.json").read_text())["splits"]
+        return [(f"{split}/{n}", p, split) for split in splits for n, p, _ in _saved_dataset(folder / split) or []]
+    if (folder / "state.json").is_file() and (folder / "dataset_info.json").is_file():
+        files = json.loads((folder / "state.json").read_text())["_data_files"]
+        return [(Path(f["filename"]).name, folder / Path(f["filename"]).name, AUTO) for f in files]
+    return None
+
+
+def _downloaded(address: str) -> list[tuple[str, Path, str]]:
+    """(name, file, split) of `hf:NAME[:CONFIGURATION]`, fetched into the cache of `datasets` if it is not there."""
+    import datasets
+
+    name, _, configuration = address.removeprefix(HUB).partition(":")
+    try:
+        splits = datasets.load_dataset(name, configuration or None)
+    except Exception as error:  # many kinds: no network, no such name, a configuration missing; all are the user's
+        raise ValueError(f"{address} cannot be loaded: {type(error).__name__}: {error}") from error
+    label = Path(name).name
+    return [
+        (f"{label}/{split}/{Path(file['filename']).name}", Path(file["filename"]), split)
+        for split, dataset in splits.items()
+        for file in dataset.cache_files
+    ]
+
+
 def scan(
-    inputs: Sequence[str | Path],
+    inputs: Sequence[str | Path | Input],
     include: Sequence[str],
     exclude: Sequence[str] = (),
     *,
     validation_fraction: float = 0.01,
     max_bytes: int = 0,
     seed: int = 0,
+    source_bytes: int = 64_000_000,
+    threads: int = 1,
     progress: Callable[[int], None] = lambda num_bytes: None,
 ) -> tuple[list[Source], Skipped]:
-    """Read every file once: leave out what is no text, put the rest in corpus order and assign the splits.
+    """Read every file once: leave out what is no text, cut the rest into sources, in corpus order, with their splits.
 
     The order is by a hash of (seed, name), so any beginning of it is a fair sample; `max_bytes` keeps the shortest
-    beginning with at least that many bytes (0: all). `progress` gets the bytes of each file.
+    beginning with at least that many bytes (0: all), and of a last source with records as many as it takes. `progress`
+    gets the bytes that were read, `threads` read at once; the result does not depend on them.
 
-    Raises ValueError where no document is left.
+    Raises ValueError where no document is left, and as `find_inputs` and `cut_file` do.
     """
     if not 0 <= validation_fraction < 1:
         raise ValueError(f"validation_fraction must be in [0, 1), is {validation_fraction}")
     skipped = Skipped()
     sources: list[Source] = []
     total = 0
-    found = find_files(inputs, include, exclude)
-    for name, path in sorted(found, key=lambda item: (_hash("order", str(seed), item[0]), item[0])):
-        if max_bytes and total >= max_bytes:
-            break
-        try:
-            content = path.read_bytes()
-        except OSError:
-            skipped.unreadable.append(name)
-            continue
-        progress(len(content))
-        try:
-            empty = not content.decode("utf-8-sig").strip()
-        except UnicodeDecodeError:
-            skipped.undecodable.append(name)
-            continue
-        if empty:
-            skipped.empty.append(name)
-            continue
-        total += len(content)
-        sources.append(Source(name, path, len(content), hashlib.sha256(content).hexdigest()))
+    order = lambda item: (hash64("order", str(seed), item.name), item.name)  # noqa: E731
+    found = sorted(find_inputs(inputs, include, exclude), key=order)
+
+    def cut(file: Found) -> tuple[list[Source], Skipped]:
+        left_out = Skipped()
+        given = file.given
+        options = dict(source_bytes=source_bytes, text_column=given.text_column, where=given.where)
+        return cut_file(file.name, file.path, left_out, split=file.split, progress=progress, **options), left_out
+
+    with ThreadPoolExecutor(threads) as pool:
+        for parts, left_out in pool.map(cut, found) if not max_bytes else map(cut, found):
+            skipped.merge(left_out)
+            sources += parts
+            total += sum(part.size for part in parts)
+            if max_bytes and total >= max_bytes:
+                break
+    sources = _beginning(sorted(sources, key=order), max_bytes)
     if not sources:
-        where = ", ".join(str(i) for i in inputs)
-        found_none = f"all {skipped.count} files that match were skipped: {skipped.describe()}" if skipped.count else ""
-        raise ValueError(
-            f"no text in {where}: looked for files matching {', '.join(include)}"
-            + (f" and not {', '.join(exclude)}" if exclude else "")
-            + (f"; {found_none}" if found_none else "; none matches")
-            + ". Name another folder with --input or other globs with --include"
-        )
+        raise ValueError(_nothing(inputs, include, exclude, skipped))
     return assign_splits(sources, validation_fraction), skipped
 
 
-def assign_splits(sources: list[Source], validation_fraction: float) -> list[Source]:
-    """Each source goes to validation when the hash of its name, as a fraction, is below `validation_fraction`.
-
-    When that leaves one of the splits without any (and there are two documents to share), the document with the hash
-    nearest to the border changes sides. With a fraction of 0 there is no validation split.
-    """
-    if validation_fraction == 0 or len(sources) < 2:
+def _beginning(sources: list[Source], max_bytes: int) -> list[Source]:
+    """The shortest beginning of at least `max_bytes` bytes, 0: all; records of the last source only up to there."""
+    if not max_bytes:
         return sources
-    place = {s.name: _hash("split", s.name) / 2**64 for s in sources}
-    chosen = {name for name, value in place.items() if value < validation_fraction}
-    if not chosen:
-        chosen = {min(place, key=place.__getitem__)}
-    elif len(chosen) == len(place) > 1:
-        chosen.discard(max(place, key=place.__getitem__))
-    return [replace(s, split=VALIDATION if s.name in chosen else TRAIN) for s in sources]
-
-
-def read_documents(sources: Iterable[Source]) -> Iterator[Document]:
-    """The text of each source: UTF-8 without its byte order mark, line ends as they are.
-
-    Raises ValueError for a file that changed since `scan`.
-    """
+    kept: list[Source] = []
+    left = max_bytes
     for source in sources:
-        content = source.path.read_bytes()
-        if len(content) != source.size or hashlib.sha256(content).hexdigest() != source.sha256:
-            raise ValueError(f"{source.path} changed while the corpus was being made: run again")
-        yield Document(source.name, content.decode("utf-8-sig"))
+        if left <= 0:
+            break
+        kept.append(source if source.kind == "text" or source.size <= left else replace(source, limit=left))
+        left -= source.size
+    return kept
 
 
-def _hash(*parts: str) -> int:
-    """64 bits that depend on the parts alone, in every process and version."""
-    return int.from_bytes(hashlib.sha256("\0".join(parts).encode("utf-8", "surrogateescape")).digest()[:8], "big")
+def _nothing(inputs: Sequence, include: Sequence[str], exclude: Sequence[str], skipped: Skipped) -> str:
+    where = ", ".join(str(i.path if isinstance(i, Input) else i) for i in inputs)
+    none = (
+        f"all {skipped.count} files that match were skipped: {skipped.describe()}" if skipped.count else "none matches"
+    )
+    return (
+        f"no text in {where}: looked for files matching {', '.join(include)}"
+        + (f" and not {', '.join(exclude)}" if exclude else "")
+        + f"; {none}. Name another folder with --input or other globs with --include"
+    )
+
+
+def assign_splits(sources: list[Source], validation_fraction: float) -> list[Source]:
+    """Text files that name no split go to validation when the hash of their name is below `validation_fraction`.
+
+    When all sources are such files and that leaves one of the splits without any (and there are two documents to
+    share), the document with the hash nearest to the border changes sides. With a fraction of 0 there is no validation
+    split. Sources of records keep `auto`: there each document's own name decides.
+    """
+    if validation_fraction == 0:
+        return [replace(s, split=TRAIN) if s.split == AUTO else s for s in sources]
+    place = {s.name: hash64("split", s.name) / 2**64 for s in sources if s.split == AUTO and s.kind == "text"}
+    chosen = {name for name, value in place.items() if value < validation_fraction}
+    if len(place) == len({s.name for s in sources}) > 1:
+        if not chosen:
+            chosen = {min(place, key=place.__getitem__)}
+        elif len(chosen) == len(place):
+            chosen.discard(max(place, key=place.__getitem__))
+    elif len(sources) == 1:
+        chosen = set()
+
+    def split(source: Source) -> str:
+        if source.split != AUTO or source.kind != "text":
+            return source.split
+        return VALIDATION if source.name in chosen else TRAIN
+
+    return [replace(source, split=split(source)) for source in sources]

@@ -51,3 +51,18 @@ def cumulative_lengths(starts_BT: np.ndarray) -> np.ndarray:
     first = starts_BT.copy()
     first[:, 0] = True
     return np.append(np.flatnonzero(first), first.size).astype(np.int32)
+
+
+def arrange(rows: Sequence[Sequence[int]], sequence_length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(starts, positions, cu_seqlens) of rows that hold pieces of the given lengths, in tokens, and then padding.
+
+    `starts` is bool [B, T], `positions` int64 [B, T], `cu_seqlens` int32 [segments + 1]; T is `sequence_length`. A
+    row's padding is a segment of its own, so nothing attends to it.
+    """
+    starts = np.zeros((len(rows), sequence_length), dtype=bool)
+    for row, lengths in enumerate(rows):
+        ends = np.cumsum([0, *lengths])
+        assert ends[-1] <= sequence_length, (lengths, sequence_length)
+        assert min(lengths, default=1) > 0, lengths
+        starts[row, ends[ends < sequence_length]] = True
+    return starts, positions(starts), cumulative_lengths(starts)

@@ -2,6 +2,11 @@
 
 Step after step, the slots [cursor, cursor + global batch) are shared out: rank r of D takes the r-th of D equal,
 contiguous parts. The cursor is all there is to remember.
+
+A slot whose instance is damaged gets another instance of the same corpus: the first sound one of a sequence that
+follows from (seed, corpus, epoch, instance) alone. What a slot holds is thus a pure function of the slot and of which
+bundles are damaged. A damage counts on the rank that sees it from that moment on, without asking the others: the same
+damage would make every other rank choose the same, so the order is equal for every layout, and no rank waits.
 """
 
 from __future__ import annotations
@@ -10,16 +15,32 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
+from itertools import count
+from typing import Literal
 
 import numpy as np
 
-from data.objectives import IGNORE_INDEX, MaskedLanguageModel, clm
-from data.order import Order, mix
-from data.packing import InstanceMap, cumulative_lengths, positions
+from data.ahead import Ahead
+from data.examples import ExampleMaker, Objective, Rows
+from data.keyed import mix, permute
+from data.layouts import make_layouts
+from data.objectives import IGNORE_INDEX
+from data.order import Order
+from data.quarantine import DamagedShard
 from data.shards import Corpus
+from data.sharing import check_corpora, check_sharing
 from data.tokenizer import Tokenizer
+from data.windows import ShardWindows
 
-_FINGERPRINT = 5  # a stream of random numbers of its own; see data/order.py and data/objectives.py
+MAX_SUBSTITUTES = 100  # instances that are tried for one slot
+
+_FINGERPRINT = 5  # streams of random numbers of their own; see data/order.py and data/objectives.py
+_SUBSTITUTE = 100
+
+
+class NoSoundData(ValueError):
+    """None of the instances that could stand in for a damaged one can be read."""
 
 
 @dataclass
@@ -27,7 +48,8 @@ class StepBatch:
     """One rank's part of one optimizer step.
 
     Each micro-batch holds `input_ids`, `labels`, `positions` (int64 [micro, L]) and `cu_seqlens` (int32 [segments + 1],
-    over the micro * L tokens laid end to end; every row and every document begins a segment).
+    over the micro * L tokens laid end to end; every row and every document begins a segment), and with sentence pairs
+    `token_types` (int64 [micro, L]) and `pair_labels` (int64 [micro]).
     """
 
     micro_batches: list[dict[str, np.ndarray]]
@@ -35,6 +57,8 @@ class StepBatch:
     fingerprint: int  # in [0, 2**64); the sum over ranks, mod 2**64, is the step's batch fingerprint
     num_tokens: int  # input tokens in this rank's micro-batches, rows that only fill up left out
     cursor: int  # slots consumed, by all ranks, once this step is done
+    substituted: int = 0  # rows in this rank's micro-batches that stand in for damaged ones
+    error: Exception | None = None  # this rank cannot read the step: all its rows only fill up
 
 
 class Reader:
@@ -42,7 +66,13 @@ class Reader:
 
     `global_batch` and `micro_batch` count sequences: of a step over all ranks, and of one forward pass on one rank.
     `threads` read ahead, at most `prefetch` steps; neither changes what comes out, and with 0 threads each step is read
-    when it is asked for. `weights` None mixes the corpora by their sizes.
+    when it is asked for. `weights` None mixes the corpora by their sizes; `segments` lets them change at slots.
+    `shuffle`, `window_shards` and `num_partitions` are those of data.order and data.windows, `packing` one of
+    data.layouts; `objective`, `mlm_probability`, `mask_unit`, `pairs` and `fim_rate` are data.examples.Objective.
+
+    With `strict` the first damage is an error; without, it is an error only when nothing sound is found instead.
+    `errors` says what happens on any error: `raise` it, or `yield` a step of rows without targets that carries it, so
+    that this rank still takes part in what all ranks do together; the first one stays in `error`.
 
     Raises ValueError, naming numbers that would do, when the batch cannot be shared out; when a corpus has another
     tokenizer than the one given, or too few tokens for one sequence; and for an unknown objective.
@@ -57,14 +87,23 @@ class Reader:
         objective: str,
         tokenizer: Tokenizer,
         seed: int,
-        shuffle: bool,
+        shuffle: bool | str,
         global_batch: int,
         micro_batch: int,
         mlm_probability: float = 0.15,
+        mask_unit: str = "token",
+        pairs: str = "none",
+        fim_rate: float = 0.0,
+        packing: str = "concatenate",
+        segments: Sequence[tuple[int, Sequence[float]]] | None = None,
+        window_shards: int = 64,
+        num_partitions: int = 1,
         rank: int = 0,
         num_ranks: int = 1,
         threads: int = 2,
         prefetch: int = 4,
+        strict: bool = True,
+        errors: Literal["raise", "yield"] = "raise",
     ):
         check_sharing(global_batch, micro_batch, num_ranks)
         check_corpora(corpora, tokenizer, sequence_length)
@@ -73,23 +112,28 @@ class Reader:
         self.sequence_length, self.global_batch, self.micro_batch = sequence_length, global_batch, micro_batch
         self.rank, self.num_ranks = rank, num_ranks
         self.threads, self.prefetch = threads, max(1, prefetch)
-        self._maps = [InstanceMap([s.tokens for s in corpus.shards], sequence_length) for corpus in self.corpora]
-        sizes = [len(m) for m in self._maps]
+        self.strict, self.errors, self.error = strict, errors, None
+        self._layouts = make_layouts(self.corpora, packing, sequence_length)
+        self._instance_ends = [np.cumsum(layout.shard_instances) for layout in self._layouts]
+        sizes = [int(ends[-1]) for ends in self._instance_ends]
         self.num_instances = sum(sizes)
-        self.order = Order(sizes, list(weights) if weights is not None else sizes, seed, shuffle)
-        self._eos_id = tokenizer.eos_id
-        self._fill_id = tokenizer.pad_id if tokenizer.pad_id is not None else 0
-        if objective not in ("clm", "mlm"):
-            raise ValueError(f"objective {objective!r} is unknown: choose clm or mlm")
-        self._mlm = None
-        if objective == "mlm":
-            self._mlm = MaskedLanguageModel(
-                probability=mlm_probability,
-                mask_id=tokenizer.mask_id,
-                special_ids=tokenizer.special_ids,
-                vocab_size=tokenizer.vocab_size,
-                seed=seed,
-            )
+        windows = None
+        if shuffle == "window":
+            windows = [
+                ShardWindows(layout.shard_instances, window_shards, num_partitions, global_batch)
+                for layout in self._layouts
+            ]
+        self.order = Order(
+            sizes, list(weights) if weights is not None else sizes, seed, shuffle, segments=segments, windows=windows
+        )
+        self._maker = ExampleMaker(
+            Objective(objective, mlm_probability, mask_unit, pairs, fim_rate),
+            tokenizer,
+            sequence_length=sequence_length,
+            seed=seed,
+            packed=packing == "best_fit",
+            block=global_batch // num_partitions if windows else self.num_instances,
+        )
         # Multilinear hashing: odd random factors for each position, input ids and labels apart.
         place = np.arange(sequence_length)
         self._factors = [mix(0, _FINGERPRINT, part, place) | np.uint64(1) for part in (0, 1)]
@@ -103,9 +147,11 @@ class Reader:
         missing ones. They count neither as tokens nor in the fingerprint, so every rank gets the same number of steps
         and micro-batches, and sums over targets stay exact.
         """
-        begins = iter(range(cursor, stop, self.global_batch)) if stop is not None else _count(cursor, self.global_batch)
+        begins = count(cursor, self.global_batch) if stop is None else iter(range(cursor, stop, self.global_batch))
+        ahead = Ahead(self.corpora, self.shards_of, cursor, stop, self.global_batch)
         if not self.threads:
             for begin in begins:
+                ahead.look(begin)
                 yield self._step(begin, stop)
             return
         executor = ThreadPoolExecutor(self.threads, thread_name_prefix="reader")
@@ -114,6 +160,7 @@ class Reader:
         try:
             while True:
                 while len(waiting) < self.prefetch and (begin := next(begins, None)) is not None:
+                    ahead.look(begin)
                     waiting.append(executor.submit(self._step, begin, stop))
                 if not waiting:
                     return
@@ -132,101 +179,129 @@ class Reader:
         for corpus in self.corpora:
             corpus.close()
 
-    def _step(self, cursor: int, stop: int | None) -> StepBatch:
+    def shards_of(self, cursor: int, stop: int | None) -> list[tuple[int, int]]:
+        """(corpus, shard) of each slot that this rank reads in the step at `cursor`: each once, in order."""
+        slots = self._slots(cursor)
+        corpus, _, instance = self.order.locate(slots[slots < self._end(cursor, stop)])
+        return list(dict.fromkeys((k, shard) for k, shard, _ in self._places(corpus, instance)))
+
+    def _slots(self, cursor: int) -> np.ndarray:
         share = self.global_batch // self.num_ranks
-        slots = cursor + self.rank * share + np.arange(share)
-        end = cursor + self.global_batch if stop is None else min(stop, cursor + self.global_batch)
-        real = slots[slots < end]  # fewer than `slots` only at the end
-        rows = list(zip(*self.order.locate(real), strict=True))
-        parts = [slice(first, first + self.micro_batch) for first in range(0, share, self.micro_batch)]
-        done = [self._micro_batch(slots[part], rows[part]) for part in parts]
-        contents = np.concatenate([content for _, content in done])
+        return cursor + self.rank * share + np.arange(share)
+
+    def _end(self, cursor: int, stop: int | None) -> int:
+        return cursor + self.global_batch if stop is None else min(stop, cursor + self.global_batch)
+
+    def _step(self, cursor: int, stop: int | None) -> StepBatch:
+        if self.errors == "raise":
+            return self._read_step(cursor, self._end(cursor, stop))
+        try:
+            return self._read_step(cursor, self._end(cursor, stop))
+        except Exception as error:
+            self.error = self.error or error
+            batch = self._read_step(cursor, 0)  # no slot is real
+            batch.cursor, batch.error = self._end(cursor, stop), error
+            return batch
+
+    def _read_step(self, cursor: int, end: int) -> StepBatch:
+        """This rank's part of the slots [cursor, cursor + global batch), of which those from `end` on only fill up."""
+        slots = self._slots(cursor)
+        real = slots[slots < end]
+        corpus, epoch, instance = self.order.locate(real)
+        rows = list(zip(self._places(corpus, instance), epoch.tolist(), instance.tolist(), strict=True))
+        micro_batches, contents = [], []
+        num_targets = substituted = 0
+        for first in range(0, len(slots), self.micro_batch):
+            part = slice(first, first + self.micro_batch)
+            found, replaced = self._rows(slots[part], rows[part])
+            micro = self._maker(found, partial(self._partner, slots[part], corpus[part]))
+            micro_batches.append(micro)
+            contents.append(self._content(micro)[: len(rows[part])])
+            num_targets += micro["labels"].size - int(np.count_nonzero(micro["labels"] == IGNORE_INDEX))
+            substituted += replaced
         return StepBatch(
-            micro_batches=[micro for micro, _ in done],
-            num_targets=sum(int(np.count_nonzero(micro["labels"] != IGNORE_INDEX)) for micro, _ in done),
+            micro_batches=micro_batches,
+            num_targets=num_targets,
             # A sum over rows: which rank or micro-batch a row is in does not matter; where a token is in its row does.
-            fingerprint=int(mix(0, _FINGERPRINT, real, contents).sum(dtype=np.uint64)),
+            fingerprint=int(mix(0, _FINGERPRINT, real, np.concatenate(contents)).sum(dtype=np.uint64)),
             num_tokens=len(rows) * self.sequence_length,
             cursor=end,
+            substituted=substituted,
         )
 
-    def _micro_batch(self, slots: np.ndarray, rows: list) -> tuple[dict[str, np.ndarray], np.ndarray]:
-        """The micro-batch of `slots`, the first len(rows) of them real, and a hash of each row's content."""
-        L = self.sequence_length
-        tokens_BT1 = np.full((len(slots), L + 1), self._fill_id, dtype=np.int64)
-        starts_BT1 = np.zeros((len(slots), L + 1), dtype=bool)
-        for row, (corpus, _, instance) in enumerate(rows):
-            shard, first = self._maps[corpus].locate(int(instance))
-            tokens_BT1[row], boundaries = self.corpora[corpus].read(shard, first, first + L + 1)
-            starts_BT1[row, boundaries] = True
-        if self._mlm is None:
-            input_ids, labels = clm(tokens_BT1, starts_BT1, self._eos_id)
-        else:
-            input_ids, labels = self._mlm(tokens_BT1[:, :L], slots)
-        labels[len(rows) :] = IGNORE_INDEX
-        starts_BT = starts_BT1[:, :L]
-        micro = {
-            "input_ids": input_ids,
-            "labels": labels,
-            "positions": positions(starts_BT),
-            "cu_seqlens": cumulative_lengths(starts_BT),
-        }
-        content = input_ids.view(np.uint64) @ self._factors[0] + labels.view(np.uint64) @ self._factors[1]
-        return micro, content[: len(rows)]
+    def _places(self, corpus: np.ndarray, instance: np.ndarray) -> list[tuple[int, int, int]]:
+        """Where each instance is: (corpus, shard, place in the shard as the corpus's layout counts)."""
+        shard, place = np.empty_like(instance), np.empty_like(instance)
+        for k in np.unique(corpus):
+            mine = corpus == k
+            ends = self._instance_ends[k]
+            shard[mine] = found = np.searchsorted(ends, instance[mine], side="right")
+            place[mine] = instance[mine] - np.where(found > 0, ends[found - 1], 0)
+        return list(zip(corpus.tolist(), shard.tolist(), place.tolist(), strict=True))
 
+    def _rows(self, slots: np.ndarray, rows: list) -> tuple[Rows, int]:
+        """The rows of `slots`, as the corpora store them, and how many of `rows`, the first ones, are substitutes."""
+        tokens = np.full((len(slots), self._maker.row_length), self._maker.pad_id, dtype=self.corpora[0].dtype)
+        begins = np.zeros(tokens.shape, dtype=bool)
+        lengths = np.zeros(len(slots), dtype=np.int64)
+        substituted = 0
+        starts, shifts = [np.empty(0, dtype=np.int64)], [0]
+        for row, ((corpus, shard, place), epoch, instance) in enumerate(rows):
+            try:
+                found = self._layouts[corpus].read_into(tokens[row], shard, place)
+            except DamagedShard:
+                if self.strict:
+                    raise
+                tokens[row] = self._maker.pad_id
+                found = self._substitute(tokens[row], corpus, epoch, instance)
+                substituted += 1
+            starts.append(found[0])
+            shifts.append(found[1] - row * tokens.shape[1])
+            lengths[row] = found[2]
+        begins.ravel()[np.concatenate(starts) - np.repeat(shifts, [len(s) for s in starts])] = True
+        return Rows(tokens, begins, lengths if self._maker.packed else None, slots, len(rows)), substituted
 
-def _count(start: int, step: int) -> Iterator[int]:
-    while True:
-        yield start
-        start += step
+    def _substitute(self, tokens: np.ndarray, corpus: int, epoch: int, instance: int) -> tuple[np.ndarray, int, int]:
+        """`Layout.read_into` of the first sound instance among those that stand in for a damaged one.
 
-
-def check_sharing(global_batch: int, micro_batch: int, num_ranks: int) -> None:
-    """Raises ValueError, naming the nearest numbers that would do, unless `num_ranks` divides `global_batch` and
-    `micro_batch` divides the share of each rank."""
-    if min(global_batch, micro_batch, num_ranks) < 1:
-        raise ValueError(f"global batch ({global_batch}), micro-batch ({micro_batch}) and data ranks must be positive")
-    if global_batch % num_ranks:
-        below, above = global_batch // num_ranks * num_ranks, -(-global_batch // num_ranks) * num_ranks
-        sizes = f"{below} or {above}" if below else f"{above}"
-        raise ValueError(
-            f"a global batch of {global_batch} sequences cannot be shared out among {num_ranks} data ranks: use a "
-            f"global batch of {sizes}, or {_near(global_batch, num_ranks)} data ranks"
+        Each attempt has its own permutation of the corpus, so that a bundle's instances get different substitutes.
+        """
+        problem = None
+        for attempt in range(MAX_SUBSTITUTES):
+            key = int(mix(self.order.seed, _SUBSTITUTE, corpus, epoch, attempt)[0])
+            size = int(self._instance_ends[corpus][-1])
+            other = permute(np.array([instance], dtype=np.uint64), size, key).astype(np.int64)
+            ((_, shard, place),) = self._places(np.array([corpus]), other)
+            try:
+                return self._layouts[corpus].read_into(tokens, shard, place)
+            except DamagedShard as error:
+                problem = error
+        raise NoSoundData(
+            f"corpus {self.corpora[corpus].folder}, split {self.corpora[corpus].split}: {MAX_SUBSTITUTES} sequences in "
+            f"place of a damaged one are damaged too, the last: {problem}"
         )
-    share = global_batch // num_ranks
-    if share % micro_batch:
-        raise ValueError(
-            f"a micro-batch of {micro_batch} sequences does not divide the {share} of each rank (global batch "
-            f"{global_batch} over {num_ranks} data ranks): use a micro-batch of {_near(share, micro_batch)}"
-        )
 
+    def _partner(self, slots: np.ndarray, corpora: np.ndarray, row: int) -> tuple[np.ndarray, np.ndarray]:
+        """(tokens, starts) of another row of the same corpus, for the other half of the pair of a row: the first sound
+        one of those that data.pairs names."""
+        corpus = int(corpora[row])
+        for attempt in range(MAX_SUBSTITUTES):
+            other = np.array([self._maker.pairs.partner(int(slots[row]), attempt)])
+            where, epoch, instance = self.order.locate(other)
+            if int(where[0]) != corpus:
+                continue
+            place = self._places(where, instance)[0]
+            try:
+                rows, _ = self._rows(other, [(place, int(epoch[0]), int(instance[0]))])
+            except DamagedShard:
+                continue
+            return rows.tokens[0], rows.starts[0]
+        raise NoSoundData(f"corpus {self.corpora[corpus].folder}: no sound sequence for the other half of a pair")
 
-def _near(number: int, wanted: int) -> str:
-    """The divisors of `number` next to `wanted`, below and above: "4 or 8"."""
-    divisors = [d for d in range(1, number + 1) if number % d == 0]
-    near = [
-        max((d for d in divisors if d <= wanted), default=None),
-        min((d for d in divisors if d >= wanted), default=None),
-    ]
-    return " or ".join(str(d) for d in near if d is not None)
-
-
-def check_corpora(corpora: Sequence[Corpus], tokenizer: Tokenizer, sequence_length: int) -> None:
-    """Raises ValueError unless all corpora were made with `tokenizer` and hold at least one sequence each."""
-    if not corpora:
-        raise ValueError("no corpus to read: name at least one")
-    if sequence_length < 1:
-        raise ValueError(f"sequence_length must be positive, is {sequence_length}")
-    for corpus in corpora:
-        if corpus.tokenizer_sha256 != tokenizer.sha256:
-            raise ValueError(
-                f"corpus {corpus.folder} was made with another tokenizer (sha256 {corpus.tokenizer_sha256[:16]}) than "
-                f"{tokenizer.folder} (sha256 {tokenizer.sha256[:16]}): prepare it with "
-                f"--tokenizer.path {tokenizer.folder}"
-            )
-        if not corpus.num_instances(sequence_length):
-            longest = max((shard.tokens for shard in corpus.shards), default=0)
-            raise ValueError(
-                f"corpus {corpus.folder}, split {corpus.split}: no shard has the {sequence_length + 1} tokens that one "
-                f"sequence takes (the largest has {longest}): use a sequence_length of at most {max(1, longest - 1)}"
-            )
+    def _content(self, micro: dict[str, np.ndarray]) -> np.ndarray:
+        """A hash of what each row holds, uint64 [rows]."""
+        hashes = [
+            np.vecdot(micro[name].view(np.uint64), factors)
+            for name, factors in zip(("input_ids", "labels"), self._factors, strict=True)
+        ]
+        return hashes[0] + hashes[1]

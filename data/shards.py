@@ -8,258 +8,325 @@
 
 A bundle holds whole documents, about a million tokens, laid end to end: `tokens` (uint16, or uint32 above 65,536 ids)
 and `doclens` (uint32, tokens of each document). The bundles of a shard, one after another, are its token stream.
+
+A tar is never parsed: bytes are read where the index says, and believed when they fit its checksum.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
-import os
+import tempfile
 import threading
 import zlib
-from collections import OrderedDict
-from dataclasses import dataclass
-from functools import cached_property
+from bisect import bisect_right
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
 
+from data.bundles import SoundBundle, WrongBytes, read_bundle
+from data.cache import Cache
+from data.manifest import (
+    CORPUS_FORMAT,  # noqa: F401  (those who write corpora find it here)
+    INDEX_FORMAT,  # noqa: F401  (those who write corpora find it here)
+    MANIFEST,
+    VERSION,  # noqa: F401  (those who write corpora find it here)
+    Bundle,  # noqa: F401
+    Shard,
+    ShardIndex,
+    read_manifest,
+    read_split,
+    token_dtype,
+)
 from data.packing import count_instances
-
-CORPUS_FORMAT, INDEX_FORMAT, VERSION = "ingot-corpus", "ingot-shard-index", 1
-MANIFEST = "manifest.json"
+from data.quarantine import WHOLE_SHARD, Damage, DamagedShard, Quarantine
+from data.storage import LocalFolder, OpenFile, RemoteFile, RemoteFolder, open_storage
+from data.tokenizer import TOKENIZER_FILES
 
 MAX_OPEN_FILES = 256  # per process; far below the usual limit of 1,024
 MAX_CACHED_STARTS = 4_000_000  # document starts kept in memory, 8 bytes each
+MAX_CACHED_BUNDLES = 500_000  # lines of indexes kept in memory, some 300 bytes each
+ATTEMPTS = 2  # at a bundle: as it is, and fetched again
+MAX_TOKENIZER_BYTES = 2**28  # of one of its files
 
-
-class DamagedShard(ValueError):
-    """A shard's bytes are not those that were written."""
-
-
-def token_dtype(vocab_size: int) -> np.dtype:
-    """Little-endian uint16 where all ids fit, else uint32."""
-    return np.dtype("<u2" if vocab_size <= 65_536 else "<u4")
-
-
-@dataclass(frozen=True)
-class Shard:
-    """A line of the manifest. Sizes in bytes; `index` is the name of the index file."""
-
-    name: str
-    bytes: int
-    sha256: str
-    tokens: int
-    documents: int
-    index: str
-    index_sha256: str
-
-
-@dataclass(frozen=True)
-class Bundle:
-    """A line of an index. Offsets are those of the payload in the tar, after the npy header, in bytes."""
-
-    key: str
-    tokens_offset: int
-    num_tokens: int
-    tokens_crc32: int
-    doclens_offset: int
-    num_documents: int
-    doclens_crc32: int
+_OUT_OF_RESOURCES = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)  # trouble of this process, no damage
 
 
 class Corpus:
-    """One split of a corpus folder, readable at any place, by any number of threads at once."""
+    """One split of a corpus folder, readable at any place, by any number of threads at once.
 
-    def __init__(self, folder: Path, split: str, manifest: dict):
-        self.folder, self.split = folder, split
-        content = manifest["splits"][split]
-        self.shards = [Shard(**shard) for shard in content["shards"]]
+    Remote shards are read from `cache`, or, without one, range by range. Bundles in `quarantine` are not read, and what
+    turns out to be damaged is put there.
+    """
+
+    def __init__(
+        self,
+        storage: LocalFolder | RemoteFolder,
+        split: str,
+        manifest: dict,
+        cache: Cache | None = None,
+        quarantine: Quarantine | None = None,
+    ):
+        self.storage, self.split, self.folder = storage, split, str(storage)
+        content = read_split(manifest, split, storage.locate(MANIFEST))
+        self.shards = content.shards
         self.tokenizer_sha256: str = manifest["tokenizer"]["sha256"]
         self.vocab_size: int = manifest["tokenizer"]["vocab_size"]
         self.dtype = token_dtype(self.vocab_size)
-        self.num_tokens: int = content["num_tokens"]
-        self.num_documents: int = content["num_documents"]
-        self.text_bytes: int = content["text_bytes"]  # UTF-8 bytes of the text, for bits per byte
-        self.unigram_entropy: float = content["unigram_entropy"]  # nats per token, of this split's own frequencies
+        self._width = self.dtype.itemsize
+        self.num_tokens, self.num_documents = content.num_tokens, content.num_documents
+        self.text_bytes = content.text_bytes  # UTF-8 bytes of the text, for bits per byte
+        self.unigram_entropy = content.unigram_entropy  # nats per token, of this split's own frequencies
+        self.cache = cache if isinstance(storage, RemoteFolder) else None
+        self.quarantine = quarantine if quarantine is not None else Quarantine()
+        self._version = self.quarantine.version
         self._lock = threading.Lock()
+        self._verifying = [threading.Lock() for _ in range(64)]  # by shard: one verdict on each bundle
+        # Plain dicts, read without a lock; they lose their oldest entries, under the lock.
         self._indexes: dict[int, ShardIndex] = {}
-        self._files: OrderedDict[int, _File] = OrderedDict()
-        self._starts: OrderedDict[tuple[int, int], np.ndarray] = OrderedDict()
-        self._num_cached_starts = 0
+        self._files: dict[int, OpenFile | RemoteFile] = {}
+        self._bundles: dict[tuple[int, int], SoundBundle] = {}
         self._verified: set[tuple[int, int]] = set()
+        self._num_cached_starts = self._num_cached_bundles = 0
 
     @staticmethod
-    def open(folder: str | Path, split: str) -> Corpus:
-        """Raises ValueError when the folder is no finished corpus or lacks `split`, or a shard is missing or cut."""
-        folder = Path(folder)
-        manifest = read_manifest(folder)
+    def open(
+        folder: str | Path,
+        split: str,
+        *,
+        check: bool = True,
+        cache: Cache | None = None,
+        quarantine: Quarantine | None = None,
+    ) -> Corpus:
+        """The corpus at a path or URL. With `check`, a local one must have all its shards, in full length.
+
+        Raises ValueError when it is no finished corpus, lacks `split` or (`check`) a shard, or cannot be understood.
+        """
+        storage = open_storage(folder)
+        manifest = read_manifest(storage)
         if split not in manifest["splits"]:
             names = ", ".join(manifest["splits"])
             raise ValueError(f"corpus {folder} has no split {split!r}; it has: {names}")
-        corpus = Corpus(folder, split, manifest)
-        for shard in corpus.shards:
+        corpus = Corpus(storage, split, manifest, cache, quarantine)
+        for shard in corpus.shards if check and isinstance(storage, LocalFolder) else ():
             for name, size in ((shard.name, shard.bytes), (shard.index, None)):
                 try:
-                    found = os.stat(folder / name).st_size
+                    found = storage.size(name)
                 except FileNotFoundError:
                     raise ValueError(f"corpus {folder} lacks {name}, which its manifest lists: copy it again") from None
                 if size is not None and found != size:
-                    raise DamagedShard(f"{folder / name} has {found} bytes, its manifest says {size}: copy it again")
+                    raise DamagedShard(
+                        f"{storage.locate(name)} has {found} bytes, not the {size} listed: copy it again"
+                    )
         return corpus
 
-    @property
+    @cached_property
     def tokenizer_folder(self) -> Path:
-        return self.folder / "tokenizer"
+        """A local folder; of a remote corpus a copy, which goes with this object."""
+        if isinstance(self.storage, LocalFolder):
+            return self.storage.path / "tokenizer"
+        self._temporary = tempfile.TemporaryDirectory(prefix="ingot-tokenizer-")
+        for name in TOKENIZER_FILES:
+            try:
+                content = self.storage.read(f"tokenizer/{name}", MAX_TOKENIZER_BYTES)
+            except FileNotFoundError:
+                continue
+            (Path(self._temporary.name) / name).write_bytes(content)
+        return Path(self._temporary.name)
 
     @cached_property
     def fingerprint(self) -> str:
         """sha256 of the list of shards, in hex: names the exact content, wherever the folder lies."""
-        return hashlib.sha256(json.dumps([vars(s) for s in self.shards], sort_keys=True).encode()).hexdigest()
+        lines = ({name: getattr(shard, name) for name in sorted(Shard.__slots__)} for shard in self.shards)
+        digest = hashlib.sha256(b"[")
+        for number, line in enumerate(lines):
+            digest.update(b", " * bool(number) + json.dumps(line).encode())
+        digest.update(b"]")
+        return digest.hexdigest()
 
     def num_instances(self, sequence_length: int) -> int:
         return sum(count_instances(shard.tokens, sequence_length) for shard in self.shards)
 
     def read(self, shard: int, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
-        """Tokens [start, stop) of a shard's stream, int64, and where documents start among them (int64 offsets from
-        `start`, ascending).
+        """Tokens [start, stop) of a shard's stream, of `dtype`, and where documents start among them: int64 indices,
+        ascending. Raises what `read_into` does."""
+        tokens = np.empty(max(0, stop - start), dtype=self.dtype)
+        starts, shift = self.read_into(tokens, shard, start)
+        return tokens, starts - shift
 
-        Raises DamagedShard when a bundle's checksum does not fit; each bundle is checked when first read.
+    def read_into(self, tokens: np.ndarray, shard: int, start: int) -> tuple[np.ndarray, int]:
+        """Fill `tokens` (1-D, contiguous, of `dtype`) from token `start` of a shard's stream on.
+
+        Returns where documents start among them: ascending int64, and what to subtract from these to get indices of
+        `tokens` (whoever reads many sequences does that for all at once).
+
+        Raises DamagedShard when a bundle is in quarantine, or cannot be read, or does not fit its checksum, which is
+        looked at when the bundle is first read; it is in quarantine then. `tokens` may hold anything.
         """
-        index = self._index(shard)
+        if self._version != self.quarantine.version:
+            self._forget()
+        index = self._indexes.get(shard) or self._load_index(shard)
+        number = bisect_right(index.token_ends, start)
+        sound, file = self._bundles.get((shard, number)), self._files.get(shard)
+        if sound is not None and file is not None and start >= 0 and start + len(tokens) <= sound.end:
+            first = start - sound.origin
+            if file.fill(tokens, sound.offset + first * self._width):
+                return sound.between(first, first + len(tokens)), first
+        return self._read_parts(tokens, shard, start, index, number)
+
+    def _read_parts(self, tokens: np.ndarray, shard: int, start: int, index: ShardIndex, number: int) -> tuple:
+        """`read_into` for what is not open yet, lies in several bundles, or is far away."""
+        stop = start + len(tokens)
         if not 0 <= start <= stop <= index.num_tokens:
             raise IndexError(f"tokens [{start}, {stop}) of {self.shards[shard].name}, which has {index.num_tokens}")
-        tokens = np.empty(stop - start, dtype=np.int64)
-        boundaries = []
-        bundle = int(np.searchsorted(index.token_ends, start, side="right"))
-        filled = 0
-        while filled < len(tokens):
-            origin = int(index.token_ends[bundle - 1]) if bundle else 0
-            first = start + filled - origin
-            last = min(stop - origin, index.bundles[bundle].num_tokens)
-            starts = self._document_starts(shard, bundle)
-            offset = index.bundles[bundle].tokens_offset + first * self.dtype.itemsize
-            payload = self._read_bytes(shard, offset, (last - first) * self.dtype.itemsize)
-            tokens[filled : filled + last - first] = np.frombuffer(payload, dtype=self.dtype)
-            low, high = np.searchsorted(starts, (first, last))
-            boundaries.append(starts[low:high] + (filled - first))
-            filled += last - first
-            bundle += 1
-        return tokens, np.concatenate(boundaries) if boundaries else np.empty(0, dtype=np.int64)
+        boundaries = [np.empty(0, dtype=np.int64)]
+        begin = start
+        while begin < stop:
+            sound = self._bundles.get((shard, number)) or self._load_bundle(shard, number)
+            first, last = begin - sound.origin, min(stop, sound.end) - sound.origin
+            part = tokens[begin - start : begin - start + last - first]
+            offset = sound.offset + first * self._width
+            try:
+                (self._files.get(shard) or self._file(shard)).read_into(part, offset)
+            except OSError:
+                self._reload_bundle(shard, number).read_into(part, offset)
+            boundaries.append(sound.between(first, last) - (start - sound.origin))
+            begin += last - first
+            number += 1
+        return np.concatenate(boundaries), 0
+
+    def document_lengths(self, shard: int) -> np.ndarray:
+        """Tokens of each document of a shard, int64: a bundle whose lengths cannot be read counts as one document."""
+        lengths = []
+        for bundle in (self._indexes.get(shard) or self._load_index(shard)).bundles:
+            doclens = np.empty(bundle.num_documents, dtype="<u4")
+            try:
+                self._file(shard).read_into(doclens, bundle.doclens_offset)
+            except OSError:
+                doclens = doclens[:0]
+            if zlib.crc32(doclens) != bundle.doclens_crc32:
+                doclens = np.array([bundle.num_tokens])  # reading from it will say that it is damaged
+            lengths.append(doclens.astype(np.int64))
+        return np.concatenate(lengths) if lengths else np.empty(0, dtype=np.int64)
+
+    def fetch_ahead(self, shard: int) -> bool:
+        """Begin to bring a shard into the cache, if there is one. False when enough are on their way."""
+        if self.cache is None or self.quarantine.find(self.shards[shard].sha256, WHOLE_SHARD)[0]:
+            return True
+        return self.cache.ahead(*self._cached(shard))
 
     def close(self) -> None:
         """Close the files; a later read opens them again."""
         with self._lock:
             self._files.clear()
+        if self.cache is not None:
+            self.cache.close()
 
-    def _index(self, shard: int) -> ShardIndex:
-        index = self._indexes.get(shard)
-        if index is None:  # two threads may both load it; the result is the same
-            index = self._indexes[shard] = ShardIndex.load(self.folder, self.shards[shard], self.dtype)
+    def _forget(self) -> None:
+        """Bundles that were sound here may have come into quarantine."""
+        with self._lock:
+            self._version = self.quarantine.version
+            self._bundles.clear()
+            self._num_cached_starts = 0
+
+    def _load_index(self, shard: int) -> ShardIndex:
+        self._refuse(shard, WHOLE_SHARD)
+        try:
+            index = ShardIndex.load(self.storage, self.shards[shard], self.dtype)
+        except DamagedShard as error:
+            self.quarantine.add(error.damage)
+            raise
+        except OSError as error:
+            raise self._damaged(shard, WHOLE_SHARD, None, f"index cannot be read ({error})", error) from error
+        with self._lock:
+            self._indexes[shard] = index  # two threads may both load it; the result is the same
+            self._num_cached_bundles = sum(len(i.bundles) for i in self._indexes.values())
+            while self._num_cached_bundles > MAX_CACHED_BUNDLES and len(self._indexes) > 1:
+                self._num_cached_bundles -= len(self._indexes.pop(next(iter(self._indexes))).bundles)
         return index
 
-    def _document_starts(self, shard: int, number: int) -> np.ndarray:
-        """First token of each document in a bundle, int64. Checks the bundle if it is new."""
-        with self._lock:
-            starts = self._starts.get((shard, number))
-            if starts is not None:
-                self._starts.move_to_end((shard, number))
-                return starts
-        bundle = self._index(shard).bundles[number]
-        payload = self._read_bytes(shard, bundle.doclens_offset, bundle.num_documents * 4)
-        if (shard, number) not in self._verified:
-            tokens = self._read_bytes(shard, bundle.tokens_offset, bundle.num_tokens * self.dtype.itemsize)
-            self._check(shard, bundle, "tokens", bundle.tokens_offset, tokens, bundle.tokens_crc32)
-            self._check(shard, bundle, "doclens", bundle.doclens_offset, payload, bundle.doclens_crc32)
-        ends = np.cumsum(np.frombuffer(payload, dtype="<u4"), dtype=np.int64)
-        starts = np.concatenate([np.zeros(1, dtype=np.int64), ends[:-1]])
-        with self._lock:
-            self._verified.add((shard, number))
-            if (shard, number) not in self._starts:
-                self._starts[shard, number] = starts
-                self._num_cached_starts += len(starts)
-            while self._num_cached_starts > MAX_CACHED_STARTS and len(self._starts) > 1:
-                self._num_cached_starts -= len(self._starts.popitem(last=False)[1])
-        return starts
+    def _load_bundle(self, shard: int, number: int) -> SoundBundle:
+        """Where documents begin in a bundle. Checks the bundle if it is new."""
+        with self._verifying[shard % len(self._verifying)]:
+            if (sound := self._bundles.get((shard, number))) is not None:
+                return sound
+            self._refuse(shard, number)
+            index = self._indexes.get(shard) or self._load_index(shard)
+            bundle = index.bundles[number]
+            for attempt in range(ATTEMPTS):
+                file = self._file(shard)
+                try:
+                    check = (shard, number) not in self._verified
+                    sound = read_bundle(file, bundle, index.token_ends[number], self.dtype, check=check)
+                    break
+                except FileNotFoundError as error:  # remote files are looked for when they are read
+                    raise self._damaged(shard, WHOLE_SHARD, None, "shard is missing", error) from None
+                except (OSError, WrongBytes) as error:
+                    problem = error
+                    self._drop(shard, file)
+                    self._verified.discard((shard, number))
+                if attempt + 1 == ATTEMPTS:
+                    offset = problem.offset if isinstance(problem, WrongBytes) else bundle.tokens_offset
+                    raise self._damaged(shard, number, offset, str(problem), problem) from None
+            with self._lock:
+                self._verified.add((shard, number))
+                self._bundles[shard, number] = sound
+                self._num_cached_starts += len(sound.starts)
+                while self._num_cached_starts > MAX_CACHED_STARTS and len(self._bundles) > 1:
+                    self._num_cached_starts -= len(self._bundles.pop(next(iter(self._bundles))).starts)
+            return sound
 
-    def _check(self, shard: int, bundle: Bundle, part: str, offset: int, payload: bytes, crc32: int) -> None:
-        if zlib.crc32(payload) != crc32:
-            raise DamagedShard(
-                f"{self.folder / self.shards[shard].name}: the {part} of bundle {bundle.key} ({len(payload)} bytes at "
-                f"offset {offset}) do not match their checksum: copy the file again"
-            )
-
-    def _read_bytes(self, shard: int, offset: int, size: int) -> bytes:
+    def _reload_bundle(self, shard: int, number: int) -> OpenFile | RemoteFile:
+        """A file to read a bundle from that could be read before, and now cannot."""
         with self._lock:
-            file = self._files.get(shard)
-            if file is None:
-                file = self._files[shard] = _File(self.folder / self.shards[shard].name)
+            self._verified.discard((shard, number))
+            if (sound := self._bundles.pop((shard, number), None)) is not None:
+                self._num_cached_starts -= len(sound.starts)
+        self._load_bundle(shard, number)
+        return self._file(shard)
+
+    def _file(self, shard: int) -> OpenFile | RemoteFile:
+        """The shard to read from. Raises DamagedShard when it is not there."""
+        name = self.shards[shard].name
+        try:
+            if self.cache is not None and (cached := self.cache.open(*self._cached(shard))) is not None:
+                return cached  # the cache keeps it open, or closes it when it needs room
+            file = self.storage.open(name)
+        except OSError as error:
+            what = "is missing" if isinstance(error, FileNotFoundError) else f"cannot be opened ({error})"
+            raise self._damaged(shard, WHOLE_SHARD, None, f"shard {what}", error) from None
+        if self.cache is None:
+            with self._lock:
+                self._files[shard] = file
                 if len(self._files) > MAX_OPEN_FILES:
-                    self._files.popitem(last=False)
-            self._files.move_to_end(shard)
-        parts = []
-        while size:
-            part = os.pread(file.descriptor, size, offset)
-            if not part:
-                raise DamagedShard(f"{file.path} ends at byte {offset}, its index says it goes on")
-            parts.append(part)
-            offset, size = offset + len(part), size - len(part)
-        return parts[0] if len(parts) == 1 else b"".join(parts)
+                    self._files.pop(next(iter(self._files)))
+        return file
 
+    def _cached(self, shard: int) -> tuple:
+        line = self.shards[shard]
+        return line.sha256, line.bytes, partial(self.storage.download, line.name, line.bytes)
 
-class _File:
-    """An open file that closes with its last reference: one thread may still read what another has just evicted."""
+    def _drop(self, shard: int, file: OpenFile | RemoteFile) -> None:
+        """What is wrong in a file may be right when it is fetched, or opened, anew."""
+        with self._lock:
+            self._files.pop(shard, None)
+        if self.cache is not None and isinstance(file, OpenFile):
+            self.cache.discard(self.shards[shard].sha256, file)
 
-    def __init__(self, path: Path):
-        self.path = path
-        self.descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    def _refuse(self, shard: int, bundle: int) -> None:
+        """Raises DamagedShard for what is in quarantine."""
+        line = self.shards[shard]
+        found, damage = self.quarantine.find(line.sha256, bundle)
+        if found:
+            damage = damage or Damage(self.folder, line.name, line.sha256, bundle, None, "in quarantine since before")
+            raise DamagedShard(f"{self.storage.locate(line.name)}: {damage.reason}: copy the file again", damage)
 
-    def __del__(self):
-        if hasattr(self, "descriptor"):
-            os.close(self.descriptor)
-
-
-class ShardIndex:
-    """The index of one shard in memory."""
-
-    def __init__(self, bundles: list[Bundle]):
-        self.bundles = bundles
-        self.token_ends = np.cumsum([b.num_tokens for b in bundles], dtype=np.int64)
-        self.num_tokens = int(self.token_ends[-1])
-
-    @staticmethod
-    def load(folder: Path, shard: Shard, dtype: np.dtype) -> ShardIndex:
-        """Raises DamagedShard when the index is not the one that the manifest lists."""
-        path = folder / shard.index
-        content = path.read_bytes()
-        if hashlib.sha256(content).hexdigest() != shard.index_sha256:
-            raise DamagedShard(f"{path} does not match its checksum in {MANIFEST}: copy the file again")
-        index = json.loads(content)
-        if (index["format"], index["version"], index["dtype"]) != (INDEX_FORMAT, VERSION, dtype.name):
-            raise ValueError(f"{path}: expected {INDEX_FORMAT} version {VERSION} of {dtype.name} tokens")
-        return ShardIndex([Bundle(**bundle) for bundle in index["bundles"]])
-
-
-def read_manifest(folder: str | Path) -> dict:
-    """The manifest of a finished corpus folder. Raises ValueError, saying what to do, for anything else."""
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise ValueError(f"corpus folder {folder} does not exist: make it with launcher/prepare.py --output {folder}")
-    try:
-        manifest = json.loads((folder / MANIFEST).read_bytes())
-    except FileNotFoundError:
-        if not any(folder.iterdir()):
-            raise ValueError(f"corpus folder {folder} is empty: fill it with launcher/prepare.py") from None
-        raise ValueError(
-            f"corpus folder {folder} has no {MANIFEST}, so it is unfinished or no corpus: run launcher/prepare.py again"
-        ) from None
-    except ValueError as error:
-        raise ValueError(f"{folder / MANIFEST} is damaged ({error}): run launcher/prepare.py again") from None
-    if not isinstance(manifest, dict) or manifest.get("format") != CORPUS_FORMAT:
-        raise ValueError(f"{folder / MANIFEST} does not describe a corpus (format {CORPUS_FORMAT})")
-    if manifest.get("version") != VERSION:
-        raise ValueError(
-            f"corpus {folder} has format version {manifest.get('version')}, this program reads version {VERSION}: "
-            f"make it anew with launcher/prepare.py"
-        )
-    return manifest
+    def _damaged(self, shard: int, bundle: int, offset: int | None, reason: str, cause: Exception) -> Exception:
+        if isinstance(cause, OSError) and cause.errno in _OUT_OF_RESOURCES:
+            return cause
+        line = self.shards[shard]
+        damage = Damage(self.folder, line.name, line.sha256, bundle, offset, reason)
+        self.quarantine.add(damage)
+        return DamagedShard(f"{self.storage.locate(line.name)}: {reason}: copy the file again", damage)

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-import re
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
+from itertools import chain, islice
 from pathlib import Path
 
+import numpy as np
+
 SPECIAL_PIECES = ("<pad>", "<unk>", "<s>", "</s>", "<mask>")  # ids 0..4 of every vocabulary trained here
+FIM_PIECES = ("<fim_prefix>", "<fim_middle>", "<fim_suffix>")
 
 # A tokenizer is these files and nothing else in its folder, so weights and the like that lie beside it do not change
 # its hash. config.json stands here because many released folders name their tokenizer's class only there.
@@ -26,10 +30,8 @@ TOKENIZER_FILES = (
     "vocab.txt",
 )
 
-# Longer stretches without a newline are cut for training only: the trainer drops what exceeds its sentence limit.
-MAX_TRAINING_LINE = 2000
-# Part of the result (the model file records it, and unigram's sums depend on it), hence not the machine's core count.
-TRAINING_THREADS = 2
+# Long texts are encoded in runs of lines of at least so many characters: the encoder's work grows faster than its text.
+RUN_OF_LINES = 400
 
 
 class Tokenizer:
@@ -59,6 +61,10 @@ class Tokenizer:
         """Like `encode` for each text. The result does not depend on `threads`."""
         raise NotImplementedError
 
+    def encode_arrays(self, texts: Sequence[str], dtype: np.dtype, threads: int = 1) -> list[np.ndarray]:
+        """`encode_batch` as one array for each text: the way that corpora are tokenized."""
+        return [np.array(ids, dtype=dtype) for ids in self.encode_batch(texts, threads)]
+
     def decode(self, ids: Iterable[int]) -> str:
         """Text of `ids`, special tokens left out. Raises ValueError for ids outside of the vocabulary."""
         ids = [int(i) for i in ids]
@@ -68,6 +74,18 @@ class Tokenizer:
 
     def _decode(self, ids: list[int]) -> str:
         raise NotImplementedError
+
+    def pieces(self) -> list[str]:
+        """The vocabulary as the tokenizer spells it, by id."""
+        raise NotImplementedError
+
+    def find(self, piece: str) -> int | None:
+        """The id of a special token such as <fim_prefix>; None where the vocabulary has none of that spelling."""
+        return self._by_spelling.get(piece)
+
+    @cached_property
+    def _by_spelling(self) -> dict[str, int]:
+        return {piece: i for i, piece in enumerate(self.pieces())}
 
     def save(self, folder: str | Path) -> None:
         """Copy the tokenizer's files, byte for byte, so that the copy has the same `sha256`."""
@@ -98,11 +116,53 @@ class SentencePieceTokenizer(Tokenizer):
             i for i in range(self.vocab_size) if model.is_control(i) or model.is_unknown(i) or i == self.mask_id
         )
 
+    def pieces(self) -> list[str]:
+        return [self._model.id_to_piece(i) for i in range(self.vocab_size)]
+
     def encode_batch(self, texts: Sequence[str], threads: int = 1) -> list[list[int]]:
         return self._model.encode(list(texts), num_threads=threads)
 
+    def encode_arrays(self, texts: Sequence[str], dtype: np.dtype, threads: int = 1) -> list[np.ndarray]:
+        if not self._newlines_stand_alone:
+            return super().encode_arrays(texts, dtype, threads)
+        runs, num_runs = [], []
+        for text in texts:
+            before = len(runs)
+            runs.extend(_runs_of_lines(text))
+            num_runs.append(len(runs) - before)
+        encoded = iter(self._model.encode(runs, num_threads=threads))
+        result = []
+        for number in num_runs:
+            parts = list(islice(encoded, number))
+            ids = parts[0] if number == 1 else list(chain.from_iterable(parts))
+            result.append(np.array(ids, dtype=dtype))
+        return result
+
+    @cached_property
+    def _newlines_stand_alone(self) -> bool:
+        """Whether no piece reaches across a newline, as in each model trained here: then a text may be cut at its ends
+        of lines, encoded in parts, and gives the same ids."""
+        model = self._model
+        newline = model.piece_to_id("\n")
+        if newline == model.unk_id() or any(
+            "\n" in model.id_to_piece(i) for i in range(self.vocab_size) if i != newline
+        ):
+            return False
+        probes = ["x\n", "x\n x", "\n", "\n\n  x\n\t\n", " x \n", "\n\u0301x"]
+        parts = lambda text: [i for line in text.splitlines(keepends=True) for i in model.encode(line)]  # noqa: E731
+        return all(model.encode(text) == parts(text) and newline in model.encode(text) for text in probes)
+
     def _decode(self, ids: list[int]) -> str:
         return self._model.decode(ids)
+
+
+def _runs_of_lines(text: str) -> Iterator[str]:
+    """`text` cut after newlines, RUN_OF_LINES characters or more a part."""
+    begin = 0
+    while (end := text.find("\n", begin + RUN_OF_LINES) + 1) and end < len(text):
+        yield text[begin:end]
+        begin = end
+    yield text[begin:]
 
 
 class PretrainedTokenizer(Tokenizer):
@@ -124,6 +184,9 @@ class PretrainedTokenizer(Tokenizer):
         self.eos_id = first(tokenizer.eos_token_id, tokenizer.sep_token_id)
         self.pad_id, self.mask_id = tokenizer.pad_token_id, tokenizer.mask_token_id
         self.special_ids = frozenset(tokenizer.all_special_ids)
+
+    def pieces(self) -> list[str]:
+        return self._tokenizer.convert_ids_to_tokens(range(self.vocab_size))
 
     def encode_batch(self, texts: Sequence[str], threads: int = 1) -> list[list[int]]:
         # `threads` is the library's own affair here: it spreads a batch over all cores.
@@ -169,101 +232,3 @@ def hash_files(files: Iterable[Path]) -> str:
         digest.update(f"{file.name}\0{len(content)}\0".encode())
         digest.update(content)
     return digest.hexdigest()
-
-
-def train_sentencepiece(
-    texts: Iterable[str],
-    folder: str | Path,
-    vocab_size: int,
-    model_type: str = "bpe",
-    sample_bytes: int = 16_000_000,
-) -> Tokenizer:
-    """Train a vocabulary on the first `sample_bytes` bytes of `texts`, write `folder`/tokenizer.model, and open it.
-
-    Bytes that no piece covers are spelled with 256 byte pieces, whitespace is kept exactly, runs of spaces can be
-    single pieces, newline and tab are pieces of their own. The same texts give the same file, byte for byte.
-
-    Raises ValueError for a `vocab_size` that the texts cannot fill (it names the largest possible one) or that cannot
-    hold the characters of the texts.
-    """
-    import sentencepiece
-
-    if model_type not in ("bpe", "unigram"):
-        raise ValueError(f"tokenizer model type {model_type!r} is unknown: choose bpe or unigram")
-    smallest = len(SPECIAL_PIECES) + 256 + 2
-    if vocab_size < smallest:
-        raise ValueError(
-            f"a vocabulary of {vocab_size} is too small: special, byte and whitespace pieces take {smallest}"
-        )
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    model = _Buffer()
-    try:
-        sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=_training_lines(texts, sample_bytes),
-            model_writer=model,
-            model_type=model_type,
-            vocab_size=vocab_size,
-            byte_fallback=True,
-            character_coverage=0.9995,
-            normalization_rule_name="identity",
-            add_dummy_prefix=False,
-            remove_extra_whitespaces=False,
-            allow_whitespace_only_pieces=True,
-            user_defined_symbols=["\n", "\t"],
-            control_symbols=["<mask>"],  # a control symbol is never produced from text
-            pad_id=0,
-            unk_id=1,
-            bos_id=2,
-            eos_id=3,
-            pad_piece="<pad>",
-            unk_piece="<unk>",
-            bos_piece="<s>",
-            eos_piece="</s>",
-            max_sentence_length=MAX_TRAINING_LINE * 4,
-            num_threads=TRAINING_THREADS,
-            minloglevel=2,
-        )
-    except RuntimeError as error:
-        raise ValueError(_explain(str(error), vocab_size)) from error
-    (folder / "tokenizer.model").write_bytes(model.content)
-    tokenizer = load_tokenizer(folder)
-    assert [tokenizer._model.id_to_piece(i) for i in range(len(SPECIAL_PIECES))] == list(SPECIAL_PIECES)
-    return tokenizer
-
-
-class _Buffer:
-    """Receives the serialized model; written to disk only once training has succeeded."""
-
-    content = b""
-
-    def write(self, data: bytes) -> None:
-        self.content += data
-
-
-def _training_lines(texts: Iterable[str], sample_bytes: int) -> Iterator[str]:
-    """Pieces of `texts` between newlines and tabs (those are pieces of their own, and the trainer drops any sentence
-    with a tab), until `sample_bytes` bytes have passed."""
-    seen = 0
-    for text in texts:
-        for line in re.split("[\n\t]+", text):
-            for begin in range(0, len(line), MAX_TRAINING_LINE):
-                if seen >= sample_bytes:
-                    return
-                part = line[begin : begin + MAX_TRAINING_LINE]
-                seen += len(part.encode())
-                yield part
-
-
-def _explain(error: str, vocab_size: int) -> str:
-    if match := re.search(r"value <= (\d+)", error):
-        return (
-            f"a vocabulary of {vocab_size} is too large for this text: the largest possible value is {match[1]} "
-            f"(or give more text)"
-        )
-    if match := re.search(r"required_chars\. \d+ vs (\d+)", error):
-        return (
-            f"a vocabulary of {vocab_size} cannot hold the characters of this text: the smallest possible value is "
-            f"{match[1]}"
-        )
-    return f"the tokenizer could not be trained: {error.strip()}"

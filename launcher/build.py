@@ -4,8 +4,11 @@ import copy
 
 import torch
 
-from data.reader import Reader, check_corpora
+from data.cache import Cache
+from data.quarantine import Quarantine
+from data.reader import Reader
 from data.shards import Corpus
+from data.sharing import check_corpora
 from data.tokenizer import Tokenizer, load_tokenizer
 from launcher.config import CorpusSource, TrainConfig
 from model.config import ModelConfig
@@ -18,8 +21,24 @@ from parallel.optimizer import adamw, parameter_groups
 from parallel.zero import ZeroEngine
 
 
-def open_corpora(sources: list[CorpusSource], default_split: str) -> list[Corpus]:
-    return [Corpus.open(source.path, source.split or default_split) for source in sources]
+def open_cache(config: TrainConfig) -> Cache | None:
+    return Cache(config.data.cache_dir, config.data.cache_bytes) if config.data.cache_dir else None
+
+
+def open_corpora(
+    sources: list[CorpusSource], default_split: str, config: TrainConfig, cache: Cache | None, quarantine: Quarantine
+) -> list[Corpus]:
+    """With data.strict a missing or cut shard is an error now, otherwise damage like any other, once it is met."""
+    return [
+        Corpus.open(
+            source.path,
+            source.split or default_split,
+            check=config.data.strict,
+            cache=cache,
+            quarantine=quarantine,
+        )
+        for source in sources
+    ]
 
 
 def open_tokenizer(config: TrainConfig, corpora: list[Corpus]) -> Tokenizer:
@@ -42,13 +61,23 @@ def open_tokenizer(config: TrainConfig, corpora: list[Corpus]) -> Tokenizer:
 def training_reader(config: TrainConfig, corpora: list[Corpus], tokenizer: Tokenizer, mesh: Mesh) -> Reader:
     return Reader(
         corpora,
-        [source.weight for source in config.data.train],
-        shuffle=True,
+        None,
+        segments=weight_segments(config),
+        shuffle=config.data.shuffle,
+        window_shards=config.data.window_shards,
+        num_partitions=config.data.partitions,
         seed=config.run.seed,
         threads=config.data.threads,
         prefetch=config.data.prefetch,
         **_sequences(config, tokenizer, mesh),
     )
+
+
+def weight_segments(config: TrainConfig) -> list[tuple[int, list[float]]]:
+    """The corpora's weights from each slot on at which they change."""
+    changes = sorted(config.data.weight_changes, key=lambda change: change.step)
+    first = (0, [source.weight for source in config.data.train])
+    return [first, *(((change.step - 1) * config.batch.global_size, change.weights) for change in changes)]
 
 
 def validation_readers(config: TrainConfig, corpora: list[Corpus], tokenizer: Tokenizer, mesh: Mesh) -> list[Reader]:
@@ -71,10 +100,16 @@ def _sequences(config: TrainConfig, tokenizer: Tokenizer, mesh: Mesh) -> dict:
     return {
         "sequence_length": config.data.sequence_length,
         "objective": config.data.objective,
+        "packing": config.data.packing,
         "mlm_probability": config.data.mlm_probability,
+        "mask_unit": config.data.mask_unit,
+        "pairs": config.data.pairs,
+        "fim_rate": config.data.fim_rate,
         "tokenizer": tokenizer,
         "global_batch": config.batch.global_size,
         "micro_batch": config.batch.micro_size,
+        "strict": config.data.strict,
+        "errors": "yield",
         "rank": mesh.data_rank,
         "num_ranks": mesh.num_data,
     }

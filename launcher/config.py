@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from data.reader import check_sharing
+from data.sharing import check_sharing
 from model.config import ModelConfig
 
 
@@ -41,11 +41,21 @@ class CorpusSource:
     """One corpus folder, as launcher/prepare.py writes it."""
 
     path: str
-    """The corpus folder."""
+    """The corpus folder: a local path, or a URL (s3://, gs://, https://, ...)."""
     weight: float = 1.0
     """Its share of the sequences, relative to the other corpora's weights."""
     split: str | None = None
     """Which split of it; by default train for data.train and validation for data.validation."""
+
+
+@dataclass
+class WeightChange:
+    """New weights of the corpora of data.train, from a step on."""
+
+    step: int
+    """The first optimizer step with these weights."""
+    weights: list[float]
+    """One for each corpus of data.train, in its order; 0 leaves one out."""
 
 
 @dataclass
@@ -56,18 +66,48 @@ class Data:
     """Corpora to train on: a list of {path, weight, split}."""
     validation: list[CorpusSource] = field(default_factory=list)
     """Corpora to evaluate on; may be empty."""
+    weight_changes: list[WeightChange] = field(default_factory=list)
+    """Weights that change on the way, for a curriculum or for annealing: a list of {step, weights}."""
     sequence_length: int = 1024
     """Tokens of a sequence. Documents are packed into it; attention and positions stop at their ends."""
+    packing: Literal["concatenate", "best_fit"] = "concatenate"
+    """concatenate: documents end to end, cut at the sequence length. best_fit: whole documents where they fit, and
+    padding; for short documents."""
+    shuffle: Literal["full", "window"] = "full"
+    """full: each epoch in a new order of all sequences. window: only a few shards are under way at a time, for shards
+    that lie far away."""
+    window_shards: int = 64
+    """Shards of a window."""
+    partitions: int = 1
+    """With window: parts of each epoch with shards of their own. With as many as data ranks, a rank reads only its part
+    of the shards. A number of the run, not of the cluster: it must stay when the ranks change."""
     objective: Literal["clm", "mlm"] = "clm"
     """clm: the next token (GPT). mlm: masked tokens (BERT)."""
     mlm_probability: float = 0.15
     """Share of the tokens that mlm selects; of those 80 % become the mask, 10 % a random token, 10 % stay."""
+    mask_unit: Literal["token", "word", "span"] = "token"
+    """What mlm masks at once: tokens, whole words, or spans of 1 to 10 words."""
+    pairs: Literal["none", "nsp", "sop"] = "none"
+    """Sentence pairs, with mlm and model.pair_head: nsp, does B follow A; sop, are A and B in order."""
+    fim_rate: float = 0.0
+    """Share of the documents that clm sees rearranged for fill-in-the-middle; the tokenizer must have its tokens."""
     threads: int = 2
     """Threads per rank that read ahead; they have no influence on the order."""
     prefetch: int = 4
     """Optimizer steps that are read ahead."""
+    cache_dir: str | None = None
+    """Folder on this machine's disk for copies of remote shards; without one they are read over the network each time,
+    range by range. Several runs may share it."""
+    cache_bytes: int = 100_000_000_000
+    """Most bytes that cache_dir may take; what was not used for the longest time goes first."""
+    strict: bool = False
+    """Stop at the first damaged piece of data. Otherwise it is left out, and other sequences of the same corpus take
+    the places of those that lie in it; RUN/quarantine.jsonl lists what is damaged."""
+    max_bad_fraction: float = 1e-3
+    """Share of the last 10,000 sequences that may be replaced because of damage; above it the run stops."""
     allow_changed: bool = False
-    """Resume although the corpora or the way sequences are made of them are not what the checkpoint was trained on."""
+    """Resume although the corpora or the way sequences are made of them are not what the checkpoint was trained on, and
+    read again what was found damaged before."""
 
 
 @dataclass
@@ -156,7 +196,10 @@ class TrainConfig:
             "run.log_every": self.run.log_every,
             "data.sequence_length": self.data.sequence_length,
             "data.threads": self.data.threads,
+            "data.window_shards": self.data.window_shards,
+            "data.partitions": self.data.partitions,
             "data.prefetch": self.data.prefetch,
+            "data.cache_bytes": self.data.cache_bytes,
             "optimizer.learning_rate": self.optimizer.learning_rate,
             "parallel.timeout_seconds": self.parallel.timeout_seconds,
         }
@@ -169,8 +212,21 @@ class TrainConfig:
         if (self.data.objective == "clm") != self.model.causal:
             wanted = "true" if self.data.objective == "clm" else "false"
             problems.append(f"data.objective {self.data.objective} needs model.causal {wanted}")
+        if (self.data.pairs != "none") != self.model.pair_head:
+            wanted = str(self.data.pairs != "none").lower()
+            problems.append(f"data.pairs {self.data.pairs} needs model.pair_head {wanted}")
+        if self.data.pairs != "none" and not self.model.token_types:
+            problems.append(f"data.pairs {self.data.pairs} needs model.token_types 2")
+        for change in self.data.weight_changes:
+            if change.step < 2 or len(change.weights) != len(self.data.train):
+                problems.append(
+                    f"data.weight_changes at step {change.step} with {len(change.weights)} weights: the step must be "
+                    f"2 or later, and there must be one weight for each of the {len(self.data.train)} corpora"
+                )
         if not 0 < self.data.mlm_probability < 1:
             problems.append(f"data.mlm_probability is {self.data.mlm_probability}; it must lie between 0 and 1")
+        if not 0 <= self.data.max_bad_fraction <= 1:
+            problems.append(f"data.max_bad_fraction is {self.data.max_bad_fraction}; it must lie between 0 and 1")
         if not self.data.train:
             problems.append("data.train names no corpus; give at least one {path: CORPUS}")
         problems += [

@@ -30,7 +30,9 @@ def validation_scores(engine: Engine, readers: list[Reader], *, max_samples: int
         stop = min(reader.num_instances, max_samples) if max_samples else reader.num_instances
         for batch in reader.steps(0, stop=stop):
             for micro in batch.micro_batches:
-                loss_sum += engine.forward(to_device(micro, engine.mesh.device))
+                inputs = to_device(micro, engine.mesh.device)
+                inputs.pop("pair_labels_B", None)  # the loss of the tokens alone is what the entropy compares with
+                loss_sum += engine.forward(inputs)
                 num_targets += int((micro["labels"] != IGNORE_INDEX).sum())
             num_tokens[index] += batch.num_tokens
     dist.all_reduce(loss_sum)

@@ -16,6 +16,7 @@ TENSORBOARD_NAMES = {
     "tokens_per_second": "speed/tokens_per_second",
     "step_seconds": "speed/step_seconds",
     "data_seconds": "speed/data_seconds",
+    "substituted": "data/substituted",
     "tflops_per_device": "speed/tflops_per_device",
     "mfu": "speed/mfu",
     "perplexity": "perplexity",

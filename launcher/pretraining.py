@@ -3,13 +3,15 @@
 import shutil
 from pathlib import Path
 
+from data.quarantine import Quarantine
 from data.tokenizer import Tokenizer
 from launcher import build, cli
 from launcher.config import TrainConfig
+from launcher.damage import DamageWatch
 from launcher.evaluation import validation_scores
 from launcher.exits import DONE, bad_input
 from launcher.metrics import Metrics
-from launcher.resume import choose_start, data_stamp, resume
+from launcher.resume import check_same_data, choose_start, data_stamp, resume
 from launcher.trainer import Trainer
 from model.flops import summary
 from parallel import mesh as meshes
@@ -23,8 +25,9 @@ def pretrain(config: TrainConfig) -> int:
     """
     folder = Path(config.run.dir) / config.run.name
     with bad_input():
-        corpora = build.open_corpora(config.data.train, "train")
-        held_out = build.open_corpora(config.data.validation, "validation")
+        cache, quarantine = build.open_cache(config), Quarantine()
+        corpora = build.open_corpora(config.data.train, "train", config, cache, quarantine)
+        held_out = build.open_corpora(config.data.validation, "validation", config, cache, quarantine)
         tokenizer = build.open_tokenizer(config, corpora + held_out)
         starts = choose_start(config.run.resume, folder)
         mesh = meshes.start(config.run.device, config.parallel.timeout_seconds)
@@ -32,6 +35,7 @@ def pretrain(config: TrainConfig) -> int:
         readers = build.validation_readers(config, held_out, tokenizer, mesh)
         engine = build.build_engine(config, mesh)
         stamp = data_stamp(config, corpora)
+        check_same_data(stamp)
         progress, notes = resume(engine, starts, config, stamp)
 
     if mesh.is_main:
@@ -43,8 +47,13 @@ def pretrain(config: TrainConfig) -> int:
         metrics.event(progress.step, note)
     metrics.event(progress.step, "start", steps=config.run.steps, samples=progress.cursor, tokens=progress.tokens)
 
+    watch = DamageWatch(quarantine, metrics, folder, max_bad_fraction=config.data.max_bad_fraction)
+    watch.start(progress.quarantine)
+
     def evaluate() -> dict:
-        return validation_scores(engine, readers, max_samples=config.run.eval_samples, causal=config.model.causal)
+        scores = validation_scores(engine, readers, max_samples=config.run.eval_samples, causal=config.model.causal)
+        watch.check([reader.error for reader in readers], progress.step)
+        return scores
 
     trainer = Trainer(
         config,
@@ -54,6 +63,7 @@ def pretrain(config: TrainConfig) -> int:
         folder,
         progress=progress,
         evaluate=evaluate if readers else None,
+        watch=watch,
         about={
             "data": stamp,
             "tokenizer_sha256": tokenizer.sha256,

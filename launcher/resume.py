@@ -1,5 +1,7 @@
 """Where a run starts: anew, or from a checkpoint, and whether its data are still the ones it was trained on."""
 
+import hashlib
+import json
 from dataclasses import asdict
 from pathlib import Path
 
@@ -9,6 +11,7 @@ from launcher.trainer import Progress
 from parallel import checkpoint
 from parallel.checkpoint import CheckpointError, CheckpointMismatch
 from parallel.engine import Engine
+from parallel.mesh import sum_over_ranks
 
 
 def choose_start(resume: str, folder: Path) -> list[Path]:
@@ -67,7 +70,10 @@ def resume(engine: Engine, starts: list[Path], config: TrainConfig, stamp: dict)
         engine.refresh(manifest["step"])
         notes = [f"skipped: {error}" for error in errors] + [f"resumed from {path}"]
         notes += [f"data changed: {change}" for change in changed]
-        return Progress(manifest["step"], manifest["cursor"], manifest["tokens"]), notes
+        progress = Progress(manifest["step"], manifest["cursor"], manifest["tokens"], manifest.get("substituted", 0))
+        if not config.data.allow_changed:
+            progress.quarantine = [(sha256, bundle) for sha256, bundle in manifest.get("quarantine", [])]
+        return progress, notes
     if errors:
         raise CheckpointError(
             "; ".join(errors) + ". None of the checkpoints is sound; mend or remove them, or choose another run.name"
@@ -78,14 +84,35 @@ def resume(engine: Engine, starts: list[Path], config: TrainConfig, stamp: dict)
 def data_stamp(config: TrainConfig, corpora: list[Corpus]) -> dict:
     """What, besides the slot number, decides what a sequence is. Plain JSON."""
     data = config.data
-    return {
+    stamp = {
         "corpora": [corpus.fingerprint for corpus in corpora],
         "weights": [source.weight for source in data.train],
-        "sequence_length": data.sequence_length,
-        "objective": data.objective,
-        "mlm_probability": data.mlm_probability if data.objective == "mlm" else None,
         "seed": config.run.seed,
+        "objective": data.objective,
+        **{name: getattr(data, name) for name in ("sequence_length", "packing", "shuffle", "fim_rate")},
     }
+    if data.shuffle == "window":
+        stamp |= {"window_shards": data.window_shards, "partitions": data.partitions}
+        if data.partitions > 1:  # their shares of an epoch follow from all changes, those to come included
+            stamp |= {"weight_changes": [asdict(change) for change in data.weight_changes]}
+    if data.objective == "mlm":
+        stamp |= {name: getattr(data, name) for name in ("mlm_probability", "mask_unit", "pairs")}
+    return stamp
+
+
+def check_same_data(stamp: dict) -> None:
+    """Each rank must call it.
+
+    Raises:
+        ValueError: the ranks do not see the same corpora.
+    """
+    value = int.from_bytes(hashlib.sha256(json.dumps(stamp, sort_keys=True).encode()).digest()[:8])
+    total, num_ranks = sum_over_ranks([value, 1])
+    if total != value * num_ranks % 2**64:
+        raise ValueError(
+            "the ranks do not see the same corpora: the manifests at the paths of data.train differ from machine to "
+            "machine; copy one of them everywhere"
+        )
 
 
 def _changes(before: dict, now: dict) -> list[str]:

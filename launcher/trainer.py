@@ -9,8 +9,9 @@ import resource
 import signal
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ import torch
 from data.reader import Reader, StepBatch
 from launcher import exits
 from launcher.config import TrainConfig
+from launcher.damage import DamageWatch, Unreadable
 from launcher.metrics import Metrics
 from model.flops import flops_per_token, peak_flops
 from parallel import checkpoint
@@ -34,6 +36,8 @@ class Progress:
     step: int = 0
     cursor: int = 0  # slots of the data order that finished steps have consumed
     tokens: int = 0
+    substituted: int = 0  # sequences that stood in for damaged ones
+    quarantine: list[tuple[str, int]] = field(default_factory=list)  # what of the data is not read; data/quarantine.py
 
 
 class Trainer:
@@ -41,6 +45,7 @@ class Trainer:
 
     Args:
         evaluate: called between steps on each rank; returns the scores of an `eval` line. None for no evaluation.
+        watch: what to do about damaged data.
         about: what checkpoints shall say besides the progress: configuration, layout, what the data are.
     """
 
@@ -54,10 +59,11 @@ class Trainer:
         *,
         progress: Progress,
         evaluate: Callable[[], dict] | None,
+        watch: DamageWatch,
         about: dict,
     ):
         self.config, self.engine, self.reader, self.metrics, self.folder = config, engine, reader, metrics, folder
-        self.progress, self.evaluate, self.about = progress, evaluate, about
+        self.progress, self.evaluate, self.watch, self.about = progress, evaluate, watch, about
         self.mesh = engine.mesh
         self.flops_per_token = flops_per_token(config.model, config.data.sequence_length)
         dtype = torch.bfloat16 if config.parallel.precision == "bf16" else torch.float32
@@ -65,19 +71,34 @@ class Trainer:
             peak_flops(torch.cuda.get_device_name(self.mesh.device), dtype) if self.mesh.device.type == "cuda" else None
         )
         self._stop_requested = False
+        self._read_again = False
         self._saved_step = progress.step
         self._evaluated_step = -1
         self.scores: dict = {}  # of the last evaluation
 
     def run(self) -> int:
-        """Trains to the end, or to a request to stop. Returns the exit code."""
+        """Trains to the end, or to a request to stop. Returns the exit code.
+
+        Raises:
+            BadInput: data are damaged and data.strict is set.
+        """
+        try:
+            return self._run()
+        except Unreadable as problem:  # between two steps, on all ranks
+            self.save()
+            if problem.code == exits.BAD_INPUT:
+                raise exits.BadInput(str(problem)) from None
+            self.metrics.event(self.progress.step, str(problem))
+            return problem.code
+
+    def _run(self) -> int:
         run, progress = self.config.run, self.progress
         for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
             signal.signal(number, self._request_stop)
         stop_at = progress.cursor + max(0, run.steps - progress.step) * self.config.batch.global_size
         timer = _Timer()
         self.engine.module.train()
-        for batch in self.reader.steps(progress.cursor, stop=stop_at):
+        for batch in self._batches(stop_at):
             data_seconds = timer.lap()
             record, stop = self._step(batch)
             timer.add(data_seconds, record["tokens"])
@@ -103,6 +124,16 @@ class Trainer:
             self._evaluate()
         return exits.DONE
 
+    def _batches(self, stop: int) -> Iterator[StepBatch]:
+        """The reader's steps. What it has read ahead is read again when ranks have agreed on another quarantine."""
+        while self.progress.cursor < stop:
+            self._read_again = False
+            with closing(self.reader.steps(self.progress.cursor, stop=stop)) as batches:
+                for batch in batches:
+                    yield batch
+                    if self._read_again:
+                        break
+
     def save(self) -> None:
         progress = self.progress
         if self._saved_step == progress.step:
@@ -112,7 +143,7 @@ class Trainer:
             self.folder / "checkpoints",
             self.engine.shards(),
             step=progress.step,
-            about={"cursor": progress.cursor, "tokens": progress.tokens, **self.about},
+            about={**{k: v for k, v in asdict(progress).items() if k != "step"}, **self.about},
             keep=self.config.run.keep,
         )
         self._saved_step = progress.step
@@ -122,19 +153,29 @@ class Trainer:
     def _step(self, batch: StepBatch) -> tuple[dict, bool]:
         progress = self.progress
         # One collective on integers says all that ranks must agree on.
-        num_targets, num_tokens, fingerprint, stop = sum_over_ranks(
-            [batch.num_targets, batch.num_tokens, batch.fingerprint, self._stop_requested]
+        num_targets, num_tokens, fingerprint, stop, substituted, *damages = sum_over_ranks(
+            [
+                *(batch.num_targets, batch.num_tokens, batch.fingerprint, self._stop_requested, batch.substituted),
+                *self.watch.counts(batch.error),
+            ]
         )
         step = progress.step + 1
+        self._read_again = self.watch.settle(*damages, batch.error, step)
+        self.watch.spend(substituted, batch.cursor - progress.cursor)
         torch.manual_seed((self.config.run.seed * 1_000_003 + step) * 65_537 + self.mesh.data_rank)  # dropout
         loss_sum = torch.zeros((), dtype=torch.float64, device=self.mesh.device)
         for number, micro in enumerate(batch.micro_batches, start=1):
             last = number == len(batch.micro_batches)
-            loss_sum += self.engine.accumulate(to_device(micro, self.mesh.device), max(1, num_targets), last)
+            inputs = to_device(micro, self.mesh.device)
+            if "pair_labels" in micro:  # each sequence is one pair: the loss becomes a sum of two means, as in BERT
+                inputs["pair_weight"] = torch.tensor(num_targets / self.config.batch.global_size)
+            loss_sum += self.engine.accumulate(inputs, max(1, num_targets), last)
         learning_rate = self._learning_rate(step)
         grad_norm = self.engine.step(learning_rate)
         torch.distributed.all_reduce(loss_sum)
         progress.step, progress.cursor, progress.tokens = step, batch.cursor, progress.tokens + num_tokens
+        progress.substituted += substituted
+        progress.quarantine = sorted(self.watch.names)
         record = {
             "step": step,
             "loss": float(loss_sum) / max(1, num_targets),
@@ -169,6 +210,7 @@ class Trainer:
                 "tokens": self.progress.tokens,
                 "samples": self.progress.cursor,
                 "batch_fingerprint": record["batch_fingerprint"],
+                "substituted": self.progress.substituted,
                 "step_seconds": round(step_seconds, 6),
                 "data_seconds": round(data_seconds, 6),
                 "tokens_per_second": round(tokens_per_second, 1),
@@ -202,8 +244,13 @@ def to_device(micro: dict[str, np.ndarray], device: torch.device) -> Batch:
         "labels": "labels_BT",
         "positions": "positions_BT",
         "cu_seqlens": "cu_seqlens",
+        "token_types": "token_types_BT",
+        "pair_labels": "pair_labels_B",
     }
-    return {names[key]: torch.from_numpy(array).to(device, non_blocking=True) for key, array in micro.items()}
+    batch = {names[key]: torch.from_numpy(array) for key, array in micro.items()}
+    if device.type == "cuda":  # from pinned memory a copy does not hold up the host
+        batch = {key: tensor.pin_memory() for key, tensor in batch.items()}
+    return {key: tensor.to(device, non_blocking=True) for key, tensor in batch.items()}
 
 
 class _Timer:

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from data.tokenizer import load_tokenizer, train_sentencepiece
+from data.tokenizer import load_tokenizer
+from data.tokenizer_training import train_sentencepiece
 from data.writer import CorpusWriter, finished_or_nothing
 
 WORDS = [

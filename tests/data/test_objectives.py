@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from data.objectives import IGNORE_INDEX, MaskedLanguageModel, clm
+from data.objectives import IGNORE_INDEX, MaskedLanguageModel, clm, clm_rows
 
 SPECIAL = frozenset({0, 1, 2, 3, 4})
 
@@ -94,3 +94,13 @@ def test_mlm_errors():
         mlm(0.0)
     with pytest.raises(ValueError, match="no mask token"):
         MaskedLanguageModel(probability=0.1, mask_id=None, special_ids=SPECIAL, vocab_size=10, seed=0)
+
+
+def test_clm_of_rows_that_best_fit_has_packed():
+    tokens = np.array([[2, 7, 8, 3, 2, 9, 3, 0, 0], [2, 5, 6, 2, 2, 3, 4, 5, 6]])
+    starts = np.zeros((2, 9), dtype=bool)
+    starts[0, [0, 4, 7]] = starts[1, [0, 4]] = True
+    input_ids, labels = clm_rows(tokens, starts, np.array([7, 9]))
+    no = IGNORE_INDEX
+    assert np.array_equal(input_ids, tokens)
+    assert labels.tolist() == [[7, 8, 3, no, 9, 3, no, no, no], [5, 6, 2, no, 3, 4, 5, 6, no]]

@@ -3,7 +3,9 @@ import hashlib
 import numpy as np
 import pytest
 
-from data.order import PERIOD, Order, mix, permute, quotas, scramble
+from data.keyed import mix, permute, scramble
+from data.mixture import PERIOD, quotas
+from data.order import Order
 
 
 def test_golden_mix():

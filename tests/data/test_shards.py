@@ -54,7 +54,8 @@ def test_any_range_equals_the_slice_of_the_whole(corpus_folder):
     for low, high in [*ranges, [0, 0], [len(whole), len(whole)]]:
         tokens, boundaries = corpus.read(1, low, high)
         assert np.array_equal(tokens, whole[low:high])
-        assert tokens.dtype == np.int64
+        assert tokens.dtype == np.uint16
+        assert boundaries.dtype == np.int64
         assert np.array_equal(boundaries + low, starts[(starts >= low) & (starts < high)])
     with pytest.raises(IndexError):
         corpus.read(1, 0, len(whole) + 1)

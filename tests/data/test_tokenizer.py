@@ -2,7 +2,8 @@ import shutil
 
 import pytest
 
-from data.tokenizer import load_tokenizer, train_sentencepiece
+from data.tokenizer import load_tokenizer
+from data.tokenizer_training import train_sentencepiece
 
 AWKWARD = [
     "",

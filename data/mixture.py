@@ -1,0 +1,155 @@
+"""Mixing corpora in exact proportions: which corpus a slot belongs to, and how many slots of it came before.
+
+The proportions hold from a slot on until the next segment of weights begins; counts go on over that border, so that
+changing weights neither repeat nor leave out an instance.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+
+import numpy as np
+
+PERIOD = 65_536  # slots after which the mixture's proportions come out exactly; weights are rounded to 1/65,536
+
+
+def quotas(weights: Sequence[float]) -> np.ndarray:
+    """Slots of each corpus in one period: integers in the proportion of `weights` (largest remainder), in lowest terms.
+
+    Their sum, the period, divides 65,536. Raises ValueError for a weight that is not positive, or too small to get one
+    slot of 65,536.
+    """
+    if not weights or any(not math.isfinite(w) or w <= 0 for w in weights):
+        raise ValueError(
+            f"the weights of a mixture must be positive numbers, are {weights}: leave out a corpus instead"
+        )
+    total = math.fsum(weights)
+    exact = [w / total * PERIOD for w in weights]
+    result = np.array([math.floor(e) for e in exact], dtype=np.int64)
+    remainders = sorted(range(len(weights)), key=lambda k: (result[k] - exact[k], k))
+    result[remainders[: PERIOD - int(result.sum())]] += 1
+    if (result == 0).any():
+        least = total / PERIOD
+        raise ValueError(
+            f"weights {weights}: the smallest that has an effect here is {least:.3g}, 1/{PERIOD} of the sum"
+        )
+    return result // np.gcd.reduce(result)
+
+
+def quotas_with_zeros(weights: Sequence[float]) -> np.ndarray:
+    """`quotas` where some weights, not all, may be 0. Raises ValueError like it."""
+    present = [k for k, weight in enumerate(weights) if weight != 0]
+    if not present:
+        raise ValueError(f"weights {list(weights)}: at least one of a segment must be positive")
+    result = np.zeros(len(weights), dtype=np.int64)
+    result[present] = quotas([weights[k] for k in present])
+    return result
+
+
+class Table:
+    """One period of a mixture with `quotas[k]` slots of corpus k: `corpus` and `ordinal` of each of its slots.
+
+    `ordinal` is how many slots of the same corpus came before in the period. Greedy: each slot goes to the corpus that
+    is furthest behind its share, in integers (ties: the first).
+    """
+
+    def __init__(self, quotas: np.ndarray):
+        self.quotas, self.period = quotas, int(quotas.sum())
+        if np.count_nonzero(quotas) == 1:  # in lowest terms: one slot
+            self.corpus = np.flatnonzero(quotas)
+        else:
+            self.corpus = np.array(_greedy(quotas.tolist(), self.period), dtype=np.int64)
+        # Slots of each corpus one after another, corpus by corpus; `_first[k]` is where those of corpus k begin.
+        by_corpus = np.argsort(self.corpus, kind="stable")
+        self._first = np.cumsum(quotas) - quotas
+        self._slots = by_corpus
+        self._sorted = self.corpus[by_corpus] * self.period + by_corpus
+        self.ordinal = np.empty(self.period, dtype=np.int64)
+        self.ordinal[by_corpus] = np.arange(self.period) - self._first[self.corpus[by_corpus]]
+
+    def count(self, corpus, slots) -> np.ndarray:
+        """How many of the slots [0, slots) belong to `corpus`; arrays that broadcast. Goes on periodically both ways:
+        for negative `slots` it is minus the number in [slots, 0)."""
+        period, phase = np.divmod(slots, self.period)
+        return (
+            period * self.quotas[corpus]
+            + np.searchsorted(self._sorted, corpus * self.period + phase)
+            - self._first[corpus]
+        )
+
+    def slot(self, corpus: int, ordinal: int) -> int:
+        """The slot of the `ordinal`-th instance of a corpus with a quota above 0."""
+        period, rest = divmod(ordinal, int(self.quotas[corpus]))
+        return period * self.period + int(self._slots[self._first[corpus] + rest])
+
+
+def _greedy(quotas: list[int], period: int) -> list[int]:
+    behind = [0] * len(quotas)
+    corpus = []
+    for _ in range(period):
+        behind = [b + q for b, q in zip(behind, quotas, strict=True)]
+        k = behind.index(max(behind))
+        behind[k] -= period
+        corpus.append(k)
+    return corpus
+
+
+class Mixture:
+    """Corpora mixed with weights that may change: `segments` are (first slot, weight of each corpus).
+
+    Raises ValueError unless the first segment starts at 0, starts ascend, each has one weight for each corpus, and each
+    corpus has a positive weight somewhere.
+    """
+
+    def __init__(self, segments: Sequence[tuple[int, Sequence[float]]], num_corpora: int):
+        _check_segments(segments, num_corpora)
+        self.starts = np.array([start for start, _ in segments], dtype=np.int64)
+        tables: dict[tuple[int, ...], Table] = {}
+        self.tables = []
+        for _, weights in segments:
+            q = quotas_with_zeros(weights) if len(segments) > 1 else quotas(list(weights))
+            key = tuple(q.tolist())
+            if key not in tables:
+                tables[key] = Table(q)
+            self.tables.append(tables[key])
+        every = np.arange(num_corpora)
+        lengths = np.diff(self.starts)
+        gone = [table.count(every, length) for table, length in zip(self.tables, lengths, strict=False)]
+        self.before = np.cumsum([np.zeros(num_corpora, dtype=np.int64), *gone], axis=0)  # [segments, corpora]
+
+    def segment(self, slots: np.ndarray) -> np.ndarray:
+        """The segment of weights that each slot lies in."""
+        return np.searchsorted(self.starts, slots, side="right") - 1
+
+    def locate(self, slots: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(corpus, ordinal) of each of `slots` (int64, >= 0): how many slots before it belong to its corpus."""
+        corpus, ordinal = np.empty_like(slots), np.empty_like(slots)
+        segment = self.segment(slots)
+        for s in np.unique(segment):
+            table, mine = self.tables[s], segment == s
+            period, phase = np.divmod(slots[mine] - self.starts[s], table.period)
+            k = table.corpus[phase]
+            corpus[mine] = k
+            ordinal[mine] = self.before[s, k] + period * table.quotas[k] + table.ordinal[phase]
+        return corpus, ordinal
+
+    def slot(self, corpus: int, ordinal: int) -> int | None:
+        """The slot of a corpus's `ordinal`-th instance; None where its weight is 0 before it would come."""
+        s = int(np.searchsorted(self.before[:, corpus], ordinal, side="right")) - 1
+        if not self.tables[s].quotas[corpus]:
+            return None
+        return int(self.starts[s]) + self.tables[s].slot(corpus, ordinal - int(self.before[s, corpus]))
+
+
+def _check_segments(segments: Sequence[tuple[int, Sequence[float]]], num_corpora: int) -> None:
+    starts = [start for start, _ in segments]
+    if not starts or starts[0] != 0 or any(a >= b for a, b in pairwise(starts)):
+        raise ValueError(f"segments of weights must start at slot 0 and then at ever later slots, start at {starts}")
+    for start, weights in segments:
+        if len(weights) != num_corpora:
+            raise ValueError(f"{num_corpora} corpora but {len(weights)} weights from slot {start} on")
+    for k in range(num_corpora):
+        if len(segments) > 1 and not any(weights[k] for _, weights in segments):
+            raise ValueError(f"corpus {k} has weight 0 in every segment: leave it out instead")
