@@ -34,10 +34,10 @@ demo: $(VENV)/.installed
 	@echo "  $(BIN)/tensorboard --logdir runs/demo/tensorboard"
 
 test: $(VENV)/.installed lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadscope
 
 test-slow: $(VENV)/.installed
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -n 2 --dist loadscope -m slow
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check

@@ -80,7 +80,7 @@ class Trainer:
         """Trains to the end, or to a request to stop. Returns the exit code.
 
         Raises:
-            BadInput: data are damaged and data.strict is set.
+            BadInput: data are damaged and data.strict is set, or a checkpoint cannot be written.
         """
         try:
             return self._run()
@@ -90,6 +90,8 @@ class Trainer:
                 raise exits.BadInput(str(problem)) from None
             self.metrics.event(self.progress.step, str(problem))
             return problem.code
+        except checkpoint.CheckpointError as problem:  # raised on all ranks alike; older checkpoints are as they were
+            raise exits.BadInput(str(problem)) from None
 
     def _run(self) -> int:
         run, progress = self.config.run, self.progress

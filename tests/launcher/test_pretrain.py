@@ -1,6 +1,7 @@
 """Whole runs, started by each launcher as a user would start them."""
 
 import json
+import math
 import signal
 import subprocess
 import time
@@ -76,6 +77,15 @@ def test_bert_trains_under_the_same_commands_with_the_same_masks(reference, corp
     run, expected = tmp_path / "runs/tiny", reference("fp32", "mlm")
     assert fingerprints(run) == fingerprints(expected)
     assert losses(run) == pytest.approx(losses(expected), rel=TOLERANCE["fp32"])
+
+
+def test_sentence_pairs_add_their_mean_loss_to_that_of_the_masks(reference, corpus, tmp_path):
+    config = write_config(tmp_path, corpus, objective="mlm")
+    pairs = ["--data.pairs", "nsp", "--model.pair_head", "true", "--model.token_types", "2"]
+    fp32 = ["--parallel.engine", "fsdp", "--parallel.precision", "fp32", "--run.steps", "2"]
+    launch("python", "--config", config, *fp32, *pairs)
+    plain = losses(reference("fp32", "mlm"))[0]
+    assert losses(tmp_path / "runs/tiny")[0] == pytest.approx(plain + math.log(2), abs=0.15)  # a pair is a toss-up yet
 
 
 @pytest.mark.parametrize(("engine", "dropout"), [("zero", 0.0), ("fsdp", 0.1)])
