@@ -2,6 +2,7 @@
 
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -9,6 +10,7 @@ DONE = 0
 BAD_INPUT = 2
 REQUEUE = 75  # stopped on request, the state is saved: worth starting again
 GIVE_UP = 93  # starting again would fail again
+WAIT_SECONDS = 20
 INTERRUPTED = 130  # Ctrl-C, as shells count it
 
 
@@ -35,8 +37,10 @@ def run_main(main: Callable[[list[str]], int]) -> None:
     except BadInput as error:
         if os.environ.get("INGOT_TRACEBACK") == "1":
             raise
-        if int(os.environ.get("LOCAL_RANK", 0)) == 0:  # the other ranks saw the same
-            print(f"error: {error}", file=sys.stderr, flush=True)
+        rank = int(os.environ.get("LOCAL_RANK", 0))
+        if rank:  # rank 0 of this machine mostly saw the same: let it speak, and its launcher end this process
+            time.sleep(WAIT_SECONDS)
+        print(f"error{f' on local rank {rank}' if rank else ''}: {error}", file=sys.stderr, flush=True)
         code = BAD_INPUT
     except KeyboardInterrupt:
         code = INTERRUPTED

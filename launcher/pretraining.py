@@ -23,6 +23,13 @@ def pretrain(config: TrainConfig) -> int:
     Raises:
         BadInput: anything that the user can mend, before the run folder is touched.
     """
+    try:
+        return _pretrain(config)
+    finally:
+        meshes.stop()  # threads of a process group that is left alone can abort the process as it exits
+
+
+def _pretrain(config: TrainConfig) -> int:
     folder = Path(config.run.dir) / config.run.name
     with bad_input():
         cache, quarantine = build.open_cache(config), Quarantine()
@@ -84,7 +91,6 @@ def pretrain(config: TrainConfig) -> int:
         metrics.close()
         for each in (reader, *readers):
             each.close()
-        meshes.stop()
 
 
 def _engine_name(config: TrainConfig) -> str:

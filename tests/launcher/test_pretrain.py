@@ -16,7 +16,7 @@ LAYOUTS = [
     ("deepspeed 2", "zero", 1, "bf16"),
     ("torchrun 2", "zero", 0, "bf16"),
     ("torchrun 2", "fsdp", 0, "bf16"),
-    ("deepspeed 2", "zero", 3, "fp32"),
+    pytest.param("deepspeed 2", "zero", 3, "fp32", marks=pytest.mark.slow),
     pytest.param("torchrun 2", "zero", 2, "fp32", marks=pytest.mark.slow),
     ("python", "zero", 1, "fp32"),
 ]
