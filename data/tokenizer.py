@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from itertools import chain, islice
@@ -34,7 +35,7 @@ TOKENIZER_FILES = (
 RUN_OF_LINES = 400
 
 
-class Tokenizer:
+class Tokenizer(ABC):
     """What every tokenizer offers; made by `load_tokenizer`.
 
     `bos_id` is the token that opens a sequence (BERT's [CLS]), `eos_id` the one that closes it (BERT's [SEP]); they are
@@ -57,9 +58,9 @@ class Tokenizer:
         """Ids of `text` without special tokens; text that spells one ("</s>") is plain text."""
         return self.encode_batch([text])[0]
 
+    @abstractmethod
     def encode_batch(self, texts: Sequence[str], threads: int = 1) -> list[list[int]]:
         """Like `encode` for each text. The result does not depend on `threads`."""
-        raise NotImplementedError
 
     def encode_arrays(self, texts: Sequence[str], dtype: np.dtype, threads: int = 1) -> list[np.ndarray]:
         """`encode_batch` as one array for each text: the way that corpora are tokenized."""
@@ -72,12 +73,13 @@ class Tokenizer:
             raise ValueError(f"token ids must lie in [0, {self.vocab_size}), found {min(ids)} to {max(ids)}")
         return self._decode([i for i in ids if i not in self.special_ids])
 
+    @abstractmethod
     def _decode(self, ids: list[int]) -> str:
-        raise NotImplementedError
+        """`decode` of ids that are in the vocabulary and not special."""
 
+    @abstractmethod
     def pieces(self) -> list[str]:
         """The vocabulary as the tokenizer spells it, by id."""
-        raise NotImplementedError
 
     def find(self, piece: str) -> int | None:
         """The id of a special token such as <fim_prefix>; None where the vocabulary has none of that spelling."""
