@@ -35,13 +35,21 @@ def segments_of(cu_seqlens: Tensor, num_tokens: int) -> Tensor:
 
 
 def default_positions(
-    batch: int, length: int, cu_seqlens: Tensor | None, device: torch.device, past: int = 0
+    batch: int,
+    length: int,
+    cu_seqlens: Tensor | None,
+    device: torch.device,
+    past: int = 0,
+    mask_BS: Tensor | None = None,
 ) -> Tensor:
     """Positions that start at 0 in each document, (B, T), or (1, T) where all rows are alike.
 
     Args:
         past: number of positions already taken by cached tokens (then `cu_seqlens` is None).
+        mask_BS: bool, False for padding; positions count the others.
     """
+    if mask_BS is not None:
+        return (mask_BS.cumsum(-1) - 1).clamp(min=0)[:, -length:]
     if cu_seqlens is None:
         return torch.arange(past, past + length, device=device)[None]
     tokens_N = torch.arange(batch * length, device=device)
@@ -50,7 +58,15 @@ def default_positions(
 
 
 def prepare_layout(
-    batch: int, length: int, causal: bool, cu_seqlens: Tensor | None, device: torch.device, past: int = 0
+    batch: int,
+    length: int,
+    causal: bool,
+    cu_seqlens: Tensor | None,
+    device: torch.device,
+    *,
+    past: int = 0,
+    window: int | None = None,
+    mask_BS: Tensor | None = None,
 ) -> AttentionLayout:
     """The layout of B rows of T new tokens.
 
@@ -63,10 +79,27 @@ def prepare_layout(
             of the first document, ..., B * T. Every row starts a document. None: each row is one document.
         device: where the mask is made.
         past: number of cached tokens before the new ones, which all of them may see. Not with `cu_seqlens`.
+        window: how many neighbours a token sees besides itself, on each side that it sees at all; None for all.
+        mask_BS: bool, False for padding, which no token sees; S are past and new tokens. Not with `cu_seqlens`.
 
     Raises:
-        ValueError: `cu_seqlens` of another shape or type, or together with `past`.
+        ValueError: `cu_seqlens` of another shape or type, or together with `past` or `mask_BS`.
     """
+    if window is not None or mask_BS is not None:
+        queries_T = torch.arange(past, past + length, device=device)
+        keys_S = torch.arange(past + length, device=device)
+        back_TS = queries_T[:, None] - keys_S
+        seen_TS = back_TS >= 0 if causal else torch.ones_like(back_TS, dtype=torch.bool)
+        if window is not None:
+            seen_TS = seen_TS & (back_TS.abs() <= window)
+        seen_BTS = seen_TS[None]
+        if mask_BS is not None:
+            seen_BTS = seen_BTS & mask_BS[:, None, :]
+            seen_BTS = seen_BTS | (back_TS == 0)  # padding sees itself: a row of no key at all would be NaN
+        if cu_seqlens is not None:
+            segments_BT = segments_of(cu_seqlens, batch * length).view(batch, length)
+            seen_BTS = seen_BTS & (segments_BT[:, :, None] == segments_BT[:, None, :])
+        return AttentionLayout(is_causal=False, mask=seen_BTS[:, None])
     if cu_seqlens is None:
         if not causal or length == 1:
             return AttentionLayout(is_causal=False)

@@ -6,12 +6,46 @@ This file imports no torch, so a command line can show every option at once.
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import Literal, get_args, get_type_hints
+from types import UnionType
+from typing import Literal, get_args, get_origin, get_type_hints
 
 Positions = Literal["learned", "rotary"]
 Norm = Literal["layernorm", "rmsnorm"]
 NormPlacement = Literal["pre", "post"]
-Activation = Literal["gelu", "gelu_tanh", "silu", "relu_squared"]
+Activation = Literal["gelu", "gelu_tanh", "silu", "relu", "relu_squared"]
+Scaling = Literal["linear", "dynamic", "llama3", "yarn", "longrope"]
+
+
+@dataclass
+class RotaryScaling:
+    """How rotary positions are stretched beyond the length of training (model/rotary.py has the formulas).
+
+    Attributes:
+        kind: "linear" (position interpolation, arXiv 2306.15595), "dynamic" (the base grows with the sequence),
+            "llama3", "yarn" (arXiv 2309.00071), or "longrope" (arXiv 2402.13753).
+        factor: By how much the length is stretched.
+        original_positions: Length of the original training, of llama3, yarn, longrope and dynamic.
+        low_freq_factor: Of llama3: wavelengths above original_positions / low_freq_factor are stretched in full.
+        high_freq_factor: Of llama3: wavelengths below original_positions / high_freq_factor are left alone.
+        beta_fast: Of yarn: frequencies with more rotations over the original length are left alone.
+        beta_slow: Of yarn: frequencies with fewer rotations over the original length are stretched in full.
+        truncate: Of yarn: whether the two limits are rounded outwards to whole frequencies.
+        attention_factor: Of yarn and longrope: factor of cosines and sines. Null takes the paper's.
+        short_factors: Of longrope: divisor of each frequency up to the original length, head size / 2 numbers.
+        long_factors: Of longrope: the same for longer sequences.
+    """
+
+    kind: Scaling = "linear"
+    factor: float = 1.0
+    original_positions: int | None = None
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    truncate: bool = True
+    attention_factor: float | None = None
+    short_factors: list[float] | None = None
+    long_factors: list[float] | None = None
 
 
 @dataclass
@@ -29,9 +63,16 @@ class ModelConfig:
         mlp_width: Size of the hidden layer of the MLP. Null means 4 * width.
         max_positions: Longest sequence. The rows of the position table when positions are learned; rotary
             positions have no table, there it is the length that the model is trained for.
+        position_offset: Number of the first learned position: 2 for RoBERTa, whose table has as many rows more.
         causal: True lets each token see the tokens before it only (GPT), false lets it see all (BERT).
         positions: "learned" adds a position embedding, "rotary" turns queries and keys (arXiv 2104.09864, half-split).
         rotary_base: Base of the rotary wavelengths, "theta". Without effect when positions are learned.
+        rotary_local_base: The same for local layers (ModernBERT). Null means rotary_base.
+        rotary_scaling: How rotary positions are stretched. Null means not at all.
+        layer_pattern: Letters of "G" (global) and "L" (local attention), one for each layer, repeated from the left:
+            "GLL" is ModernBERT's.
+        window: Number of neighbours that a token of a local layer sees besides itself, on each side that it sees at
+            all: before it when causal, before it and behind it when not. Needed where the pattern has an "L".
         norm: "layernorm", or "rmsnorm" (arXiv 1910.07467).
         norm_placement: "pre" normalises the input of each branch and the output of the last block (GPT-2),
             "post" normalises after each residual sum (BERT).
@@ -40,12 +81,18 @@ class ModelConfig:
         gated_mlp: True multiplies the activated "gate" projection by an "up" projection (SwiGLU and its
             relatives, arXiv 2002.05202), a third matrix of width * mlp_width.
         bias: True gives linear layers and LayerNorms a bias.
+        qkv_bias: The same for the query, key and value projections alone (Qwen2). Null means as bias says.
+        output_bias: The same for attention's output projection. Null means as bias says.
+        mlp_bias: The same for the MLP. Null means as bias says.
+        norm_bias: The same for LayerNorms. Null means as bias says.
+        first_norm: False leaves out the norm before the first attention (ModernBERT, which normalises the embedding).
         qk_norm: True normalises each head's queries and keys before the rotary turn (as Qwen3 does).
         token_types: Number of token type (segment) embeddings: 2 for BERT, 0 for none.
         embedding_norm: True normalises the sum of the embeddings (BERT).
         tie_head: True makes the head's matrix and the token embedding the same parameter.
         head_transform: True puts BERT's dense layer, activation and norm before the head's matrix.
         head_bias: True gives the head a bias of vocab_size.
+        logit_softcap: Bounds the logits: cap * tanh(logits / cap) (arXiv 2408.00118). Null does not.
         pair_head: True adds BERT's pooler and its two-way classification of sentence pairs (next sentence, or order).
         dropout: Probability of zeroing an element of the embeddings and of each branch's output, in training.
         attention_dropout: Probability of zeroing an attention weight, in training.
@@ -64,24 +111,39 @@ class ModelConfig:
     max_positions: int = 1024
     causal: bool = True
     positions: Positions = "learned"
+    position_offset: int = 0
     rotary_base: float = 10000.0
+    rotary_local_base: float | None = None
+    rotary_scaling: RotaryScaling | None = None
+    layer_pattern: str = "G"
+    window: int | None = None
     norm: Norm = "layernorm"
     norm_placement: NormPlacement = "pre"
     norm_eps: float = 1e-5
     activation: Activation = "gelu_tanh"
     gated_mlp: bool = False
     bias: bool = True
+    qkv_bias: bool | None = None
+    output_bias: bool | None = None
+    mlp_bias: bool | None = None
+    norm_bias: bool | None = None
+    first_norm: bool = True
     qk_norm: bool = False
     token_types: int = 0
     embedding_norm: bool = False
     tie_head: bool = True
     head_transform: bool = False
     head_bias: bool = False
+    logit_softcap: float | None = None
     pair_head: bool = False
     dropout: float = 0.0
     attention_dropout: float = 0.0
     init_std: float = 0.02
     residual_scaled_init: bool = True
+
+    def __post_init__(self) -> None:
+        if isinstance(self.rotary_scaling, dict):  # from a file
+            self.rotary_scaling = RotaryScaling(**self.rotary_scaling)
 
     @property
     def kv_heads(self) -> int:
@@ -98,35 +160,26 @@ class ModelConfig:
         """Size of the MLP's hidden layer, `mlp_width` or its default."""
         return 4 * self.width if self.mlp_width is None else self.mlp_width
 
+    def has_bias(self, place: Literal["qkv", "output", "mlp", "norm"]) -> bool:
+        """Whether the layers at a place have a bias: `<place>_bias` or its default."""
+        own = getattr(self, f"{place}_bias")
+        return self.bias if own is None else own
+
+    def is_local(self, layer: int) -> bool:
+        """Whether a layer sees a window only."""
+        return self.layer_pattern[layer % len(self.layer_pattern)] == "L"
+
     def validate(self) -> None:
         """Raises one ValueError that lists every problem, each with its values and a remedy."""
-        problems = self._problems_of_single_fields()
+        problems = _problems_of_fields(self)
+        if self.rotary_scaling is not None:
+            problems += [f"rotary_scaling.{problem}" for problem in _problems_of_fields(self.rotary_scaling)]
         if not problems:  # the relations are only worth checking between values that can stand alone
             problems = self._problems_between_fields()
         if problems:
             raise ValueError(
                 "the model configuration does not hold together:\n" + "\n".join(f"  - {p}" for p in problems)
             )
-
-    def _problems_of_single_fields(self) -> list[str]:
-        problems = []
-        hints = get_type_hints(type(self))
-        for field in fields(self):
-            name, value, hint = field.name, getattr(self, field.name), hints[field.name]
-            choices = get_args(hint) if isinstance(field.default, str) else ()
-            if choices:
-                if value not in choices:
-                    problems.append(f"{name} is {value!r}; choose one of {', '.join(choices)}")
-            elif hint is bool:
-                if not isinstance(value, bool):
-                    problems.append(f"{name} is {value!r}; it must be true or false")
-            elif hint is float:
-                problems += _problem_of_float(name, value)
-            elif value is not None or hint is int:
-                smallest = 0 if name == "token_types" else 1
-                if isinstance(value, bool) or not isinstance(value, int) or value < smallest:
-                    problems.append(f"{name} is {value!r}; it must be a whole number of at least {smallest}")
-        return problems
 
     def _problems_between_fields(self) -> list[str]:
         problems = []
@@ -146,7 +199,64 @@ class ModelConfig:
                 f"num_heads {self.num_heads} is no multiple of num_kv_heads {self.kv_heads}; "
                 f"set num_kv_heads to {_divisors_near(self.num_heads, self.kv_heads)}"
             )
+        if not self.layer_pattern or set(self.layer_pattern) - set("GL"):
+            problems.append(f"layer_pattern is {self.layer_pattern!r}; it must be made of the letters G and L")
+        elif any(map(self.is_local, range(self.num_layers))) and self.window is None:
+            problems.append(f"layer_pattern {self.layer_pattern!r} has local layers; set window")
+        if not self.first_norm and self.norm_placement == "post":
+            problems.append("first_norm false leaves out a norm before attention, and post-norm blocks have none there")
+        if self.rotary_scaling is not None:
+            problems += self._problems_of_scaling(self.rotary_scaling)
         return problems
+
+    def _problems_of_scaling(self, scaling: RotaryScaling) -> list[str]:
+        problems = []
+        if self.positions != "rotary":
+            problems.append(f"rotary_scaling stretches rotary positions, and positions is {self.positions!r}")
+        if scaling.kind != "linear" and scaling.original_positions is None:
+            problems.append(f"rotary_scaling of kind {scaling.kind} needs original_positions")
+        if scaling.kind == "llama3" and not scaling.low_freq_factor < scaling.high_freq_factor:
+            problems.append(
+                f"rotary_scaling: low_freq_factor {scaling.low_freq_factor} must be below high_freq_factor "
+                f"{scaling.high_freq_factor}"
+            )
+        if scaling.kind == "longrope":
+            for name in ("short_factors", "long_factors"):
+                count = len(getattr(scaling, name) or ())
+                if count != self.head_size // 2:
+                    problems.append(
+                        f"rotary_scaling.{name} has {count} numbers; longrope needs one for each of the "
+                        f"{self.head_size // 2} frequencies"
+                    )
+        return problems
+
+
+_MAY_BE_ZERO = {"token_types", "position_offset"}
+
+
+def _problems_of_fields(config: ModelConfig | RotaryScaling) -> list[str]:
+    """What is wrong with each field of a dataclass alone."""
+    problems = []
+    hints = get_type_hints(type(config))
+    for field in fields(config):
+        name, value, hint = field.name, getattr(config, field.name), hints[field.name]
+        if get_origin(hint) is UnionType:
+            if value is None:
+                continue
+            hint = get_args(hint)[0]
+        if get_origin(hint) is Literal:
+            if value not in get_args(hint):
+                problems.append(f"{name} is {value!r}; choose one of {', '.join(get_args(hint))}")
+        elif hint is bool:
+            if not isinstance(value, bool):
+                problems.append(f"{name} is {value!r}; it must be true or false")
+        elif hint is float:
+            problems += _problem_of_float(name, value)
+        elif hint is int:
+            smallest = 0 if name in _MAY_BE_ZERO else 1
+            if isinstance(value, bool) or not isinstance(value, int) or value < smallest:
+                problems.append(f"{name} is {value!r}; it must be a whole number of at least {smallest}")
+    return problems
 
 
 def _problem_of_float(name: str, value: object) -> list[str]:

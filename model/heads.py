@@ -55,11 +55,23 @@ class LanguageModelHead(nn.Module):
         self.transform = HeadTransform(config) if config.head_transform else None
         self.weight = nn.Parameter(torch.empty(config.vocab_size, config.width))
         self.bias = nn.Parameter(torch.zeros(config.vocab_size)) if config.head_bias else None
+        self.softcap = config.logit_softcap
 
-    def forward(self, hidden: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Logits (..., V) of hidden (..., D); with labels (...), the fp32 sum of the targets' cross-entropies."""
+    def forward(
+        self, hidden: Tensor, labels: Tensor | None = None, z_loss: float = 0.0, label_smoothing: float = 0.0
+    ) -> Tensor:
+        """Logits (..., V) of hidden (..., D); with labels (...), the fp32 sum of the targets' losses."""
         if self.transform is not None:
             hidden = self.transform(hidden)
         if labels is None:
-            return nn.functional.linear(hidden, self.weight, self.bias)
-        return linear_cross_entropy(hidden.flatten(0, -2), self.weight, self.bias, labels.flatten())
+            logits = nn.functional.linear(hidden, self.weight, self.bias)
+            return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
+        return linear_cross_entropy(
+            hidden.flatten(0, -2),
+            self.weight,
+            self.bias,
+            labels.flatten(),
+            softcap=self.softcap,
+            z_loss=z_loss,
+            label_smoothing=label_smoothing,
+        )

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor, nn
 
 from model.attention import AttentionLayout, attention, default_positions, prepare_layout
 from model.config import ModelConfig
 from model.heads import LanguageModelHead, PairHead
 from model.kv_cache import KeyValueCache, LayerCache
-from model.layers import MLP, Rotation, make_norm, rotate, rotation_of
+from model.layers import MLP, make_norm
 from model.loss import IGNORED
+from model.rotary import Rotation, rotate, rotation_of
 
 
 class Embedding(nn.Module):
@@ -24,7 +26,9 @@ class Embedding(nn.Module):
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.token = nn.Embedding(config.vocab_size, config.width)
-        self.position = nn.Embedding(config.max_positions, config.width) if config.positions == "learned" else None
+        self.position_offset = config.position_offset
+        rows = config.max_positions + config.position_offset
+        self.position = nn.Embedding(rows, config.width) if config.positions == "learned" else None
         self.token_type = nn.Embedding(config.token_types, config.width) if config.token_types else None
         self.norm = make_norm(config, config.width) if config.embedding_norm else None
         self.dropout = nn.Dropout(config.dropout)
@@ -32,7 +36,7 @@ class Embedding(nn.Module):
     def forward(self, input_ids_BT: Tensor, positions_BT: Tensor, token_types_BT: Tensor | None) -> Tensor:
         x_BTD = self.token(input_ids_BT)
         if self.position is not None:
-            x_BTD = x_BTD + self.position(positions_BT)
+            x_BTD = x_BTD + self.position(positions_BT + self.position_offset)
         if self.token_type is not None:
             # Without types all tokens are of type 0, as in BERT; one row then serves all of them.
             x_BTD = x_BTD + self.token_type(input_ids_BT.new_zeros(1, 1) if token_types_BT is None else token_types_BT)
@@ -46,13 +50,13 @@ class SelfAttention(nn.Module):
 
     def __init__(self, config: ModelConfig):
         super().__init__()
-        self.head_size = config.head_size
-        self.query = nn.Linear(config.width, config.num_heads * config.head_size, bias=config.bias)
-        self.key = nn.Linear(config.width, config.kv_heads * config.head_size, bias=config.bias)
-        self.value = nn.Linear(config.width, config.kv_heads * config.head_size, bias=config.bias)
+        self.head_size, bias = config.head_size, config.has_bias("qkv")
+        self.query = nn.Linear(config.width, config.num_heads * config.head_size, bias=bias)
+        self.key = nn.Linear(config.width, config.kv_heads * config.head_size, bias=bias)
+        self.value = nn.Linear(config.width, config.kv_heads * config.head_size, bias=bias)
         self.query_norm = make_norm(config, config.head_size) if config.qk_norm else None
         self.key_norm = make_norm(config, config.head_size) if config.qk_norm else None
-        self.output = nn.Linear(config.num_heads * config.head_size, config.width, bias=config.bias)
+        self.output = nn.Linear(config.num_heads * config.head_size, config.width, bias=config.has_bias("output"))
         self.dropout = config.attention_dropout
 
     def forward(
@@ -75,9 +79,11 @@ class SelfAttention(nn.Module):
 class Block(nn.Module):
     """One layer: attention and MLP, each a residual branch with a norm before it ("pre") or after the sum ("post")."""
 
-    def __init__(self, config: ModelConfig):
+    def __init__(self, config: ModelConfig, layer: int):
         super().__init__()
-        self.attention_norm = make_norm(config, config.width)
+        self.local = config.is_local(layer)
+        has_norm = config.first_norm or layer > 0
+        self.attention_norm = make_norm(config, config.width) if has_norm else nn.Identity()
         self.attention = SelfAttention(config)
         self.mlp_norm = make_norm(config, config.width)
         self.mlp = MLP(config)
@@ -106,7 +112,7 @@ class Transformer(nn.Module):
         config.validate()
         self.config = config
         self.embedding = Embedding(config)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
+        self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.num_layers))
         self.final_norm = make_norm(config, config.width) if config.norm_placement == "pre" else None
 
     def hidden_states(
@@ -116,16 +122,20 @@ class Transformer(nn.Module):
         cu_seqlens: Tensor | None = None,
         token_types_BT: Tensor | None = None,
         cache: KeyValueCache | None = None,
+        attention_mask_BS: Tensor | None = None,
     ) -> Tensor:
         """Hidden states (B, T, D) of token ids (B, T).
 
         Args:
-            positions_BT: position of each token in its document. None: counted from each document's start.
+            positions_BT: position of each token in its document. None: counted from each document's start, or from the
+                first token that `attention_mask_BS` shows.
             cu_seqlens: int32 (documents + 1,), boundaries of the documents in the flattened B * T tokens; every row
                 starts one, and no token sees another document. None: each row is one document. To keep padding
                 out of sight, make it a document of its own.
             token_types_BT: token types; None: all 0. Refused where the model has none.
             cache: keys and values of the tokens before these; the new tokens' are added.
+            attention_mask_BS: bool, False for padding, on either side, which no token sees; S are the cached tokens
+                and the new ones. What comes out at padding means nothing. Not with `cu_seqlens`.
 
         Raises:
             ValueError: more tokens than learned positions, or token types that the model has no embedding for.
@@ -140,17 +150,35 @@ class Transformer(nn.Module):
         if token_types_BT is not None and not config.token_types:
             raise ValueError("token types were given to a model without them; leave them out, or set token_types to 2")
 
-        device = input_ids_BT.device
         if positions_BT is None:
-            positions_BT = default_positions(batch, length, cu_seqlens, device, past)
-        layout = prepare_layout(batch, length, config.causal, cu_seqlens, device, past)
+            positions_BT = default_positions(batch, length, cu_seqlens, input_ids_BT.device, past, attention_mask_BS)
         x_BTD = self.embedding(input_ids_BT, positions_BT, token_types_BT)
-        rotation = None
-        if config.positions == "rotary":
-            rotation = rotation_of(positions_BT, config.head_size, config.rotary_base, x_BTD.dtype)
+        kinds = {block.local for block in self.blocks}
+        layouts = {
+            local: prepare_layout(
+                batch,
+                length,
+                config.causal,
+                cu_seqlens,
+                input_ids_BT.device,
+                past=past,
+                window=config.window if local else None,
+                mask_BS=attention_mask_BS,
+            )
+            for local in kinds
+        }
+        rotations = {local: self._rotation(positions_BT, local, x_BTD.dtype) for local in kinds}
         for i, block in enumerate(self.blocks):
-            x_BTD = block(x_BTD, layout, rotation, cache.layers[i] if cache is not None else None)
+            layer_cache = cache.layers[i] if cache is not None else None
+            x_BTD = block(x_BTD, layouts[block.local], rotations[block.local], layer_cache)
         return x_BTD if self.final_norm is None else self.final_norm(x_BTD)
+
+    def _rotation(self, positions_BT: Tensor, local: bool, dtype: torch.dtype) -> Rotation | None:
+        config = self.config
+        if config.positions != "rotary":
+            return None
+        base = config.rotary_local_base if local and config.rotary_local_base is not None else config.rotary_base
+        return rotation_of(positions_BT, config.head_size, base, dtype, config.rotary_scaling)
 
     def forward(
         self,
@@ -158,9 +186,12 @@ class Transformer(nn.Module):
         positions_BT: Tensor | None = None,
         cu_seqlens: Tensor | None = None,
         token_types_BT: Tensor | None = None,
+        attention_mask_BS: Tensor | None = None,
     ) -> Tensor:
         """`hidden_states`."""
-        return self.hidden_states(input_ids_BT, positions_BT, cu_seqlens, token_types_BT)
+        return self.hidden_states(
+            input_ids_BT, positions_BT, cu_seqlens, token_types_BT, attention_mask_BS=attention_mask_BS
+        )
 
 
 class LanguageModel(Transformer):
@@ -197,30 +228,37 @@ class LanguageModel(Transformer):
         cache: KeyValueCache | None = None,
         pair_labels_B: Tensor | None = None,
         pair_weight: float = 1.0,
+        attention_mask_BS: Tensor | None = None,
+        z_loss: float = 0.0,
+        label_smoothing: float = 0.0,
     ) -> Tensor:
         """Logits (B, T, V), or, with labels, the loss.
 
         Args:
             labels_BT: labels_BT[b, t] is the target of position t itself (for a causal model: the token that follows
                 it; the caller has shifted), and -100 where there is none.
-            positions_BT, cu_seqlens, token_types_BT, cache: as in `hidden_states`.
+            positions_BT, cu_seqlens, token_types_BT, cache, attention_mask_BS: as in `hidden_states`.
             pair_labels_B: class of each row's sentence pair, 0 or 1, or -100 for none; for a model with a pair head.
             pair_weight: factor of the pairs' losses. With (targets of the step) / (pairs of the step) the result,
                 divided by the targets, is the sum of the two means, as in BERT.
+            z_loss, label_smoothing: as in `model.loss.linear_cross_entropy`; parts of the loss.
 
         Returns:
             Without labels the logits in the model's type. With labels the **sum** of the targets' cross-entropies,
             a fp32 scalar: divide by the number of targets of the whole step. No target gives 0 with gradients of 0.
         """
-        hidden_BTD = self.hidden_states(input_ids_BT, positions_BT, cu_seqlens, token_types_BT, cache)
+        hidden_BTD = self.hidden_states(
+            input_ids_BT, positions_BT, cu_seqlens, token_types_BT, cache, attention_mask_BS
+        )
         if labels_BT is None:
             return self.head(hidden_BTD)
+        extra = {"z_loss": z_loss, "label_smoothing": label_smoothing}
         if self.config.causal:
-            return self.head(hidden_BTD, labels_BT)
+            return self.head(hidden_BTD, labels_BT, **extra)
         # About one token in seven is a target of masked language modelling; only these rows go through the head.
         labels_N = labels_BT.flatten()
         targets = (labels_N != IGNORED).nonzero()[:, 0]
-        loss = self.head(hidden_BTD.flatten(0, 1).index_select(0, targets), labels_N[targets])
+        loss = self.head(hidden_BTD.flatten(0, 1).index_select(0, targets), labels_N[targets], **extra)
         if pair_labels_B is not None:
             loss = loss + pair_weight * self.pair_head(hidden_BTD[:, 0], pair_labels_B)
         return loss

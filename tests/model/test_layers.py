@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from model.config import ModelConfig
-from model.layers import LayerNorm, RMSNorm, make_norm, rotate, rotation_of
+from model.layers import LayerNorm, RMSNorm, make_norm
+from model.rotary import rotate, rotation_of
 
 
 def naive_rotate(x_TE, positions_T, base):
