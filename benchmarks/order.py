@@ -19,7 +19,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from data.order import Order
-from data.packing import InstanceMap
+from data.packing import instances_by_shard
 from data.windows import ShardWindows
 
 GLOBAL_BATCH, LENGTH = 1024, 2048
@@ -35,10 +35,9 @@ def peak_mb() -> float:
 def measure(num_shards: int, shuffle: str, partitions: int, connection) -> None:
     shard_tokens = np.random.default_rng(0).integers(40_000_000, 60_000_000, num_shards)
     before, start = peak_mb(), time.perf_counter()
-    counts = [part for part in np.array_split((shard_tokens - 1) // LENGTH, len(WEIGHTS))]
-    maps = [InstanceMap(part, LENGTH) for part in np.array_split(shard_tokens, len(WEIGHTS))]
+    counts = [instances_by_shard(part, LENGTH)[0] for part in np.array_split(shard_tokens, len(WEIGHTS))]
     windows = [ShardWindows(part, 64, partitions, GLOBAL_BATCH) for part in counts]
-    order = Order([len(m) for m in maps], WEIGHTS, 1, shuffle, windows=windows)
+    order = Order([int(part.sum()) for part in counts], WEIGHTS, 1, shuffle, windows=windows)
     opened = time.perf_counter()
     for slot in SEEKS:
         order.locate(slot + np.arange(GLOBAL_BATCH))

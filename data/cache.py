@@ -54,9 +54,10 @@ class Cache:
         self._pool: ThreadPoolExecutor | None = None
         self._warned = False
 
-    def open(self, sha256: str, size: int, download: Download) -> OpenFile | None:
+    def open(self, sha256: str, size: int, download: Download | None) -> OpenFile | None:
         """The copy of a shard of `size` bytes, downloaded first if it is not there. None when there is no room for it,
-        or what is downloaded is, again and again, not that shard: then it has to be read where it is.
+        or what is downloaded is, again and again, not that shard, or it is not there and `download` is None: then it
+        has to be read where it is.
 
         Raises FileNotFoundError when `download` does, and OSError when it fails otherwise, at each of several attempts.
         """
@@ -68,6 +69,8 @@ class Cache:
                 return None
         file = self._open_copy(sha256, size)
         if file is None:
+            if download is None:
+                return None
             with self._locked(sha256):
                 file = self._open_copy(sha256, size) or self._download(sha256, size, download)
         with self._lock:

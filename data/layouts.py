@@ -11,7 +11,7 @@ from typing import Protocol
 import numpy as np
 
 from data.bestfit import pack
-from data.packing import count_instances
+from data.packing import instances_by_shard
 from data.shards import Corpus
 
 PACKINGS = ("concatenate", "best_fit")
@@ -31,16 +31,34 @@ class Layout(Protocol):
 
 
 class Concatenated:
-    """Instance i of a shard is the tokens [i L, i L + L + 1) of its stream."""
+    """Instance i of a corpus is the tokens [i L, i L + L + 1) of its stream, which goes on from shard to shard.
+
+    An instance counts as one of the shard in which it begins. The part that lies in the next is read in passing, so
+    that whoever reads a part of the shards does not fetch their neighbours too.
+    """
 
     def __init__(self, corpus: Corpus, sequence_length: int):
         self.corpus, self.sequence_length = corpus, sequence_length
-        tokens = [shard.tokens for shard in corpus.shards]
-        self.shard_instances = np.array([count_instances(n, sequence_length) for n in tokens], dtype=np.int64)
+        tokens = np.array([shard.tokens for shard in corpus.shards], dtype=np.int64)
+        self.shard_instances, first = instances_by_shard(tokens, sequence_length)
+        self._first, self._tokens = first.tolist(), tokens.tolist()
 
     def read_into(self, tokens: np.ndarray, shard: int, place: int) -> tuple[np.ndarray, int, int]:
-        starts, shift = self.corpus.read_into(tokens, shard, place * self.sequence_length)
-        return starts, shift, len(tokens)
+        start = self._first[shard] + place * self.sequence_length
+        left = self._tokens[shard] - start
+        if left >= len(tokens):
+            starts, shift = self.corpus.read_into(tokens, shard, start)
+            return starts, shift, len(tokens)
+        starts, shift = self.corpus.read_into(tokens[:left], shard, start)
+        parts = [starts - shift]
+        while left < len(tokens):
+            shard += 1
+            part = tokens[left : left + self._tokens[shard]]
+            if len(part):
+                starts, shift = self.corpus.read_into(part, shard, 0, whole=False)
+                parts.append(starts - shift + left)
+                left += len(part)
+        return np.concatenate(parts), 0, len(tokens)
 
 
 class BestFit:

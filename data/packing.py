@@ -1,7 +1,9 @@
-"""Packing by concatenation: which tokens of a shard an instance covers, and where documents begin inside it.
+"""Packing by concatenation: which tokens of a corpus an instance covers, and where documents begin inside it.
 
-The documents of a shard follow one another in one stream; instance i is the tokens [i L, i L + L + 1) of it. The last
-one is the first of the next instance: next-token prediction needs it as a label, masked prediction leaves it alone.
+The documents of a corpus follow one another in one stream, through all its shards; instance i is the tokens
+[i L, i L + L + 1) of it. The last one is the first of the next instance: next-token prediction needs it as a label,
+masked prediction leaves it alone. So an epoch leaves out at most L tokens of the whole corpus. An instance belongs to
+the shard in which it begins; it may end in a later one.
 """
 
 from __future__ import annotations
@@ -10,28 +12,24 @@ from collections.abc import Sequence
 
 import numpy as np
 
+VERSION = 2  # of which tokens an instance is, kept with each run (Corpus.fingerprint); 1 dropped the tail of each shard
+
 
 def count_instances(num_tokens: int, sequence_length: int) -> int:
     """Instances of `sequence_length` tokens, and one more token each, in a stream of `num_tokens`."""
     return max(0, (num_tokens - 1) // sequence_length)
 
 
-class InstanceMap:
-    """Instance number of a corpus -> (shard, first token), for shards of `shard_tokens` tokens each."""
+def instances_by_shard(shard_tokens: np.ndarray, sequence_length: int) -> tuple[np.ndarray, np.ndarray]:
+    """For each shard, both int64: how many instances begin in it, and the token of it at which the first one does.
 
-    def __init__(self, shard_tokens: Sequence[int], sequence_length: int):
-        self.sequence_length = sequence_length
-        self._ends = np.cumsum([count_instances(n, sequence_length) for n in shard_tokens], dtype=np.int64)
-
-    def __len__(self) -> int:
-        return int(self._ends[-1]) if len(self._ends) else 0
-
-    def locate(self, instance: int) -> tuple[int, int]:
-        """(shard, index of the first token in the shard's stream)."""
-        assert 0 <= instance < len(self), (instance, len(self))
-        shard = int(np.searchsorted(self._ends, instance, side="right"))
-        before = int(self._ends[shard - 1]) if shard else 0
-        return shard, (instance - before) * self.sequence_length
+    The second is meaningless where the first is 0.
+    """
+    ends = np.cumsum(shard_tokens, dtype=np.int64)
+    number = count_instances(int(ends[-1]), sequence_length) if len(ends) else 0
+    begun = np.minimum(number, -(-ends // sequence_length))  # instances that begin before the shard's end
+    before = np.append(0, begun[:-1])[: len(ends)]
+    return begun - before, before * sequence_length - (ends - shard_tokens)
 
 
 def positions(starts_BT: np.ndarray) -> np.ndarray:

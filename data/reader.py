@@ -180,7 +180,9 @@ class Reader:
             corpus.close()
 
     def shards_of(self, cursor: int, stop: int | None) -> list[tuple[int, int]]:
-        """(corpus, shard) of each slot that this rank reads in the step at `cursor`: each once, in order."""
+        """(corpus, shard) that each slot which this rank reads in the step at `cursor` begins in: each once, in order.
+
+        What ends in the next shard reads its first bundle in passing (data/layouts.py)."""
         slots = self._slots(cursor)
         corpus, _, instance = self.order.locate(slots[slots < self._end(cursor, stop)])
         return list(dict.fromkeys((k, shard) for k, shard, _ in self._places(corpus, instance)))

@@ -40,7 +40,7 @@ from data.manifest import (
     read_split,
     token_dtype,
 )
-from data.packing import count_instances
+from data.packing import VERSION as PACKING_VERSION
 from data.quarantine import WHOLE_SHARD, Damage, DamagedShard, Quarantine
 from data.storage import LocalFolder, OpenFile, RemoteFile, RemoteFolder, open_storage
 from data.tokenizer import TOKENIZER_FILES
@@ -138,16 +138,14 @@ class Corpus:
 
     @cached_property
     def fingerprint(self) -> str:
-        """sha256 of the list of shards, in hex: names the exact content, wherever the folder lies."""
+        """sha256 of the list of shards and of how sequences are cut from it, in hex: names the exact content of any
+        sequence, wherever the folder lies."""
         lines = ({name: getattr(shard, name) for name in sorted(Shard.__slots__)} for shard in self.shards)
-        digest = hashlib.sha256(b"[")
+        digest = hashlib.sha256(b"packing %d [" % PACKING_VERSION)
         for number, line in enumerate(lines):
             digest.update(b", " * bool(number) + json.dumps(line).encode())
         digest.update(b"]")
         return digest.hexdigest()
-
-    def num_instances(self, sequence_length: int) -> int:
-        return sum(count_instances(shard.tokens, sequence_length) for shard in self.shards)
 
     def read(self, shard: int, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
         """Tokens [start, stop) of a shard's stream, of `dtype`, and where documents start among them: int64 indices,
@@ -156,8 +154,9 @@ class Corpus:
         starts, shift = self.read_into(tokens, shard, start)
         return tokens, starts - shift
 
-    def read_into(self, tokens: np.ndarray, shard: int, start: int) -> tuple[np.ndarray, int]:
-        """Fill `tokens` (1-D, contiguous, of `dtype`) from token `start` of a shard's stream on.
+    def read_into(self, tokens: np.ndarray, shard: int, start: int, whole: bool = True) -> tuple[np.ndarray, int]:
+        """Fill `tokens` (1-D, contiguous, of `dtype`) from token `start` of a shard's stream on. Without `whole` a
+        remote shard is not brought into the cache for it.
 
         Returns where documents start among them: ascending int64, and what to subtract from these to get indices of
         `tokens` (whoever reads many sequences does that for all at once).
@@ -174,9 +173,9 @@ class Corpus:
             first = start - sound.origin
             if file.fill(tokens, sound.offset + first * self._width):
                 return sound.between(first, first + len(tokens)), first
-        return self._read_parts(tokens, shard, start, index, number)
+        return self._read_parts(tokens, shard, start, index, number, whole)
 
-    def _read_parts(self, tokens: np.ndarray, shard: int, start: int, index: ShardIndex, number: int) -> tuple:
+    def _read_parts(self, tokens: np.ndarray, shard: int, start: int, index: ShardIndex, number: int, whole: bool):
         """`read_into` for what is not open yet, lies in several bundles, or is far away."""
         stop = start + len(tokens)
         if not 0 <= start <= stop <= index.num_tokens:
@@ -184,14 +183,14 @@ class Corpus:
         boundaries = [np.empty(0, dtype=np.int64)]
         begin = start
         while begin < stop:
-            sound = self._bundles.get((shard, number)) or self._load_bundle(shard, number)
+            sound = self._bundles.get((shard, number)) or self._load_bundle(shard, number, whole)
             first, last = begin - sound.origin, min(stop, sound.end) - sound.origin
             part = tokens[begin - start : begin - start + last - first]
             offset = sound.offset + first * self._width
             try:
-                (self._files.get(shard) or self._file(shard)).read_into(part, offset)
+                (self._files.get(shard) or self._file(shard, whole)).read_into(part, offset)
             except OSError:
-                self._reload_bundle(shard, number).read_into(part, offset)
+                self._reload_bundle(shard, number, whole).read_into(part, offset)
             boundaries.append(sound.between(first, last) - (start - sound.origin))
             begin += last - first
             number += 1
@@ -247,7 +246,7 @@ class Corpus:
                 self._num_cached_bundles -= len(self._indexes.pop(next(iter(self._indexes))).bundles)
         return index
 
-    def _load_bundle(self, shard: int, number: int) -> SoundBundle:
+    def _load_bundle(self, shard: int, number: int, whole: bool) -> SoundBundle:
         """Where documents begin in a bundle. Checks the bundle if it is new."""
         with self._verifying[shard % len(self._verifying)]:
             if (sound := self._bundles.get((shard, number))) is not None:
@@ -256,7 +255,7 @@ class Corpus:
             index = self._indexes.get(shard) or self._load_index(shard)
             bundle = index.bundles[number]
             for attempt in range(ATTEMPTS):
-                file = self._file(shard)
+                file = self._file(shard, whole)
                 try:
                     check = (shard, number) not in self._verified
                     sound = read_bundle(file, bundle, index.token_ends[number], self.dtype, check=check)
@@ -278,21 +277,23 @@ class Corpus:
                     self._num_cached_starts -= len(self._bundles.pop(next(iter(self._bundles))).starts)
             return sound
 
-    def _reload_bundle(self, shard: int, number: int) -> OpenFile | RemoteFile:
+    def _reload_bundle(self, shard: int, number: int, whole: bool) -> OpenFile | RemoteFile:
         """A file to read a bundle from that could be read before, and now cannot."""
         with self._lock:
             self._verified.discard((shard, number))
             if (sound := self._bundles.pop((shard, number), None)) is not None:
                 self._num_cached_starts -= len(sound.starts)
-        self._load_bundle(shard, number)
-        return self._file(shard)
+        self._load_bundle(shard, number, whole)
+        return self._file(shard, whole)
 
-    def _file(self, shard: int) -> OpenFile | RemoteFile:
-        """The shard to read from. Raises DamagedShard when it is not there."""
+    def _file(self, shard: int, whole: bool = True) -> OpenFile | RemoteFile:
+        """The shard to read from; for `whole` see `read_into`. Raises DamagedShard when it is not there."""
         name = self.shards[shard].name
         try:
-            if self.cache is not None and (cached := self.cache.open(*self._cached(shard))) is not None:
-                return cached  # the cache keeps it open, or closes it when it needs room
+            if self.cache is not None:
+                sha256, size, download = self._cached(shard)
+                if (cached := self.cache.open(sha256, size, download if whole else None)) is not None:
+                    return cached  # the cache keeps it open, or closes it when it needs room
             file = self.storage.open(name)
         except OSError as error:
             what = "is missing" if isinstance(error, FileNotFoundError) else f"cannot be opened ({error})"

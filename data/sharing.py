@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from data.packing import count_instances
 from data.shards import Corpus
 from data.tokenizer import Tokenizer
 
@@ -51,9 +52,8 @@ def check_corpora(corpora: Sequence[Corpus], tokenizer: Tokenizer, sequence_leng
                 f"{tokenizer.folder} (sha256 {tokenizer.sha256[:16]}): prepare it with "
                 f"--tokenizer.path {tokenizer.folder}"
             )
-        if not corpus.num_instances(sequence_length):
-            longest = max((shard.tokens for shard in corpus.shards), default=0)
+        if not count_instances(corpus.num_tokens, sequence_length):
             raise ValueError(
-                f"corpus {corpus.folder}, split {corpus.split}: no shard has the {sequence_length + 1} tokens that one "
-                f"sequence takes (the largest has {longest}): use a sequence_length of at most {max(1, longest - 1)}"
+                f"corpus {corpus.folder}, split {corpus.split}, has {corpus.num_tokens} of the {sequence_length + 1} "
+                f"tokens that one sequence takes: use a sequence_length of at most {max(1, corpus.num_tokens - 1)}"
             )

@@ -4,7 +4,8 @@ Each epoch permutes the shards of a corpus and lays them end to end in a line of
 one for each canonical partition (data/partitions.py); a piece is as long as the number of slots of its partition in
 that epoch, so that each instance comes exactly once per epoch, with no remainder. A piece is cut into windows of
 `window_shards` shards, and instances are permuted inside each window. So a partition goes through its own part of the
-shards, a window at a time; only the shards at the cuts belong to two partitions, at most one per cut.
+shards, a window at a time; only the shards at the cuts belong to two partitions, at most one per cut. An instance
+that ends in the shard after its own, in the corpus's order, reads the beginning of that one in passing.
 
 With one partition, weights that are changed from some slot on leave everything before that slot as it was. With more,
 the pieces of the epoch under way depend on its later slots too: fix all segments of weights before the run starts.

@@ -1,17 +1,6 @@
 import numpy as np
 
-from data.packing import InstanceMap, count_instances, cumulative_lengths, positions
-
-
-def test_instances_cover_each_shard_without_overlap():
-    shards = [1, 41, 0, 40, 4, 100]
-    instances = InstanceMap(shards, 10)
-    assert len(instances) == 0 + 4 + 0 + 3 + 0 + 9
-    places = [instances.locate(i) for i in range(len(instances))]
-    expected = [(s, k * 10) for s, tokens in enumerate(shards) for k in range(count_instances(tokens, 10))]
-    assert places == expected
-    assert all(start + 11 <= shards[shard] for shard, start in places)  # the label of the last token is there too
-    assert all(tokens - 10 * count_instances(tokens, 10) <= 10 for tokens in shards if tokens)
+from data.packing import cumulative_lengths, positions
 
 
 def test_positions_and_cu_seqlens_restart_at_documents_and_rows():

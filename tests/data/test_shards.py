@@ -34,7 +34,6 @@ def test_corpus_returns_the_documents(corpus_folder, tokenizer, texts):
     assert corpus.text_bytes == sum(len(t.encode()) for t in expected)
     assert corpus.vocab_size == 340
     assert corpus.tokenizer_sha256 == tokenizer.sha256
-    assert corpus.num_instances(50) == sum((s.tokens - 1) // 50 for s in corpus.shards)
 
 
 def test_entropy_is_of_the_splits_own_tokens(corpus_folder):
