@@ -39,9 +39,8 @@ class Concatenated:
 
     def __init__(self, corpus: Corpus, sequence_length: int):
         self.corpus, self.sequence_length = corpus, sequence_length
-        tokens = np.array([shard.tokens for shard in corpus.shards], dtype=np.int64)
-        self.shard_instances, first = instances_by_shard(tokens, sequence_length)
-        self._first, self._tokens = first.tolist(), tokens.tolist()
+        self.shard_instances, first = instances_by_shard(corpus.shards.tokens, sequence_length)
+        self._first, self._tokens = first.tolist(), corpus.shards.tokens.tolist()
 
     def read_into(self, tokens: np.ndarray, shard: int, place: int) -> tuple[np.ndarray, int, int]:
         start = self._first[shard] + place * self.sequence_length

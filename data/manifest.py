@@ -9,13 +9,13 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from data.quarantine import WHOLE_SHARD, Damage, DamagedShard
+from data.shard_list import Shard, ShardList, check_count, check_hash
 from data.storage import LocalFolder, RemoteFolder, open_storage
 
 CORPUS_FORMAT, INDEX_FORMAT, VERSION = "ingot-corpus", "ingot-shard-index", 1
@@ -23,28 +23,11 @@ MANIFEST = "manifest.json"
 
 MAX_MANIFEST_BYTES = 2**30  # a million shards take some 400 MB
 MAX_INDEX_BYTES = 2**28  # a million bundles, and so a million million tokens
-MAX_COUNT = 2**53  # what JSON readers agree on
-
-_NAME = re.compile(r"[^./\\:\0-\x1f\x7f][^/\\:\0-\x1f\x7f]{0,199}")
-_HASH = re.compile(r"[0-9a-f]{64}")
 
 
 def token_dtype(vocab_size: int) -> np.dtype:
     """Little-endian uint16 where all ids fit, else uint32."""
     return np.dtype("<u2" if vocab_size <= 65_536 else "<u4")
-
-
-@dataclass(frozen=True, slots=True)
-class Shard:
-    """A line of the manifest. Sizes in bytes; `index` is the name of the index file."""
-
-    name: str
-    bytes: int
-    sha256: str
-    tokens: int
-    documents: int
-    index: str
-    index_sha256: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +47,7 @@ class Bundle:
 class Split:
     """A split's part of the manifest; `text_bytes` of UTF-8, `unigram_entropy` in nats per token."""
 
-    shards: list[Shard]
+    shards: ShardList
     num_tokens: int
     num_documents: int
     text_bytes: int
@@ -103,55 +86,19 @@ def read_manifest(folder: str | Path | LocalFolder | RemoteFolder) -> dict:
 def read_split(manifest: dict, split: str, where: str) -> Split:
     """Raises ValueError, with `where` and the entry, for anything that no program could have meant."""
     try:
-        _hash(manifest["tokenizer"], "sha256")
-        width = token_dtype(_count(manifest["tokenizer"], "vocab_size", least=1)).itemsize
+        check_hash("sha256", manifest["tokenizer"]["sha256"])
+        width = token_dtype(check_count("vocab_size", manifest["tokenizer"]["vocab_size"], least=1)).itemsize
         content = manifest["splits"][split]
         entropy = content["unigram_entropy"]
         if not isinstance(entropy, int | float) or not math.isfinite(entropy):
             raise ValueError(f"unigram_entropy is {entropy!r}")
-        shards = [_shard(entry, width) for entry in content["shards"]]
-        if len({shard.name for shard in shards}) != len(shards):
-            raise ValueError("a shard is listed twice")
-        result = Split(shards, *(_count(content, n) for n in ("num_tokens", "num_documents", "text_bytes")), entropy)
-        if sum(s.tokens for s in shards) != result.num_tokens:
-            raise ValueError(f"num_tokens is {result.num_tokens}, its shards hold {sum(s.tokens for s in shards)}")
-        return result
+        shards = ShardList(content["shards"], width)
+        totals = [check_count(name, content[name]) for name in ("num_tokens", "num_documents", "text_bytes")]
+        if sum(shards.tokens.tolist()) != totals[0]:
+            raise ValueError(f"num_tokens is {totals[0]}, its shards hold {sum(shards.tokens.tolist())}")
+        return Split(shards, *totals, entropy)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(f"{where}, split {split}, makes no sense: {_say(error)}; copy or prepare it again") from None
-
-
-def _shard(entry: dict, width: int) -> Shard:
-    shard = Shard(
-        _name(entry, "name"),
-        _count(entry, "bytes"),
-        _hash(entry, "sha256"),
-        _count(entry, "tokens"),
-        _count(entry, "documents"),
-        _name(entry, "index"),
-        _hash(entry, "index_sha256"),
-    )
-    if shard.tokens * width + shard.documents * 4 > shard.bytes:
-        raise ValueError(f"{shard.name} of {shard.bytes} bytes cannot hold {shard.tokens} tokens")
-    return shard
-
-
-def _name(entry: dict, key: str) -> str:
-    if not isinstance(entry[key], str) or not _NAME.fullmatch(entry[key]):
-        raise ValueError(f"{key} {str(entry[key])[:80]!r} is not the plain name of a file in the corpus folder")
-    return entry[key]
-
-
-def _hash(entry: dict, key: str) -> str:
-    if not isinstance(entry[key], str) or not _HASH.fullmatch(entry[key]):
-        raise ValueError(f"{key} {str(entry[key])[:80]!r} is no sha256 in hex")
-    return entry[key]
-
-
-def _count(entry: dict, key: str, least: int = 0) -> int:
-    value = entry[key]
-    if type(value) is not int or not least <= value <= MAX_COUNT:
-        raise ValueError(f"{key} is {str(value)[:80]}, which is no count")
-    return value
 
 
 def _say(error: Exception) -> str:
@@ -201,12 +148,12 @@ class ShardIndex:
 def _bundle(entry: dict, shard: Shard, width: int) -> Bundle:
     bundle = Bundle(
         str(entry["key"])[:200],
-        _count(entry, "tokens_offset"),
-        _count(entry, "num_tokens"),
-        _count(entry, "tokens_crc32"),
-        _count(entry, "doclens_offset"),
-        _count(entry, "num_documents"),
-        _count(entry, "doclens_crc32"),
+        check_count("tokens_offset", entry["tokens_offset"]),
+        check_count("num_tokens", entry["num_tokens"]),
+        check_count("tokens_crc32", entry["tokens_crc32"]),
+        check_count("doclens_offset", entry["doclens_offset"]),
+        check_count("num_documents", entry["num_documents"]),
+        check_count("doclens_crc32", entry["doclens_crc32"]),
     )
     for part, offset, size in (
         ("tokens", bundle.tokens_offset, bundle.num_tokens * width),

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import json
 import tempfile
 import threading
 import zlib
@@ -34,7 +33,6 @@ from data.manifest import (
     MANIFEST,
     VERSION,  # noqa: F401  (those who write corpora find it here)
     Bundle,  # noqa: F401
-    Shard,
     ShardIndex,
     read_manifest,
     read_split,
@@ -140,12 +138,7 @@ class Corpus:
     def fingerprint(self) -> str:
         """sha256 of the list of shards and of how sequences are cut from it, in hex: names the exact content of any
         sequence, wherever the folder lies."""
-        lines = ({name: getattr(shard, name) for name in sorted(Shard.__slots__)} for shard in self.shards)
-        digest = hashlib.sha256(b"packing %d [" % PACKING_VERSION)
-        for number, line in enumerate(lines):
-            digest.update(b", " * bool(number) + json.dumps(line).encode())
-        digest.update(b"]")
-        return digest.hexdigest()
+        return hashlib.sha256(b"packing %d " % PACKING_VERSION + self.shards.digest()).hexdigest()
 
     def read(self, shard: int, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
         """Tokens [start, stop) of a shard's stream, of `dtype`, and where documents start among them: int64 indices,
@@ -212,7 +205,7 @@ class Corpus:
 
     def fetch_ahead(self, shard: int) -> bool:
         """Begin to bring a shard into the cache, if there is one. False when enough are on their way."""
-        if self.cache is None or self.quarantine.find(self.shards[shard].sha256, WHOLE_SHARD)[0]:
+        if self.cache is None or self.quarantine.find(self.shards.sha256(shard), WHOLE_SHARD)[0]:
             return True
         return self.cache.ahead(*self._cached(shard))
 

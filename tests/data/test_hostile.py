@@ -109,6 +109,7 @@ def test_urls_of_other_kinds_are_refused_by_name(url, tmp_path, monkeypatch):
 
 
 NAMES = ["../x", "/etc/passwd", "a/b.tar", "..", ".", "", ".x", "pipe:cat x", "a\\b", "a\0b", "x" * 300, 7, None]
+HASHES = ["", "z" * 64, "A" * 64, "a" * 63 + " ", " " * 64, "a" * 66, "\u0661" * 64, 5, None, "../" + "a" * 61]
 COUNTS = [-1, 2**70, 1.5, "12", None, True, [], float("nan")]
 
 
@@ -127,7 +128,7 @@ def edit(folder, where, value, split="train"):
         *[(("shards", 0, key), name) for name in NAMES for key in ("name", "index")],
         *[(("shards", 0, key), count) for count in COUNTS for key in ("bytes", "tokens", "documents")],
         *[((key,), count) for count in COUNTS for key in ("num_tokens", "num_documents", "text_bytes")],
-        *[(("shards", 0, key), value) for value in ("", "z" * 64, 5, None, "../" + "a" * 61) for key in ("sha256",)],
+        *[(("shards", 1, key), value) for value in HASHES for key in ("sha256", "index_sha256")],
         (("shards", 0, "tokens"), 10**12),
         (("shards", 0), "a string"),
         (("shards",), {"a": 1}),

@@ -1,0 +1,123 @@
+"""The shards of a split as the manifest lists them, kept by columns: of 100,000, only those in use become objects.
+
+All is checked at once, column by column, which takes a third of the time that line by line takes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+MAX_COUNT = 2**53  # what JSON readers agree on
+
+_NAME = re.compile(r"[^./\\:\0-\x1f\x7f][^/\\:\0-\x1f\x7f]{0,199}")
+_HASH = re.compile(r"[0-9a-f]{64}")
+_KEYS = ("name", "index", "sha256", "index_sha256", "bytes", "tokens", "documents")
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """A line of the manifest. Sizes in bytes; `index` is the name of the index file."""
+
+    name: str
+    bytes: int
+    sha256: str
+    tokens: int
+    documents: int
+    index: str
+    index_sha256: str
+
+
+class ShardList(Sequence[Shard]):
+    """A sequence of Shard. `tokens`, `documents` and `bytes` are those of all shards, int64."""
+
+    def __init__(self, entries: list[dict], width: int):
+        """`width`: bytes of a token. Raises ValueError, TypeError or KeyError for what is no list of shards."""
+        columns = [[entry[key] for entry in entries] for key in _KEYS]
+        for key, column, (are_all, check_one) in zip(_KEYS, columns, _CHECKS, strict=True):
+            if not are_all(column):
+                for value in column:  # one of them raises
+                    check_one(key, value)
+        self._names, self._indexes = columns[:2]
+        self._hashes = [bytes.fromhex("".join(column)) for column in columns[2:4]]
+        self.bytes, self.tokens, self.documents = (np.array(column, dtype=np.int64) for column in columns[4:])
+        # Neither side can overflow: counts are at most 2^53, and widths 2 and 4.
+        for n in np.flatnonzero(self.tokens * width + self.documents * 4 > self.bytes)[:1]:
+            raise ValueError(f"{self._names[n]} of {self.bytes[n]} bytes cannot hold {self.tokens[n]} tokens")
+        if len(set(self._names)) != len(self._names):
+            raise ValueError("a shard is listed twice")
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def __getitem__(self, number: int) -> Shard:
+        number = range(len(self))[number]
+        return Shard(
+            self._names[number],
+            int(self.bytes[number]),
+            self._hash(0, number),
+            int(self.tokens[number]),
+            int(self.documents[number]),
+            self._indexes[number],
+            self._hash(1, number),
+        )
+
+    def _hash(self, which: int, number: int) -> str:
+        return self._hashes[which][32 * number : 32 * number + 32].hex()
+
+    def sha256(self, number: int) -> str:
+        return self._hash(0, number)
+
+    def digest(self) -> bytes:
+        """sha256 of what names the content of all shards, in order."""
+        digest = hashlib.sha256(b"%d shards " % len(self))
+        for part in (*self._hashes, self.tokens.astype("<i8"), self.documents.astype("<i8")):
+            digest.update(part)
+        return digest.digest()
+
+
+def check_name(key: str, value: object) -> str:
+    if not isinstance(value, str) or not _NAME.fullmatch(value):
+        raise ValueError(f"{key} {str(value)[:80]!r} is not the plain name of a file in the corpus folder")
+    return value
+
+
+def check_hash(key: str, value: object) -> str:
+    if not isinstance(value, str) or not _HASH.fullmatch(value):
+        raise ValueError(f"{key} {str(value)[:80]!r} is no sha256 in hex")
+    return value
+
+
+def check_count(key: str, value: object, least: int = 0) -> int:
+    if type(value) is not int or not least <= value <= MAX_COUNT:
+        raise ValueError(f"{key} is {str(value)[:80]}, which is no count")
+    return value
+
+
+def _all_names(column: list) -> bool:
+    return _all_are(str, column) and all(map(_NAME.fullmatch, column))
+
+
+def _all_hashes(column: list) -> bool:
+    if not _all_are(str, column) or not set(map(len, column)) <= {64}:
+        return False
+    digits = "".join(column)
+    try:
+        return bytes.fromhex(digits).hex() == digits
+    except ValueError:
+        return False
+
+
+def _all_counts(column: list) -> bool:
+    return _all_are(int, column) and min(column, default=0) >= 0 and max(column, default=0) <= MAX_COUNT
+
+
+def _all_are(kind: type, column: list) -> bool:
+    return set(map(type, column)) <= {kind}
+
+
+_CHECKS = [(_all_names, check_name)] * 2 + [(_all_hashes, check_hash)] * 2 + [(_all_counts, check_count)] * 3
