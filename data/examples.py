@@ -15,6 +15,7 @@ from data.masking import word_starts
 from data.objectives import IGNORE_INDEX, MaskedLanguageModel, clm, clm_rows
 from data.packing import cumulative_lengths
 from data.pairs import SentencePairs
+from data.sentences import sentence_marks
 from data.tokenizer import FIM_PIECES, Tokenizer
 
 
@@ -73,8 +74,7 @@ class ExampleMaker:
         self._eos_id = tokenizer.eos_id
         self._mlm = self._fim = self.pairs = None
         if objective.name == "mlm":
-            by_words = objective.mask_unit != "token" or objective.pairs != "none"
-            begins = word_starts(tokenizer.pieces()) if by_words else None
+            begins = word_starts(tokenizer.pieces()) if objective.mask_unit != "token" else None
             if packed and tokenizer.pad_id is None:
                 raise ValueError("best-fit packing with mlm needs a padding token, which the tokenizer lacks")
             common = {"special_ids": tokenizer.special_ids, "vocab_size": tokenizer.vocab_size, "seed": seed}
@@ -93,7 +93,7 @@ class ExampleMaker:
                     sep_id=tokenizer.eos_id,
                     pad_id=tokenizer.pad_id,
                     block=block,
-                    is_word_start=begins,
+                    marks=sentence_marks(tokenizer.pieces()),
                     **common,
                 )
         if objective.fim_rate:

@@ -34,19 +34,20 @@ def word_starts(pieces: Sequence[str], kind: str | None = None) -> np.ndarray:
     found decide; a vocabulary without any raises ValueError, as does an unknown kind. A piece that opens with a
     character of a script without spaces (Han, kana) begins a word of its own.
     """
-    kind = kind or _detect(pieces)
+    kind = kind or detect_marks(pieces)
     if kind == "wordpiece":
         return np.array([not piece.startswith("##") for piece in pieces], dtype=bool)
     if kind == "sentencepiece":
         begins = ("\u2581", "\n", "\t")
         return np.array([piece.startswith(begins) or bool(_UNSPACED.match(piece)) for piece in pieces], dtype=bool)
     if kind == "bytelevel":
-        byte_of = _byte_alphabet()
+        byte_of = byte_alphabet()
         return np.array([_begins_bytelevel(piece, byte_of) for piece in pieces], dtype=bool)
     raise ValueError(f"marks {kind!r} are unknown: choose one of {', '.join(MARKS)}")
 
 
-def _detect(pieces: Sequence[str]) -> str:
+def detect_marks(pieces: Sequence[str]) -> str:
+    """The kind of marks that the pieces have. Raises ValueError where there are none."""
     counts = {
         "wordpiece": sum(piece.startswith("##") and len(piece) > 2 for piece in pieces),
         "sentencepiece": sum(piece.startswith("\u2581") for piece in pieces),
@@ -61,7 +62,7 @@ def _detect(pieces: Sequence[str]) -> str:
     return kind
 
 
-def _byte_alphabet() -> dict[str, int]:
+def byte_alphabet() -> dict[str, int]:
     """Character -> byte of byte-level BPE (GPT-2): printable Latin-1 stands for itself, the rest for 256 onwards."""
     printable = [b for b in range(256) if 33 <= b <= 126 or 161 <= b <= 172 or b >= 174]
     others = [b for b in range(256) if b not in set(printable)]

@@ -6,7 +6,8 @@ A row is `[CLS] A [SEP] B [SEP]` and then padding; token types are 0 up to the f
   from another document, label 1.
 - SOP (Lan et al. 2020, section 3.1): B is what follows A, label 0; half of the time the two are swapped, label 1.
 
-A corpus keeps no sentences, so segments are runs of tokens, cut at a random word.
+Segments are runs of tokens, cut where a sentence ends (data/sentences.py) or, in text without such a place, at a random
+word. B begins in the same way whether it follows A or not, so that its beginning does not give the label away.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import numpy as np
 
 from data.keyed import mix, uniform
+from data.sentences import SentenceMarks
 
 IGNORE_PAIR = -100  # label of a row whose text is too short for a pair
 KINDS = ("nsp", "sop")
@@ -36,12 +38,12 @@ class SentencePairs:
         vocab_size: int,
         seed: int,
         block: int,
-        is_word_start: np.ndarray | None = None,
+        marks: SentenceMarks | None = None,
     ):
         """`block`: partners are drawn among this many slots, those of the aligned block that a slot lies in: the
         number of instances of an epoch, or global batch / partitions where shards are far away.
 
-        `is_word_start`, bool [vocabulary] (data.masking.word_starts), lets segments begin with whole words.
+        `marks` lets segments begin with sentences and whole words.
 
         Raises ValueError for an unknown kind, a tokenizer without the tokens, or too short a row.
         """
@@ -60,7 +62,7 @@ class SentencePairs:
         self.cls_id, self.sep_id, self.pad_id = cls_id, sep_id, pad_id
         self._is_special = np.zeros(vocab_size, dtype=bool)
         self._is_special[sorted(special_ids | {cls_id, sep_id, pad_id})] = True
-        self._is_word_start = is_word_start
+        self._marks = marks
 
     def partner(self, slot: int, attempt: int = 0) -> int:
         """The slot whose instance `build_pair` needs beside that of `slot`; `slot` itself where it needs no other.
@@ -92,7 +94,7 @@ class SentencePairs:
         document = documents[number][:room] if documents else np.empty(0, dtype=np.int64)
         if len(document) < 2:
             return *self._assemble(document, document[:0]), IGNORE_PAIR, self._starts(len(document) + 3)
-        cut = self._cut(document, draws[_CUT])
+        cut, by_sentence = self._cut(document, draws[_CUT])
         a, b, label = document[:cut], document[cut:], 0
         if draws[_LABEL] < 0.5:
             if self.kind == "sop":
@@ -103,7 +105,8 @@ class SentencePairs:
                     others = self._documents(tokens_b, starts_b)
                 if others:
                     # As long as what it stands in for, so that lengths do not give the label away.
-                    b, label = self._excerpt(others[_draw(others, draws[_DOCUMENT_B])], len(b), draws[_OFFSET]), 1
+                    other = others[_draw(others, draws[_DOCUMENT_B])]
+                    b, label = self._excerpt(other, len(b), by_sentence, draws[_OFFSET]), 1
         return *self._assemble(a, b), label, self._starts(len(a) + len(b) + 3)
 
     def _draws(self, slot: int) -> np.ndarray:
@@ -116,22 +119,31 @@ class SentencePairs:
         pieces = [piece[~self._is_special[piece]] for piece in pieces]
         return [piece for piece in pieces if len(piece)]
 
-    def _cut(self, document: np.ndarray, draw: float) -> int:
-        """Where B begins, in [1, len(document) - 1]: at a word where there is one."""
-        places = np.arange(1, len(document))
-        if self._is_word_start is not None:
-            begins = places[self._is_word_start[document[1:]]]
-            places = begins if len(begins) else places
-        return int(places[int(draw * len(places))])
+    def _cut(self, document: np.ndarray, draw: float) -> tuple[int, bool]:
+        """Where B begins, in [1, len(document) - 1], and whether that is a sentence: at one where there is one, else at
+        a word, else anywhere."""
+        if self._marks is not None:
+            sentences = np.flatnonzero(self._marks.starts(document))
+            if len(sentences):
+                return _pick(sentences, draw), True
+        return _pick(self._words(document, 1, len(document)), draw), False
 
-    def _excerpt(self, document: np.ndarray, length: int, draw: float) -> np.ndarray:
-        """`length` consecutive tokens, or all there are, from a random word on."""
-        places = np.arange(max(1, len(document) - length + 1))
-        if self._is_word_start is not None:
-            begins = places[self._is_word_start[document[places]]]
-            places = begins if len(begins) else places
-        first = int(places[int(draw * len(places))])
+    def _excerpt(self, document: np.ndarray, length: int, by_sentence: bool, draw: float) -> np.ndarray:
+        """`length` consecutive tokens, or all there are, from a random word on, or from a sentence on, of which the
+        document's beginning is one."""
+        stop = max(1, len(document) - length + 1)
+        if by_sentence:
+            places = np.append(0, np.flatnonzero(self._marks.starts(document)[:stop]))
+        else:
+            places = self._words(document, 0, stop)
+        first = _pick(places, draw)
         return document[first : first + length]
+
+    def _words(self, document: np.ndarray, first: int, stop: int) -> np.ndarray:
+        """Where words begin in [first, stop), or all of it where none does."""
+        places = np.arange(first, stop)
+        begins = places[self._marks.is_word_start[document[places]]] if self._marks is not None else places
+        return begins if len(begins) else places
 
     def _assemble(self, a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         input_ids = np.full(self.sequence_length, self.pad_id, dtype=np.int64)
@@ -154,3 +166,7 @@ def _draw(documents: list[np.ndarray], draw: float) -> int:
     lengths = np.array([len(document) for document in documents], dtype=np.int64)
     lengths[lengths < 2] = 0 if (lengths >= 2).any() else 1
     return int(np.searchsorted(np.cumsum(lengths), int(draw * lengths.sum()), side="right"))
+
+
+def _pick(places: np.ndarray, draw: float) -> int:
+    return int(places[int(draw * len(places))])

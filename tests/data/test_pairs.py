@@ -5,6 +5,7 @@ import pytest
 
 from data.objectives import IGNORE_INDEX, MaskedLanguageModel
 from data.pairs import IGNORE_PAIR, SentencePairs
+from data.sentences import SentenceMarks
 
 PAD, CLS, SEP, MASK, L, VOCAB = 0, 1, 2, 3, 64, 5000
 
@@ -150,16 +151,52 @@ def test_text_that_is_too_short():
         assert pairs().build_pair(*A, *empty, slot)[2] == 0
 
 
+def marks(is_word_start, is_end=None):
+    none = np.zeros(VOCAB, dtype=bool)
+    return SentenceMarks(is_word_start, none if is_end is None else is_end, none)
+
+
 def test_segments_begin_with_words():
     is_word_start = np.arange(VOCAB) % 5 == 0
     for kind in ("nsp", "sop"):
-        maker = pairs(kind, is_word_start=is_word_start)
+        maker = pairs(kind, marks=marks(is_word_start))
         for slot in range(200):
             a, b = split(*maker.build_pair(*A, *B, slot)[:2])
             assert is_word_start[b[0]]
             assert is_word_start[a[0]]
-    none = pairs("sop", is_word_start=np.zeros(VOCAB, dtype=bool))
+    none = pairs("sop", marks=marks(np.zeros(VOCAB, dtype=bool)))
     assert none.build_pair(*A, *B, 0)[2] in (0, 1)  # cut at any token then
+
+
+@pytest.mark.parametrize("kind", ["nsp", "sop"])
+def test_segments_are_whole_sentences_where_there_are_any(kind):
+    number = np.arange(VOCAB)
+    maker = pairs(kind, marks=marks(number % 5 == 0, number % 10 == 9))  # sentences of two words of five tokens
+    cuts, labels = set(), []
+    for slot in range(300):
+        input_ids, token_types, label, _ = maker.build_pair(*A, *B, slot)
+        a, b = split(input_ids, token_types)
+        assert b[0] % 10 == 0
+        front = b if kind == "sop" and label else a
+        assert front[-1] % 10 == 9
+        cuts.add(int(front[-1]))
+        labels.append(label)
+    assert cuts == {1009, 1019, 2009, 2019, 2029}
+    assert 0.4 < np.mean(labels) < 0.6
+
+
+def test_another_documents_segment_begins_as_the_one_it_stands_in_for():
+    """With a word where A and B have no sentences, even if the other document has some."""
+    number = np.arange(VOCAB)
+    maker = pairs(marks=marks(number % 5 == 0, (number % 10 == 9) & (number >= 3000)))
+    begins = [
+        int(b[0])
+        for slot in range(400)
+        for row in [maker.build_pair(*A, *B, slot)]
+        for _, b in [split(*row[:2])]
+        if row[2] == 1
+    ]
+    assert {n % 10 for n in begins} == {0, 5}
 
 
 def test_masks_on_pairs_leave_the_frame_alone():
