@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from model.config import ModelConfig
 from model.layers import ACTIVATIONS, make_norm
-from model.loss import IGNORED, linear_cross_entropy
+from model.loss import IGNORED, keep_targets, linear_cross_entropy
 
 
 class HeadTransform(nn.Module):
@@ -61,16 +61,18 @@ class LanguageModelHead(nn.Module):
         self, hidden: Tensor, labels: Tensor | None = None, z_loss: float = 0.0, label_smoothing: float = 0.0
     ) -> Tensor:
         """Logits (..., V) of hidden (..., D); with labels (...), the fp32 sum of the targets' losses."""
+        if labels is not None:
+            hidden, labels = keep_targets(hidden.flatten(0, -2), labels.flatten())
         if self.transform is not None:
             hidden = self.transform(hidden)
         if labels is None:
             logits = nn.functional.linear(hidden, self.weight, self.bias)
             return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
         return linear_cross_entropy(
-            hidden.flatten(0, -2),
+            hidden,
             self.weight,
             self.bias,
-            labels.flatten(),
+            labels,
             softcap=self.softcap,
             z_loss=z_loss,
             label_smoothing=label_smoothing,
