@@ -9,7 +9,7 @@ from data.cache import Cache
 from data.layouts import Concatenated
 from data.objectives import IGNORE_INDEX
 from data.packing import instances_by_shard
-from data.quarantine import WHOLE_SHARD, Quarantine
+from data.quarantine import WHOLE_SHARD, DamagedShard, Quarantine
 from data.reader import Reader
 from data.shards import Corpus
 from data.writer import CorpusWriter
@@ -184,3 +184,19 @@ def test_runs_of_the_order_before_are_not_gone_on_with(folder, monkeypatch):
     now = Corpus.open(folder, "train").fingerprint
     monkeypatch.setattr(data.shards, "PACKING_VERSION", 1)
     assert Corpus.open(folder, "train").fingerprint != now
+
+
+def test_a_missing_shard_after_is_damage_like_any_other(folder, tmp_path):
+    import fsspec
+
+    files = fsspec.filesystem("memory")
+    files.put(f"{folder}/", "/gap/", recursive=True)
+    corpus = Corpus.open("memory://gap", "train", cache=Cache(tmp_path, 10**9))
+    files.rm(f"/gap/{corpus.shards[1].name}")
+    layout = Concatenated(corpus, LENGTH)
+    row = np.empty(LENGTH + 1, dtype=corpus.dtype)
+    with pytest.raises(DamagedShard, match=rf"{corpus.shards[1].name}: shard is missing"):
+        layout.read_into(row, 0, int(layout.shard_instances[0]) - 1)
+    assert corpus.quarantine.find(corpus.shards[1].sha256, 5)[0]
+    assert not corpus.quarantine.find(corpus.shards[0].sha256, 0)[0]
+    files.rm("/gap", recursive=True)
