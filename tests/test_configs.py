@@ -35,7 +35,9 @@ def test_a_run_says_what_matters_instead_of_leaving_it_to_defaults(path):
     silent = {
         "run": set(),
         "model": {"head_dim", "num_kv_heads", "rotary_base", "qk_norm", "token_types", "embedding_norm",
-                  "head_transform", "head_bias", "pair_head", "attention_dropout"},
+                  "head_transform", "head_bias", "pair_head", "attention_dropout", "first_norm", "qkv_bias",
+                  "output_bias", "mlp_bias", "norm_bias", "position_offset", "rotary_local_base", "rotary_scaling",
+                  "layer_pattern", "window", "logit_softcap"},
         "data": {"mlm_probability", "threads", "prefetch", "allow_changed", "weight_changes", "packing", "shuffle",
                  "window_shards", "partitions", "mask_unit", "pairs", "fim_rate", "cache_dir", "cache_bytes", "strict",
                  "max_bad_fraction"},
