@@ -1,124 +1,219 @@
 """Text from a trained model: the next tokens of a GPT, the masked ones of a BERT.
 
-Legend: T time, V vocabulary.
+Legend: B rows, T new tokens, S tokens so far, V vocabulary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+from model.config import ModelConfig
 from model.kv_cache import KeyValueCache
+from model.sampling import Sampler, Sampling
+from model.text_stream import TextStream
 from model.transformer import LanguageModel
+
+Finish = Literal["eos", "stop", "length"]
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """What a step adds to a row: a token, and the text that is settled by it.
+
+    Attributes:
+        row: its place in the batch.
+        token: token id; the one that ends a text is given, too.
+        text: decoded text beyond that of the pieces before: empty where a character, or what may become a stop string,
+            is incomplete, and where nothing decodes. Joined, the texts are the row's text, without its stop string.
+        finish: why the row ends with this piece: a token of `eos_ids`, a stop string, or max_tokens. None: it goes on.
+    """
+
+    row: int
+    token: int
+    text: str = ""
+    finish: Finish | None = None
+
+
+@dataclass
+class Completion:
+    """A row's tokens, among them what ended it, its text, and why it ended."""
+
+    tokens: list[int] = field(default_factory=list)
+    text: str = ""
+    finish: Finish = "length"
 
 
 def generate(
     model: LanguageModel,
-    prompt_ids: list[int],
+    prompts: Sequence[Sequence[int]],
+    sampling: Sampling,
     *,
-    max_tokens: int,
-    temperature: float = 1.0,
-    top_k: int | None = None,
-    top_p: float | None = None,
-    seed: int = 0,
-    eos_id: int | None = None,
+    decode: Callable[[list[int]], str] | None = None,
+    rows: Sequence[int] | None = None,
     cache: bool = True,
-) -> Iterator[int]:
-    """Yields up to `max_tokens` token ids that follow the prompt, each as soon as it is drawn.
+) -> Iterator[Piece]:
+    """Continues each prompt; yields the pieces of each step, in the order of the rows, as soon as they are drawn.
+
+    A row's result does not depend on the rows beside it, up to the rounding of the model's logits.
 
     Args:
-        prompt_ids: at least one token id.
-        temperature: divides the logits; 0 takes the likeliest token always.
-        top_k: draw from the k likeliest tokens only; None for all.
-        top_p: draw from the smallest set of likeliest tokens that holds this probability (arXiv 1904.09751), after
-            temperature and top_k; None for all.
-        seed: of this text's own generator, which is on the CPU: the same draws on every device.
-        eos_id: token that ends the text; it is yielded, as the last one.
+        prompts: token ids of the rows, at least one each; their lengths may differ.
+        decode: token ids to text. None: the pieces have no text, and there can be no stop strings.
+        rows: a number for each row, with which the seed makes its random numbers; None for 0, 1, 2, ...
         cache: keep keys and values. False reads the whole text again for each token: slower, the same tokens.
 
     Raises:
-        ValueError: at the call (not at the first token), with all that is wrong with the arguments.
+        ValueError: at the call (not at the first piece), with all that is wrong with the arguments.
     """
-    config = model.config
-    problems = [] if config.causal else ["the model is not causal and cannot continue a text; use fill_mask"]
-    if not prompt_ids:
-        problems.append("the prompt is empty; begin with at least one token, such as the end-of-text token")
-    elif not 0 <= min(prompt_ids) <= max(prompt_ids) < config.vocab_size:
-        problems.append(
-            f"the prompt has token ids from {min(prompt_ids)} to {max(prompt_ids)}, and the model knows 0 to "
-            f"{config.vocab_size - 1}; use the tokenizer it was trained with"
-        )
-    if max_tokens < 0:
-        problems.append(f"max_tokens is {max_tokens}; it must be at least 0")
-    total = len(prompt_ids) + max_tokens
-    if config.positions == "learned" and total > config.max_positions:
-        problems.append(
-            f"a prompt of {len(prompt_ids)} tokens and {max_tokens} more exceed the model's {config.max_positions} "
-            f"positions; shorten the prompt, or ask for at most {max(0, config.max_positions - len(prompt_ids))} tokens"
-        )
-    if not 0 <= temperature < float("inf"):
-        problems.append(f"temperature is {temperature}; it must be 0 (greedy) or a positive number")
-    if top_k is not None and top_k < 1:
-        problems.append(f"top_k is {top_k}; it must be at least 1, or none")
-    if top_p is not None and not 0 < top_p <= 1:
-        problems.append(f"top_p is {top_p}; it must be above 0 and at most 1, or none")
+    check(model, prompts, sampling, decode)
+    prompts = [list(prompt) for prompt in prompts]
+    rows = range(len(prompts)) if rows is None else rows
+    assert len(rows) == len(prompts), (len(rows), len(prompts))
+    if not sampling.max_tokens:
+        return iter(())
+    sampler = Sampler(sampling, prompts, rows, model.config.vocab_size, model.head.weight.device)
+    streams = None if decode is None else [TextStream(decode, prompt, sampling.stop) for prompt in prompts]
+    steps = _tokens(model, prompts, sampling.max_tokens, sampler, cache)
+    return _pieces(steps, len(prompts), sampling, streams)
+
+
+def complete(
+    model: LanguageModel,
+    prompts: Sequence[Sequence[int]],
+    sampling: Sampling,
+    *,
+    decode: Callable[[list[int]], str] | None = None,
+    rows: Sequence[int] | None = None,
+    cache: bool = True,
+) -> list[Completion]:
+    """`generate` to the end: one completion for each prompt."""
+    completions = [Completion() for _ in prompts]
+    for piece in generate(model, prompts, sampling, decode=decode, rows=rows, cache=cache):
+        completion = completions[piece.row]
+        completion.tokens.append(piece.token)
+        completion.text += piece.text
+        if piece.finish is not None:
+            completion.finish = piece.finish
+    return completions
+
+
+def check(
+    model: LanguageModel,
+    prompts: Sequence[Sequence[int]],
+    sampling: Sampling,
+    decode: Callable[[list[int]], str] | None = None,
+) -> None:
+    """Raises the ValueError that `generate` would; for those who have more prompts than one batch."""
+    problems = [] if model.config.causal else ["the model is not causal and cannot continue a text; use fill_mask"]
+    problems += sampling.problems()
+    if sampling.stop and decode is None:
+        problems.append("stop strings are looked for in the text, so decode is needed")
+    problems += _problems_of_prompts(model.config, prompts, sampling.max_tokens)
     if problems:
         raise ValueError("\n".join(problems))
-    generator = torch.Generator().manual_seed(seed)
-    # Nothing reads the keys of the last token, so the cache has room for one less.
-    kv_cache = KeyValueCache(config.num_layers, total - 1) if cache else None
-    return _stream(model, list(prompt_ids), max_tokens, temperature, top_k, top_p, generator, eos_id, kv_cache)
 
 
-def _stream(
-    model: LanguageModel,
-    ids: list[int],
-    max_tokens: int,
-    temperature: float,
-    top_k: int | None,
-    top_p: float | None,
-    generator: torch.Generator,
-    eos_id: int | None,
-    cache: KeyValueCache | None,
-) -> Iterator[int]:
-    new_ids = ids
-    for _ in range(max_tokens):
-        logits_V = _last_logits(model, ids if cache is None else new_ids, cache)
-        new_id = sample(logits_V, temperature, top_k, top_p, generator)
-        yield new_id
-        if new_id == eos_id:
+def _problems_of_prompts(config: ModelConfig, prompts: Sequence[Sequence[int]], max_tokens: int) -> list[str]:
+    if not prompts:
+        return ["there is no prompt"]
+    if not all(prompts):
+        return ["a prompt is empty; begin with at least one token, such as the end-of-text token"]
+    problems = []
+    least, most, longest = min(map(min, prompts)), max(map(max, prompts)), max(map(len, prompts))
+    if least < 0 or most >= config.vocab_size:
+        problems.append(
+            f"the prompt has token ids from {least} to {most}, and the model knows 0 to {config.vocab_size - 1}; "
+            "use the tokenizer it was trained with"
+        )
+    if config.positions == "learned" and longest + max_tokens > config.max_positions:
+        problems.append(
+            f"a prompt of {longest} tokens and {max_tokens} more exceed the model's {config.max_positions} positions; "
+            f"shorten the prompt, or ask for at most {max(0, config.max_positions - longest)} tokens"
+        )
+    return problems
+
+
+def _pieces(
+    steps: Iterator[list[int]], num_rows: int, sampling: Sampling, streams: list[TextStream] | None
+) -> Iterator[Piece]:
+    """Adds text and ends to the tokens of each step; stops when all rows have ended."""
+    eos_ids, running = frozenset(sampling.eos_ids), list(range(num_rows))
+    for number, tokens in enumerate(steps, start=1):
+        for row in running:
+            token, text, finish = tokens[row], "", None
+            if token in eos_ids:
+                finish = "eos"
+            elif streams is not None:
+                text = streams[row].add(token)
+                if streams[row].stopped:
+                    finish = "stop"
+            if finish is None and number == sampling.max_tokens:
+                finish = "length"
+            if finish is not None and streams is not None:
+                text += streams[row].finish()
+                if streams[row].stopped:
+                    finish = "stop"
+            if finish is not None:
+                running = [other for other in running if other != row]  # a new list: this one is being walked
+            yield Piece(row, token, text, finish)
+        if not running:
             return
-        ids, new_ids = [*ids, new_id], [new_id]
+
+
+def _tokens(
+    model: LanguageModel, prompts: list[list[int]], max_tokens: int, sampler: Sampler, cached: bool
+) -> Iterator[list[int]]:
+    """The next token of each row, step after step; rows that have ended go on, unheeded.
+
+    Shorter prompts are padded on the left, so that all rows write at the same place of the cache.
+    """
+    batch, device = len(prompts), model.head.weight.device
+    lengths, longest = [len(prompt) for prompt in prompts], max(map(len, prompts))
+    total = longest + max_tokens - 1  # nothing reads the keys of the last token
+    ids_BS = torch.zeros(batch, total, dtype=torch.long)
+    shown_BS = torch.ones(batch, total, dtype=torch.bool)
+    for row, prompt in enumerate(prompts):
+        ids_BS[row, longest - len(prompt) : longest] = torch.tensor(prompt)
+        shown_BS[row, : longest - len(prompt)] = False
+    ids_BS = ids_BS.to(device)
+    mask_BS = shown_BS.to(device) if min(lengths) < longest else None
+    padding_B1 = torch.tensor([[longest - length] for length in lengths], device=device)
+    positions_BS = (torch.arange(total, device=device) - padding_B1).clamp_(min=0)
+    cache = KeyValueCache(model.config.num_layers, total) if cached else None
+    begin = 0
+    for end in range(longest, total + 1):
+        logits_BV = _last_logits(
+            model,
+            ids_BS[:, begin:end],
+            positions_BS[:, begin:end],
+            None if mask_BS is None else mask_BS[:, :end],
+            cache,
+        )
+        next_B = sampler(logits_BV)
+        if end < total:
+            ids_BS[:, end] = next_B
+        begin = end if cached else 0
+        yield next_B.tolist()
 
 
 @torch.no_grad()
-def _last_logits(model: LanguageModel, ids: list[int], cache: KeyValueCache | None) -> Tensor:
-    """fp32 logits (V,) on the CPU of the token that follows `ids`, with dropout off."""
+def _last_logits(
+    model: LanguageModel, ids_BT: Tensor, positions_BT: Tensor, mask_BS: Tensor | None, cache: KeyValueCache | None
+) -> Tensor:
+    """fp32 logits (B, V) of the tokens that follow, with dropout off."""
     was_training = model.training
-    model.eval()
-    input_ids_1T = torch.tensor([ids], device=model.head.weight.device)
-    last_hidden_D = model.hidden_states(input_ids_1T, cache=cache)[0, -1]
-    logits_V = model.head(last_hidden_D).float().cpu()
-    model.train(was_training)
-    return logits_V
-
-
-def sample(
-    logits_V: Tensor, temperature: float, top_k: int | None, top_p: float | None, generator: torch.Generator
-) -> int:
-    """One token id drawn from fp32 logits (V,); the arguments are those of `generate`."""
-    if temperature == 0:
-        return int(logits_V.argmax())
-    logits, ids = logits_V.sort(descending=True, stable=True)
-    if top_k is not None:
-        logits, ids = logits[:top_k], ids[:top_k]
-    probabilities = torch.softmax(logits / temperature, dim=-1)
-    if top_p is not None:
-        mass_before = probabilities.cumsum(0) - probabilities
-        probabilities = probabilities * (mass_before < top_p)  # the first always stays: nothing is before it
-    return int(ids[torch.multinomial(probabilities, 1, generator=generator)])
+    if was_training:
+        model.eval()
+    hidden_BTD = model.hidden_states(ids_BT, positions_BT, cache=cache, attention_mask_BS=mask_BS)
+    logits_BV = model.head(hidden_BTD[:, -1]).float()
+    if was_training:
+        model.train()
+    return logits_BV
 
 
 @torch.no_grad()
@@ -126,13 +221,17 @@ def fill_mask(model: LanguageModel, ids: list[int], mask_id: int, top_k: int = 5
     """For each mask in `ids`, in order, the `top_k` likeliest tokens with their probabilities, likeliest first.
 
     Raises:
-        ValueError: a causal model, no mask in `ids`, or a top_k that is not in 1..vocabulary.
+        ValueError: a causal model, no mask in `ids`, a text beyond the learned positions, or a top_k that is not in
+            1..vocabulary.
     """
-    problems = ["the model is causal and cannot look ahead; use generate"] if model.config.causal else []
+    config = model.config
+    problems = ["the model is causal and cannot look ahead; use generate"] if config.causal else []
     if mask_id not in ids:
         problems.append(f"none of the {len(ids)} tokens is the mask, {mask_id}; put it where a token is wanted")
-    if not 1 <= top_k <= model.config.vocab_size:
-        problems.append(f"top_k is {top_k}; it must be from 1 to {model.config.vocab_size}")
+    if not 1 <= top_k <= config.vocab_size:
+        problems.append(f"top_k is {top_k}; it must be from 1 to {config.vocab_size}")
+    if config.positions == "learned" and len(ids) > config.max_positions:
+        problems.append(f"a text of {len(ids)} tokens exceeds the model's {config.max_positions} positions; shorten it")
     if problems:
         raise ValueError("\n".join(problems))
     was_training = model.training

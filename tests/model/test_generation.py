@@ -1,21 +1,28 @@
-"""Generation: the cache changes nothing, draws stay in their support, bad arguments are refused at the call."""
+"""Generation: neither cache nor batch changes a text, each row ends by itself, bad arguments are refused at once."""
 
 import math
 
 import pytest
 import torch
 
-from model.generation import fill_mask, generate, sample
+from model.generation import Sampling, complete, fill_mask, generate
 from model.kv_cache import KeyValueCache
 
 PROMPT = [5, 17, 80, 2]
+PROMPTS = [PROMPT, [9], [3, 3, 60, 41, 8, 12, 77], [1, 2, 30], [44, 12, 9, 6]]
+GREEDY = Sampling(max_tokens=40, temperature=0)
+
+
+def text_of(model, prompt=PROMPT, *, cache=True, rows=None, **settings) -> list[int]:
+    (completion,) = complete(model, [prompt], Sampling(**settings), cache=cache, rows=rows)
+    return completion.tokens
 
 
 @pytest.mark.parametrize("kind", ["gpt", "modern"])
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
 def test_the_cache_changes_nothing(build, kind, temperature):
     model = build(kind, tie_head=False)  # a random tied model only repeats its last token
-    texts = [list(generate(model, PROMPT, max_tokens=40, temperature=temperature, cache=on)) for on in (True, False)]
+    texts = [text_of(model, max_tokens=40, temperature=temperature, cache=on) for on in (True, False)]
     assert texts[0] == texts[1]
     assert len(texts[0]) == 40
     assert len(set(texts[0])) > 3
@@ -30,83 +37,118 @@ def test_cached_logits_equal_the_whole_forward(build, tokens, kind):
     assert cache.length == 12
 
 
+def test_a_growing_cache_stays_where_it_is(build, tokens):
+    model, ids = build("modern"), tokens(2, 12)
+    cache, places = KeyValueCache(model.config.num_layers, capacity=12), set()
+    for piece in ids.split([5, 1, 4, 2], dim=1):
+        model(piece, cache=cache)
+        new = torch.zeros(2, 0, 2, 8)
+        places.add(tuple(part.data_ptr() for layer in cache.layers for part in layer.append(new, new)))
+    assert len(places) == 1
+
+
+@pytest.mark.parametrize("window", [1, 5, 30])
+def test_beyond_the_window_the_cache_still_changes_nothing(build, window):
+    model = build("modern", tie_head=False, layer_pattern="LG", window=window, qk_norm=False, qkv_bias=True)
+    kept, anew = (complete(model, PROMPTS, GREEDY, cache=on) for on in (True, False))
+    assert kept == anew
+    everywhere = build("modern", tie_head=False, qk_norm=False, qkv_bias=True)
+    everywhere.load_state_dict(model.state_dict())
+    assert complete(everywhere, PROMPTS, GREEDY) != kept, "the window has no effect, so this test would see nothing"
+
+
+@pytest.mark.parametrize("kind", ["gpt", "modern"])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_rows_of_a_batch_are_what_they_are_alone(build, kind, temperature):
+    model = build(kind, tie_head=False)
+    settings = Sampling(max_tokens=30, temperature=temperature, repetition_penalty=1.3, top_p=0.9)
+    together = complete(model, PROMPTS, settings)
+    alone = [complete(model, [prompt], settings, rows=[row])[0] for row, prompt in enumerate(PROMPTS)]
+    assert together == alone
+    assert len({tuple(completion.tokens) for completion in together}) == len(PROMPTS)
+    backwards = complete(model, PROMPTS[::-1], settings, rows=range(len(PROMPTS))[::-1])
+    assert backwards[::-1] == together
+
+
 def test_greedy_is_the_argmax_and_needs_no_seed(build):
     model = build("gpt", tie_head=False)
-    texts = [list(generate(model, PROMPT, max_tokens=10, temperature=0, seed=seed)) for seed in (0, 1)]
+    texts = [text_of(model, max_tokens=10, temperature=0, seed=seed) for seed in (0, 1)]
     assert texts[0] == texts[1]
     ids = torch.tensor([PROMPT + texts[0]])
     assert model(ids)[0, len(PROMPT) - 1 : -1].argmax(-1).tolist() == texts[0]
 
 
-def test_the_seed_decides_and_nothing_else(build):
+def test_seed_and_row_decide_and_nothing_else(build):
     model = build("gpt")
-    first = list(generate(model, PROMPT, max_tokens=20, seed=3))
+    first = text_of(model, max_tokens=20, seed=3)
     torch.manual_seed(99)
-    assert list(generate(model, PROMPT, max_tokens=20, seed=3)) == first
-    assert list(generate(model, PROMPT, max_tokens=20, seed=4)) != first
+    assert text_of(model, max_tokens=20, seed=3) == first
+    assert text_of(model, max_tokens=10, seed=3) == first[:10]
+    assert text_of(model, max_tokens=20, seed=4) != first
+    assert text_of(model, max_tokens=20, seed=3, rows=[1]) != first
 
 
-def test_the_text_ends_with_the_end_token(build):
-    model = build("gpt")
-    whole = list(generate(model, PROMPT, max_tokens=20, seed=3))
-    eos = whole[7]
-    assert list(generate(model, PROMPT, max_tokens=20, seed=3, eos_id=eos)) == whole[: whole.index(eos) + 1]
+def test_each_row_ends_by_itself(build):
+    model = build("gpt", tie_head=False)
+    settings = {"max_tokens": 20, "seed": 3}
+    whole = [completion.tokens for completion in complete(model, PROMPTS, Sampling(**settings))]
+    ends = (whole[0][7], whole[2][3])
+    pieces = list(generate(model, PROMPTS, Sampling(**settings, eos_ids=ends)))
+    for row, tokens in enumerate(whole):
+        mine = [piece for piece in pieces if piece.row == row]
+        length = min([tokens.index(end) + 1 for end in ends if end in tokens], default=20)
+        assert [piece.token for piece in mine] == tokens[:length]
+        assert [piece.finish for piece in mine[:-1]] == [None] * (length - 1)
+        assert mine[-1].finish == ("eos" if mine[-1].token in ends else "length")
+    assert {piece.finish for piece in pieces} == {None, "eos", "length"}
+
+
+def test_no_forward_follows_the_last_end(build):
+    model, calls = build("gpt"), []
+    end = text_of(model, max_tokens=1)[0]
+    model.blocks[0].register_forward_hook(lambda *_: calls.append(1))
+    assert text_of(model, max_tokens=20, eos_ids=(end,)) == [end]
+    assert len(calls) == 1
+
+
+def test_pieces_come_as_they_are_drawn(build):
+    model, calls = build("gpt"), []
+    model.blocks[0].register_forward_hook(lambda *_: calls.append(1))
+    stream = generate(model, PROMPTS[:2], Sampling(max_tokens=20))
+    assert [next(stream).row for _ in range(3)] == [0, 1, 0]
+    assert len(calls) == 2
 
 
 def test_generation_turns_dropout_off_and_leaves_the_mode(build):
     model = build("gpt", dropout=0.5).train()
-    texts = [list(generate(model, PROMPT, max_tokens=10, temperature=0)) for _ in range(2)]
+    texts = [text_of(model, max_tokens=10, temperature=0) for _ in range(2)]
     assert texts[0] == texts[1]
     assert model.training
 
 
-LOGITS = torch.tensor([0.40, 0.05, 0.30, 0.15, 0.10]).log()
-
-
-@pytest.mark.parametrize(
-    ("top_k", "top_p", "support"),
-    [
-        (None, None, {0, 1, 2, 3, 4}),
-        (2, None, {0, 2}),
-        (1, None, {0}),
-        (99, None, {0, 1, 2, 3, 4}),
-        (None, 0.39, {0}),
-        (None, 0.69, {0, 2}),
-        (None, 0.71, {0, 2, 3}),
-        (None, 1.0, {0, 1, 2, 3, 4}),
-        (3, 0.5, {0, 2}),  # 0.40 of 0.85 is 0.47, so the second is needed
-        (3, 0.45, {0}),
-    ],
-)
-def test_top_k_and_top_p_restrict_the_support(top_k, top_p, support):
-    generator = torch.Generator().manual_seed(0)
-    assert {sample(LOGITS, 1.0, top_k, top_p, generator) for _ in range(400)} == support
-
-
-def test_frequencies_follow_the_temperature():
-    generator = torch.Generator().manual_seed(0)
-    draws = torch.tensor([sample(LOGITS, 0.5, None, None, generator) for _ in range(4000)])
-    expected = (2 * LOGITS).softmax(0)
-    assert (draws.bincount(minlength=5) / 4000 - expected).abs().max() < 0.03
-
-
 def test_all_bad_arguments_are_refused_at_the_call(build):
-    with pytest.raises(ValueError, match="prompt is empty") as error:
-        generate(build("gpt"), [], max_tokens=-1, temperature=math.nan, top_k=0, top_p=1.5)
-    for word in ("max_tokens is -1", "temperature is nan", "top_k is 0", "top_p is 1.5"):
+    bad = Sampling(
+        max_tokens=-1, temperature=math.nan, top_k=0, top_p=0, min_p=1.5, repetition_penalty=0, stop=("x", "")
+    )
+    with pytest.raises(ValueError, match="a prompt is empty") as error:
+        generate(build("gpt"), [PROMPT, []], bad)
+    named = ["max_tokens is -1", "temperature is nan", "top_k is 0", "top_p is 0", "min_p is 1.5"]
+    for word in [*named, "repetition_penalty is 0", "stop string is empty", "decode is needed"]:
         assert word in str(error.value)
-    with pytest.raises(ValueError, match="from 3 to 97"):
-        generate(build("gpt"), [3, 97], max_tokens=1)
+    with pytest.raises(ValueError, match="there is no prompt"):
+        generate(build("gpt"), [], GREEDY)
+    with pytest.raises(ValueError, match="from 2 to 97"):
+        generate(build("gpt"), [PROMPT, [3, 97]], GREEDY)
     with pytest.raises(ValueError, match="not causal"):
-        generate(build("bert"), PROMPT, max_tokens=1)
+        generate(build("bert"), [PROMPT], GREEDY)
 
 
 def test_positions_must_suffice(build):
     with pytest.raises(ValueError, match="at most 60 tokens"):
-        generate(build("gpt"), PROMPT, max_tokens=61)
-    assert len(list(generate(build("gpt"), PROMPT, max_tokens=60))) == 60
-    assert len(list(generate(build("modern"), PROMPT, max_tokens=70))) == 70
-    assert list(generate(build("gpt"), [1], max_tokens=0)) == []
+        generate(build("gpt"), [[1], PROMPT], Sampling(max_tokens=61))
+    assert [len(c.tokens) for c in complete(build("gpt"), [[1], PROMPT], Sampling(max_tokens=60))] == [60, 60]
+    assert len(text_of(build("modern"), max_tokens=70)) == 70
+    assert text_of(build("gpt"), [1], max_tokens=0) == []
 
 
 def test_fill_mask_gives_the_likeliest_tokens(build):
@@ -122,3 +164,5 @@ def test_fill_mask_gives_the_likeliest_tokens(build):
         fill_mask(model, [1, 2], mask_id=96)
     with pytest.raises(ValueError, match="is causal"):
         fill_mask(build("gpt"), ids, mask_id=96)
+    with pytest.raises(ValueError, match="65 tokens exceeds the model's 64"):
+        fill_mask(model, [96] * 65, mask_id=96)

@@ -1,0 +1,26 @@
+"""Where a command computes, and in which type, from the user's words."""
+
+import torch
+from torch import nn
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def open_device(name: str) -> torch.device:
+    """The device of a name such as cpu, cuda or cuda:1; it is tried out.
+
+    Raises:
+        ValueError: no such device here.
+    """
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:  # torch's errors go on for lines about its own insides
+        reason = str(error).strip().split("\n")[0]
+        raise ValueError(f"device {name!r} cannot be used here ({reason}); the CPU's name is cpu") from error
+    return device
+
+
+def in_dtype(model: nn.Module, name: str) -> nn.Module:
+    """The model with its parameters in float32 or bfloat16."""
+    return model.to(DTYPES[name])
