@@ -135,7 +135,8 @@ def whole_corpora() -> bool:
             opening, rest, cpu = np.median(runs[:, :3], axis=0)
             print(
                 f"{shuffle:>17} {partitions:10} | manifest {opening:.3f} s, reader and seeks {rest:.3f} s, together "
-                f"{np.median(total):.3f} ({total.min():.3f} to {total.max():.3f}) s, of CPU {cpu:.3f} s; {memory:.0f} MB"
+                f"{np.median(total):.3f} ({total.min():.3f} to {total.max():.3f}) s, "
+                f"of CPU {cpu:.3f} s, {memory:.0f} MB"
             )
             good &= np.median(total) < 1 and memory < 200
     return good

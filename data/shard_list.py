@@ -33,7 +33,8 @@ class Shard:
 
 
 class ShardList(Sequence[Shard]):
-    """A sequence of Shard. `tokens`, `documents` and `bytes` are those of all shards, int64."""
+    """A sequence of Shard. For all shards at once: `names` and `indexes`, lists of file names; `bytes`, `tokens` and
+    `documents`, int64 arrays."""
 
     def __init__(self, entries: list[dict], width: int):
         """`width`: bytes of a token. Raises ValueError, TypeError or KeyError for what is no list of shards."""
@@ -42,27 +43,27 @@ class ShardList(Sequence[Shard]):
             if not are_all(column):
                 for value in column:  # one of them raises
                     check_one(key, value)
-        self._names, self._indexes = columns[:2]
+        self.names, self.indexes = columns[:2]
         self._hashes = [bytes.fromhex("".join(column)) for column in columns[2:4]]
         self.bytes, self.tokens, self.documents = (np.array(column, dtype=np.int64) for column in columns[4:])
         # Neither side can overflow: counts are at most 2^53, and widths 2 and 4.
         for n in np.flatnonzero(self.tokens * width + self.documents * 4 > self.bytes)[:1]:
-            raise ValueError(f"{self._names[n]} of {self.bytes[n]} bytes cannot hold {self.tokens[n]} tokens")
-        if len(set(self._names)) != len(self._names):
+            raise ValueError(f"{self.names[n]} of {self.bytes[n]} bytes cannot hold {self.tokens[n]} tokens")
+        if len(set(self.names)) != len(self.names):
             raise ValueError("a shard is listed twice")
 
     def __len__(self) -> int:
-        return len(self._names)
+        return len(self.names)
 
     def __getitem__(self, number: int) -> Shard:
         number = range(len(self))[number]
         return Shard(
-            self._names[number],
+            self.names[number],
             int(self.bytes[number]),
             self._hash(0, number),
             int(self.tokens[number]),
             int(self.documents[number]),
-            self._indexes[number],
+            self.indexes[number],
             self._hash(1, number),
         )
 

@@ -108,17 +108,19 @@ class Corpus:
             names = ", ".join(manifest["splits"])
             raise ValueError(f"corpus {folder} has no split {split!r}; it has: {names}")
         corpus = Corpus(storage, split, manifest, cache, quarantine)
-        for shard in corpus.shards if check and isinstance(storage, LocalFolder) else ():
-            for name, size in ((shard.name, shard.bytes), (shard.index, None)):
-                try:
-                    found = storage.size(name)
-                except FileNotFoundError:
-                    raise ValueError(f"corpus {folder} lacks {name}, which its manifest lists: copy it again") from None
-                if size is not None and found != size:
-                    raise DamagedShard(
-                        f"{storage.locate(name)} has {found} bytes, not the {size} listed: copy it again"
-                    )
+        if check and isinstance(storage, LocalFolder):
+            corpus._check_files(storage.names())
         return corpus
+
+    def _check_files(self, there: set[str]) -> None:
+        for name, index, size in zip(self.shards.names, self.shards.indexes, self.shards.bytes.tolist(), strict=True):
+            found = self.storage.size(name) if name in there else None
+            if found is None or index not in there:
+                lacking = name if found is None else index
+                raise ValueError(f"corpus {self.folder} lacks {lacking}, which its manifest lists: copy it again")
+            if found != size:
+                where = self.storage.locate(name)
+                raise DamagedShard(f"{where} has {found} bytes, not the {size} listed: copy it again")
 
     @cached_property
     def tokenizer_folder(self) -> Path:

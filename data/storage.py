@@ -61,8 +61,16 @@ class LocalFolder:
             size = min(os.fstat(file.fileno()).st_size, limit)
             return _within(file.read(size + 1), limit, self.locate(name))
 
-    def size(self, name: str) -> int:
-        return os.stat(self.path / name).st_size
+    def names(self) -> set[str]:
+        """Of all files in it."""
+        return set(os.listdir(self.path))
+
+    def size(self, name: str) -> int | None:
+        """Bytes of a file; None where a link leads nowhere."""
+        try:
+            return os.stat(f"{self.path}/{name}").st_size
+        except FileNotFoundError:
+            return None
 
     def open(self, name: str) -> OpenFile:
         return OpenFile(self.path / name)

@@ -122,13 +122,21 @@ def test_each_kind_is_found_and_replaced_alike_in_every_layout(folder, make, kin
     assert run([make(folder, Quarantine(quarantine._damage))], 10, 20 * GLOBAL)[0] == fingerprints[20:30]
 
 
-def test_strict_and_open_say_what_is_wrong(folder, make):
+def test_strict_and_open_say_what_is_wrong(folder, corpus_folder, make):
     path = folder / Corpus.open(folder, "train").shards[1].name
     flip(path)
     with pytest.raises(DamagedShard, match=rf"{path}: the tokens of bundle .* do not match their checksum"):
         run([make(folder, strict=True)])
     path.unlink()
     with pytest.raises(ValueError, match=f"lacks {path.name}"):
+        Corpus.open(folder, "train")
+    path.symlink_to("nowhere")
+    with pytest.raises(ValueError, match=f"lacks {path.name}"):
+        Corpus.open(folder, "train")
+    path.unlink()
+    shutil.copy(corpus_folder / path.name, path)
+    path.with_suffix(".json").unlink()
+    with pytest.raises(ValueError, match=f"lacks {path.stem}.json"):
         Corpus.open(folder, "train")
 
 
