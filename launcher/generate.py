@@ -21,6 +21,7 @@ if (
 
 from launcher.cli import parse
 from launcher.exits import DONE, bad_input, run_main
+from launcher.prepare import spread_lists
 from launcher.prompts import read_prompts
 
 MASK = "<mask>"
@@ -52,7 +53,7 @@ class GenerateOptions:
     repetition_penalty: float = 1.0
     """Divides positive logits, and multiplies negative ones, of tokens that were there before; 1 for none."""
     stop: list[str] = field(default_factory=list)
-    """Strings that end a text and are no part of it, as in '["\\n\\n", "def "]'."""
+    """Strings that end a text and are no part of it: --stop Q: A:, or, as JSON, --stop '["\\n\\n", "[END]"]'."""
     num_samples: int = 1
     """How many texts to write for each prompt."""
     seed: int = 0
@@ -232,7 +233,7 @@ def fill(options: GenerateOptions, records: list[dict], model, tokenizer) -> lis
 
 def main(argv: list[str]) -> int:
     with bad_input():
-        options = parse(GenerateOptions, argv, __doc__)
+        options = parse(GenerateOptions, spread_lists(argv, ("stop",)), __doc__)
         generate_texts(options)
     return DONE
 

@@ -89,10 +89,12 @@ def test_a_stop_string_ends_the_text(gpt, tmp_path):
     run(*common, "--output", output)
     whole = json.loads(output.read_text())["text"]
     stop = whole[9:12]
-    run(*common, "--output", output, "--stop", json.dumps(["never in there", stop]))
+    run(*common, "--output", output, "--stop", "never in there", stop)
     found = json.loads(output.read_text())
     assert found["text"] == whole[: whole.index(stop)]
     assert found["finish"] == "stop"
+    run(*common, "--output", output, "--stop", json.dumps([stop]))
+    assert json.loads(output.read_text()) == found
 
 
 def test_type_and_start_reach_the_model(gpt, monkeypatch):
