@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -16,13 +16,13 @@ RESIDUAL_OUTPUTS = ("attention.output.weight", "mlp.down.weight")
 """Ends of the names of the matrices that write to the residual stream."""
 
 
-def initial_values(model: Transformer, seed: int) -> Iterator[tuple[str, Tensor]]:
+def initial_values(model: Transformer, seed: int, only: Container[str] | None = None) -> Iterator[tuple[str, Tensor]]:
     """Name and first value, fp32 on the CPU, of each parameter; a tied one comes once, under its first name.
 
     Norms are 1, biases 0, all matrices normal with `init_std`, divided by sqrt(2 * num_layers) where they write to the
     residual stream and `residual_scaled_init` is set (GPT-2). Each is drawn from its own generator, so a value depends
     on neither the order of creation nor on what else the model has. Only shapes are read: a model on the meta device
-    will do.
+    will do. `only` names the parameters that are wanted; None is all.
     """
     config = model.config
     residual_std = (
@@ -30,6 +30,8 @@ def initial_values(model: Transformer, seed: int) -> Iterator[tuple[str, Tensor]
     )
     norms = {name for name, module in model.named_modules() if isinstance(module, LayerNorm | RMSNorm)}
     for name, parameter in model.named_parameters():
+        if only is not None and name not in only:
+            continue
         owner, _, kind = name.rpartition(".")
         if kind == "bias":
             value = torch.zeros(parameter.shape)

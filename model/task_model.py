@@ -32,6 +32,7 @@ class TaskConfig:
         bias: Whether the classifier has one.
         dropout: Probability of zeroing an input of the classifier, in training.
         problem: Of sequences: one of C classes, any number of C "labels", or "regression" of C numbers.
+        labels: Names of the classifier's outputs, for people and for export. Null for none.
     """
 
     kind: Literal["sequence", "token", "span", "features"] = "sequence"
@@ -41,6 +42,7 @@ class TaskConfig:
     bias: bool = True
     dropout: float = 0.0
     problem: Literal["classes", "labels", "regression"] = "classes"
+    labels: list[str] | None = None
 
 
 class Pooler(nn.Module):
