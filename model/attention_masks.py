@@ -1,0 +1,76 @@
+"""Who sees whom, as boolean masks: documents, causality, local windows and padding.
+
+Legend: B batch, T time (of queries), S time (of keys), N flattened tokens (B * T), M documents.
+"""
+
+from __future__ import annotations
+
+from functools import reduce
+
+import torch
+from torch import Tensor
+
+
+def segments_of(cu_seqlens: Tensor, num_tokens: int) -> Tensor:
+    """Number of the document that each of the flattened tokens belongs to, (N,).
+
+    Repeated ends (a `cu_seqlens` padded to a fixed size) are empty documents and change nothing.
+    """
+    tokens_N = torch.arange(num_tokens, device=cu_seqlens.device, dtype=cu_seqlens.dtype)
+    return torch.bucketize(tokens_N, cu_seqlens[1:], right=True)
+
+
+def seen_at(back: Tensor, causal: bool, window: int | None) -> Tensor:
+    """Whether a query sees a key that lies `back` tokens before it (negative: behind it)."""
+    seen = back >= 0 if causal else torch.ones_like(back, dtype=torch.bool)
+    return seen if window is None else seen & (back.abs() <= window)
+
+
+def dense_mask(
+    length: int,
+    past: int,
+    causal: bool,
+    window: int | None,
+    device: torch.device,
+    *,
+    segments_BT: Tensor | None = None,
+    mask_BS: Tensor | None = None,
+) -> Tensor | None:
+    """bool (B or 1, 1, T or 1, S), True where a query sees a key; None where every query sees every key.
+
+    Args:
+        past: number of keys before the first query; S = past + T.
+        segments_BT: documents; then past is 0.
+        mask_BS: False for keys that nobody sees but their own query, so that no softmax is over nothing.
+    """
+    if mask_BS is not None and past == 0 and not causal and window is None and segments_BT is None:
+        # Nothing depends on the query: one row for all of them. A row of padding only sees all of it.
+        return (mask_BS | ~mask_BS.any(-1, keepdim=True))[:, None, None]
+    keys_S = torch.arange(past + length, device=device)
+    back_TS = keys_S[past:, None] - keys_S
+    parts = []
+    if causal and length == 1 and (window is None or window >= past):
+        pass  # one new token is behind all keys
+    elif causal or window is not None:
+        parts.append(seen_at(back_TS, causal, window)[None])
+    if segments_BT is not None:
+        parts.append(segments_BT[:, :, None] == segments_BT[:, None, :])
+    if mask_BS is not None:
+        parts.append(mask_BS[:, None, :] | (back_TS == 0))
+    return reduce(torch.bitwise_and, parts)[:, None] if parts else None
+
+
+def runs_of(mask_BS: Tensor) -> Tensor | None:
+    """(first, end) of each row's shown tokens among the flattened ones, (B, 2); None where a row's are not one run.
+
+    Reads the mask: the host waits for a device here.
+    """
+    length = mask_BS.shape[1]
+    numbers_BS = mask_BS.int()
+    count_B = numbers_BS.sum(-1)
+    first_B = numbers_BS.argmax(-1)
+    end_B = length - numbers_BS.flip(-1).argmax(-1)
+    if bool(((end_B - first_B != count_B) & (count_B > 0)).any()):
+        return None
+    starts_B = torch.arange(len(mask_BS), device=mask_BS.device) * length + first_B
+    return torch.stack((starts_B, starts_B + count_B), dim=-1)
