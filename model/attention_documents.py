@@ -1,0 +1,214 @@
+"""Attention on the CPU, one document at a time: no mask, and no work between documents.
+
+torch's flash kernel for the CPU runs on views of the flattened tokens, once for each long document and once for each
+group of short ones that are padded to the same length. All of it is one operator to autograd and to torch.compile.
+
+A bf16 document below `_NATIVE_LENGTH` is computed in fp32: the kernel's bf16 matrix products are set up anew for each
+shape, and on small blocks (up to 5 times, backward) slower than those in fp32. Measured on a CPU with AVX512-BF16.
+
+Legend: N flattened tokens, M spans, H query heads, K key and value heads, E head size, G documents of a group,
+L padded length of a group, P padded tokens of all groups.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+_flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+_flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+
+_SHORT = 64  # up to here one call for each document costs more than gathering and padding several
+_STEP = 16  # short documents are padded to a multiple of this
+_NATIVE_LENGTH = 512
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """Which calls cover the spans.
+
+    Attributes:
+        long: (start, end) of documents with a call of their own.
+        groups: (G, L) of each group of short documents.
+        places: (P,) the token at each padded place, group after group; padding repeats its own document's last token,
+            so that what is in one document (a NaN) cannot reach another.
+        real: places that hold a token; `padding`: the other ones.
+        tokens: the token at each real place.
+        is_whole: every one of the N tokens is in a span.
+    """
+
+    long: tuple[tuple[int, int], ...]
+    groups: tuple[tuple[int, int], ...]
+    places: Tensor
+    real: Tensor
+    padding: Tensor
+    tokens: Tensor
+    is_whole: bool
+
+
+@lru_cache(maxsize=8)  # the layers of a model, forward and backward, ask with the same spans
+def _plan(spans: tuple[tuple[int, int], ...], num_tokens: int) -> _Plan:
+    filled = [(start, end) for start, end in spans if start < end]
+    grouped: dict[int, list[tuple[int, int]]] = {}
+    for start, end in filled:
+        if end - start < _SHORT:
+            grouped.setdefault(-(-(end - start) // _STEP) * _STEP, []).append((start, end))
+    few = {length for length, members in grouped.items() if len(members) == 1}
+    groups = {length: members for length, members in sorted(grouped.items()) if length not in few}
+    long = [span for span in filled if span[1] - span[0] >= _SHORT] + [grouped[length][0] for length in sorted(few)]
+    places, is_real = [torch.empty(0, dtype=torch.long)], [torch.empty(0, dtype=torch.bool)]
+    for length, members in groups.items():
+        start_G1, end_G1 = torch.tensor(members)[:, :, None].unbind(1)
+        place_GL = start_G1 + torch.arange(length)
+        places.append(torch.minimum(place_GL, end_G1 - 1).flatten())
+        is_real.append((place_GL < end_G1).flatten())
+    padded_P, is_real_P = torch.cat(places), torch.cat(is_real)
+    real = is_real_P.nonzero()[:, 0]
+    return _Plan(
+        long=tuple(long),
+        groups=tuple((len(members), length) for length, members in groups.items()),
+        places=padded_P,
+        real=real,
+        padding=(~is_real_P).nonzero()[:, 0],
+        tokens=padded_P[real],
+        is_whole=sum(end - start for start, end in filled) == num_tokens,
+    )
+
+
+def _plan_of(spans_M2: Tensor, num_tokens: int) -> _Plan:
+    return _plan(tuple(map(tuple, spans_M2.tolist())), num_tokens)
+
+
+def _heads_first(x_LHE: Tensor, dtype: torch.dtype) -> Tensor:
+    x_LHE = x_LHE if x_LHE.stride(-1) == 1 else x_LHE.contiguous()  # the kernel takes this stride for granted
+    return x_LHE.to(dtype)[None].transpose(1, 2)
+
+
+def _make(plan: _Plan, like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """Room of the same shape, contiguous; zeros where not every token will be written."""
+    make = like.new_empty if plan.is_whole else like.new_zeros
+    return make(like.shape, dtype=dtype or like.dtype)
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32)
+
+
+def _type_of(document: tuple[int, int], dtype: torch.dtype) -> torch.dtype:
+    return dtype if document[1] - document[0] >= _NATIVE_LENGTH else _wide(dtype)
+
+
+def _groups(plan: _Plan, tensors: tuple[Tensor, ...], causal: bool):
+    """For each group its slice of the padded places, its tensors as (G, heads, L, E), and what hides padded keys."""
+    wide = _wide(tensors[0].dtype)
+    padded = [x.index_select(0, plan.places).to(wide) for x in tensors]
+    is_padding_P = torch.zeros(len(plan.places), dtype=torch.bool).index_fill_(0, plan.padding, True)
+    first = 0
+    for count, length in plan.groups:
+        places = slice(first, first + count * length)
+        first = places.stop
+        bias = None  # causal: no token sees the padding, which is behind it
+        if not causal:
+            bias = torch.zeros(count * length, dtype=wide).masked_fill_(is_padding_P[places], float("-inf"))
+            bias = bias.view(count, 1, 1, length)
+        yield places, [x[places].unflatten(0, (count, length)).transpose(1, 2) for x in padded], bias
+
+
+@torch.library.custom_op("ingot::document_attention", mutates_args=(), device_types="cpu")
+def document_attention(
+    q_NHE: Tensor, k_NKE: Tensor, v_NKE: Tensor, spans_M2: Tensor, causal: bool
+) -> tuple[Tensor, Tensor]:
+    """Attention inside each span of the flattened tokens; 0 for tokens of none.
+
+    Args:
+        spans_M2: int (M, 2), start and end of each document; they do not overlap, empty ones are allowed.
+
+    Returns:
+        The result (N, H, E), and for the backward pass each query's log of the sum of exponentials, (N, H) in fp32
+        or wider.
+    """
+    plan = _plan_of(spans_M2, len(q_NHE))
+    out_NHE = _make(plan, q_NHE)
+    lse_NH = _make(plan, q_NHE[..., 0], _wide(q_NHE.dtype))
+    for start, end in plan.long:
+        dtype = _type_of((start, end), q_NHE.dtype)
+        qkv = [_heads_first(x[start:end], dtype) for x in (q_NHE, k_NKE, v_NKE)]
+        out_1HLE, lse_1HL = _flash(*qkv, 0.0, causal)
+        out_NHE[start:end] = out_1HLE[0].transpose(0, 1)
+        lse_NH[start:end] = lse_1HL[0].transpose(0, 1)
+    if plan.groups:
+        out_PHE = q_NHE.new_empty(len(plan.places), *q_NHE.shape[1:], dtype=_wide(q_NHE.dtype))
+        lse_PH = out_PHE.new_empty(out_PHE.shape[:2])
+        for places, qkv, bias in _groups(plan, (q_NHE, k_NKE, v_NKE), causal):
+            out_GHLE, lse_GHL = _flash(*qkv, 0.0, causal, attn_mask=bias)
+            out_PHE[places] = out_GHLE.transpose(1, 2).flatten(0, 1)
+            lse_PH[places] = lse_GHL.transpose(1, 2).flatten(0, 1)
+        out_NHE.index_copy_(0, plan.tokens, out_PHE.index_select(0, plan.real).to(out_NHE.dtype))
+        lse_NH.index_copy_(0, plan.tokens, lse_PH.index_select(0, plan.real))
+    return out_NHE, lse_NH
+
+
+@torch.library.custom_op("ingot::document_attention_backward", mutates_args=(), device_types="cpu")
+def document_attention_backward(
+    grad_NHE: Tensor,
+    q_NHE: Tensor,
+    k_NKE: Tensor,
+    v_NKE: Tensor,
+    out_NHE: Tensor,
+    lse_NH: Tensor,
+    spans_M2: Tensor,
+    causal: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of queries, keys and values."""
+    plan = _plan_of(spans_M2, len(q_NHE))
+    grads = tuple(_make(plan, x) for x in (q_NHE, k_NKE, v_NKE))
+    tensors = (grad_NHE, q_NHE, k_NKE, v_NKE, out_NHE)
+    for start, end in plan.long:
+        dtype = _type_of((start, end), q_NHE.dtype)
+        arguments = [_heads_first(x[start:end], dtype) for x in tensors]
+        lse_1HL = lse_NH[None, start:end].transpose(1, 2)
+        for grad, x_1HLE in zip(grads, _flash_backward(*arguments, lse_1HL, 0.0, causal), strict=True):
+            grad[start:end] = x_1HLE[0].transpose(0, 1)
+    if plan.groups:
+        lse_PH = lse_NH.index_select(0, plan.places)
+        padded = [x.new_empty(len(plan.places), *x.shape[1:], dtype=_wide(q_NHE.dtype)) for x in grads]
+        is_padding_P1 = torch.zeros(len(plan.places), 1, 1, dtype=torch.bool).index_fill_(0, plan.padding, True)
+        for places, arguments, bias in _groups(plan, tensors, causal):
+            count, _, length, _ = arguments[0].shape
+            hidden_G1L1 = is_padding_P1[places].view(count, 1, length, 1)
+            arguments[0].masked_fill_(hidden_G1L1, 0.0)  # nothing comes back from padded queries
+            lse_GHL = lse_PH[places].unflatten(0, (count, length)).transpose(1, 2)
+            found = _flash_backward(*arguments, lse_GHL, 0.0, causal, attn_mask=bias)
+            for grad_PHE, x_GHLE in zip(padded, found, strict=True):
+                grad_PHE[places] = x_GHLE.transpose(1, 2).flatten(0, 1)
+        for grad, grad_PHE in zip(grads, padded, strict=True):
+            grad.index_copy_(0, plan.tokens, grad_PHE.index_select(0, plan.real).to(grad.dtype))
+    return grads
+
+
+@document_attention.register_fake
+def _(q_NHE, k_NKE, v_NKE, spans_M2, causal):
+    return q_NHE.new_empty(q_NHE.shape), q_NHE.new_empty(q_NHE.shape[:2], dtype=_wide(q_NHE.dtype))
+
+
+@document_attention_backward.register_fake
+def _(grad_NHE, q_NHE, k_NKE, v_NKE, out_NHE, lse_NH, spans_M2, causal):
+    return tuple(x.new_empty(x.shape) for x in (q_NHE, k_NKE, v_NKE))
+
+
+def _save(ctx, inputs, output) -> None:
+    q_NHE, k_NKE, v_NKE, spans_M2, ctx.causal = inputs
+    ctx.save_for_backward(q_NHE, k_NKE, v_NKE, *output, spans_M2)
+    ctx.mark_non_differentiable(output[1])
+
+
+def _backward(ctx, grad_NHE, _grad_lse):
+    q_NHE, k_NKE, v_NKE, out_NHE, lse_NH, spans_M2 = ctx.saved_tensors
+    arguments = (grad_NHE, q_NHE, k_NKE, v_NKE, out_NHE, lse_NH, spans_M2, ctx.causal)
+    return *document_attention_backward(*arguments), None, None
+
+
+document_attention.register_autograd(_backward, setup_context=_save)
