@@ -1,7 +1,18 @@
-"""Attention over packed documents: who may see whom (the layout), and the product itself.
+"""Attention: who may see whom (the layout), which back-end works it out, and the product itself.
+
+| back-end  | runs on | takes                                                          | file                   |
+|-----------|---------|----------------------------------------------------------------|------------------------|
+| sdpa      | all     | everything: no mask where causal or nothing is to hide, else a dense one | here         |
+| documents | CPU     | packed documents and padded rows                               | attention_documents.py |
+| windows   | CPU     | local windows, with documents and padding                      | attention_windows.py   |
+| varlen    | CUDA    | packed documents, local windows; bf16 and fp16                 | attention_varlen.py    |
+| flex      | CUDA    | the same in other types and head sizes                         | attention_flex.py      |
+
+Only sdpa has dropout, and only sdpa takes cached tokens. A further back-end is a name in `Backend`, its limits in
+`why_not`, its place in `preferred` (both in attention_choice.py), and its call in `attention`.
 
 Legend: B batch, T time (of queries), S time (of keys), H query heads, K key and value heads, E head size, N flattened
-tokens (B * T).
+tokens (B * T), M documents.
 """
 
 from __future__ import annotations
@@ -10,6 +21,17 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention.flex_attention import BlockMask
+
+from model.attention_choice import Backend, Request, preferred, simplified, why_not
+from model.attention_documents import document_attention
+from model.attention_flex import flex_attention, flex_block_mask
+from model.attention_masks import dense_mask, segments_of
+from model.attention_varlen import varlen_attention
+from model.attention_windows import window_attention, window_mask
+
+# Whether torch's flash kernel for the CPU takes fewer key heads than query heads, backward too.
+_CPU_SHARES_KEYS = torch.__version__ >= (2, 13)
 
 
 @dataclass(frozen=True)
@@ -17,21 +39,23 @@ class AttentionLayout:
     """Who may attend to whom, prepared once per forward of a model and shared by all its layers.
 
     Attributes:
-        is_causal: True asks the back-end for its own causal pattern, which needs no mask.
-        mask: bool (B or 1, 1, T, S), True where a query may see a key, for all heads; None where none is needed.
+        backend: What works it out.
+        is_causal: True asks the back-end for its own causal pattern.
+        window: Neighbours that a token sees on each side that it sees at all, for windows and varlen; None for all.
+        mask: Of sdpa: bool (B or 1, 1, T or 1, S), True where a query may see a key, for all heads; None where none is
+            needed. Of windows: `window_mask`'s.
+        documents: Of varlen: int32 (M + 1,) boundaries. Of documents: int (M, 2) starts and ends.
+        block_mask: Of flex.
+        first_key: Keys before this one are in no query's window.
     """
 
+    backend: Backend
     is_causal: bool
+    window: int | None = None
     mask: Tensor | None = None
-
-
-def segments_of(cu_seqlens: Tensor, num_tokens: int) -> Tensor:
-    """Number of the document that each of the flattened tokens belongs to, (N,).
-
-    Repeated ends (a `cu_seqlens` padded to a fixed size) are empty documents and change nothing.
-    """
-    tokens_N = torch.arange(num_tokens, device=cu_seqlens.device, dtype=cu_seqlens.dtype)
-    return torch.bucketize(tokens_N, cu_seqlens[1:], right=True)
+    documents: Tensor | None = None
+    block_mask: BlockMask | None = None
+    first_key: int = 0
 
 
 def default_positions(
@@ -67,47 +91,58 @@ def prepare_layout(
     past: int = 0,
     window: int | None = None,
     mask_BS: Tensor | None = None,
+    dtype: torch.dtype = torch.float32,
+    head_size: int = 64,
+    dropout: float = 0.0,
+    backend: Backend | None = None,
 ) -> AttentionLayout:
-    """The layout of B rows of T new tokens.
+    """The layout of B rows of T new tokens, with the back-end that is quickest for it.
 
-    This is the one place that turns document boundaries into what a back-end wants.
+    This is the one place that turns document boundaries into what a back-end wants. A GPU is never waited for; on the
+    CPU boundaries and padding are read, and what hides nothing is dropped.
 
     Args:
         batch, length: B and T.
         causal: whether a token sees only itself and what is before it.
         cu_seqlens: int32 (documents + 1,), the boundaries of the documents in the flattened B * T tokens: 0, the end
             of the first document, ..., B * T. Every row starts a document. None: each row is one document.
-        device: where the mask is made.
+        device: where the tensors are.
         past: number of cached tokens before the new ones, which all of them may see. Not with `cu_seqlens`.
         window: how many neighbours a token sees besides itself, on each side that it sees at all; None for all.
-        mask_BS: bool, False for padding, which no token sees; S are past and new tokens. Not with `cu_seqlens`.
+        mask_BS: bool, False for padding, which no other token sees; S are past and new tokens. Not with `cu_seqlens`.
+            What comes out at padding means nothing, and is finite.
+        dtype, head_size, dropout: of the calls of `attention` to come; the choice of the back-end depends on them.
+        backend: takes this one, for tests and comparisons.
 
     Raises:
-        ValueError: `cu_seqlens` of another shape or type, or together with `past` or `mask_BS`.
+        ValueError: `cu_seqlens` of another shape or type, or together with `past` or `mask_BS`; a `backend` that
+            cannot do it.
     """
-    if window is not None or mask_BS is not None:
-        queries_T = torch.arange(past, past + length, device=device)
-        keys_S = torch.arange(past + length, device=device)
-        back_TS = queries_T[:, None] - keys_S
-        seen_TS = back_TS >= 0 if causal else torch.ones_like(back_TS, dtype=torch.bool)
-        if window is not None:
-            seen_TS = seen_TS & (back_TS.abs() <= window)
-        seen_BTS = seen_TS[None]
-        if mask_BS is not None:
-            seen_BTS = seen_BTS & mask_BS[:, None, :]
-            seen_BTS = seen_BTS | (back_TS == 0)  # padding sees itself: a row of no key at all would be NaN
-        if cu_seqlens is not None:
-            segments_BT = segments_of(cu_seqlens, batch * length).view(batch, length)
-            seen_BTS = seen_BTS & (segments_BT[:, :, None] == segments_BT[:, None, :])
-        return AttentionLayout(is_causal=False, mask=seen_BTS[:, None])
-    if cu_seqlens is None:
-        if not causal or length == 1:
-            return AttentionLayout(is_causal=False)
-        if past == 0:
-            return AttentionLayout(is_causal=True)
-        mask_TS = torch.ones(length, past + length, dtype=torch.bool, device=device).tril(diagonal=past)
-        return AttentionLayout(is_causal=False, mask=mask_TS[None, None])
+    if cu_seqlens is not None:
+        _check(cu_seqlens, past, mask_BS)
+    request = simplified(
+        Request(
+            batch=batch,
+            length=length,
+            causal=causal,
+            device=device,
+            past=past,
+            window=window,
+            cu_seqlens=cu_seqlens,
+            padding_mask=mask_BS,
+            dtype=dtype,
+            head_size=head_size,
+            dropout=dropout,
+        )
+    )
+    if backend is None:
+        backend = preferred(request)
+    elif (reason := why_not(backend, request)) is not None:
+        raise ValueError(f"attention's back-end {backend!r} cannot be used: {reason}; leave backend out")
+    return _layout(backend, request)
 
+
+def _check(cu_seqlens: Tensor, past: int, mask_BS: Tensor | None) -> None:
     if cu_seqlens.ndim != 1 or cu_seqlens.dtype != torch.int32:
         raise ValueError(
             f"cu_seqlens must be one row of int32, and is {cu_seqlens.dtype} of shape {tuple(cu_seqlens.shape)}; "
@@ -115,13 +150,39 @@ def prepare_layout(
         )
     if past:
         raise ValueError(f"cu_seqlens cannot be combined with {past} cached tokens; generate one document per row")
-    if len(cu_seqlens) == batch + 1:  # told by the shape alone, so no device waits for the answer
-        return AttentionLayout(is_causal=causal)
-    segments_BT = segments_of(cu_seqlens, batch * length).view(batch, length)
-    mask_BTS = segments_BT[:, :, None] == segments_BT[:, None, :]
-    if causal:
-        mask_BTS = mask_BTS.tril()
-    return AttentionLayout(is_causal=False, mask=mask_BTS[:, None])
+    if mask_BS is not None:
+        raise ValueError("cu_seqlens cannot be combined with a padding mask; make padding a document of its own")
+
+
+def _layout(backend: Backend, request: Request) -> AttentionLayout:
+    batch, length, causal, window = request.batch, request.length, request.causal, request.window
+    if backend == "varlen":
+        return AttentionLayout(backend, causal, window, documents=request.bounds)
+    if backend == "documents":
+        spans_M2 = request.runs
+        if spans_M2 is None:
+            spans_M2 = torch.stack((request.bounds[:-1], request.bounds[1:]), dim=-1)
+        return AttentionLayout(backend, causal, documents=spans_M2)
+    if backend in ("windows", "flex"):
+        segments_N = segments_of(request.bounds, batch * length)
+        if backend == "flex":
+            block_mask = flex_block_mask(segments_N.view(batch, length), causal, window)
+            return AttentionLayout(backend, causal, window, block_mask=block_mask)
+        shown_N = None if request.padding_mask is None else request.padding_mask.flatten()
+        return AttentionLayout(backend, causal, window, mask=window_mask(segments_N, causal, window, shown_N))
+
+    past, mask_BS, first_key = request.past, request.padding_mask, 0
+    if window is not None and past > window:
+        first_key = past - window
+        past = window
+        mask_BS = None if mask_BS is None else mask_BS[:, first_key:]
+    if causal and past == 0 and length > 1 and window is None and mask_BS is None and request.cu_seqlens is None:
+        return AttentionLayout(backend, is_causal=True)
+    segments_BT = None
+    if request.cu_seqlens is not None:
+        segments_BT = segments_of(request.cu_seqlens, batch * length).view(batch, length)
+    mask = dense_mask(length, past, causal, window, request.device, segments_BT=segments_BT, mask_BS=mask_BS)
+    return AttentionLayout(backend, is_causal=False, mask=mask, first_key=first_key)
 
 
 def attention(q_BTHE: Tensor, k_BSKE: Tensor, v_BSKE: Tensor, layout: AttentionLayout, dropout: float = 0.0) -> Tensor:
@@ -131,7 +192,34 @@ def attention(q_BTHE: Tensor, k_BSKE: Tensor, v_BSKE: Tensor, layout: AttentionL
 
     Args:
         dropout: probability of zeroing an attention weight; 0 outside of training.
+
+    Raises:
+        ValueError: dropout, and a layout that was prepared without.
     """
+    if layout.backend == "sdpa":
+        return _sdpa(q_BTHE, k_BSKE[:, layout.first_key :], v_BSKE[:, layout.first_key :], layout, dropout)
+    if dropout:
+        raise ValueError(
+            f"dropout {dropout} was asked of the back-end {layout.backend!r}, which has none; tell prepare_layout of it"
+        )
+    if layout.backend == "flex":
+        return flex_attention(q_BTHE, k_BSKE, v_BSKE, layout.block_mask)
+    batch, length = q_BTHE.shape[:2]
+    qkv = [x.flatten(0, 1) for x in (q_BTHE, k_BSKE, v_BSKE)]
+    if layout.backend == "varlen":
+        out_NHE = varlen_attention(*qkv, layout.documents, length, layout.is_causal, layout.window)
+        return out_NHE.unflatten(0, (batch, length))
+    share = q_BTHE.shape[2] // k_BSKE.shape[2]
+    if share > 1 and not _CPU_SHARES_KEYS:
+        qkv[1:] = [x.repeat_interleave(share, dim=1) for x in qkv[1:]]
+    if layout.backend == "windows":
+        out_NHE, _ = window_attention(*qkv, layout.mask, layout.window)
+    else:
+        out_NHE, _ = document_attention(*qkv, layout.documents, layout.is_causal)
+    return out_NHE.unflatten(0, (batch, length))
+
+
+def _sdpa(q_BTHE: Tensor, k_BSKE: Tensor, v_BSKE: Tensor, layout: AttentionLayout, dropout: float) -> Tensor:
     out_BHTE = nn.functional.scaled_dot_product_attention(
         q_BTHE.transpose(1, 2),
         k_BSKE.transpose(1, 2),

@@ -164,6 +164,9 @@ class Transformer(nn.Module):
                 past=past,
                 window=config.window if local else None,
                 mask_BS=attention_mask_BS,
+                dtype=x_BTD.dtype,
+                head_size=config.head_size,
+                dropout=config.attention_dropout if self.training else 0.0,
             )
             for local in kinds
         }
