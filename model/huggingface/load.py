@@ -144,7 +144,7 @@ def _match(
     found, missing, wrong, seen, lacks_head = [], [], [], set(), False
     for each in placed:
         if each.twin is not None and each.twin in weights:
-            seen.add(each.twin)
+            seen |= {each.name, each.twin}
             if each.name not in weights or not config.tie_head:  # untied, the second spelling is the one in use
                 each = replace(each, name=each.twin)
             elif not torch.equal(weights.read(each.name), weights.read(each.twin)):
@@ -174,7 +174,7 @@ def _match(
         if lacks_head and not new_head:
             problems.append("new_head makes what a file lacks of a head")
         raise ValueError(f"the weights in {folder} do not fit a {architecture}: " + "; ".join(problems))
-    if left_out and not named:
+    if left_out and not named and not new_head:
         warnings.warn(f"{folder} holds more than a {architecture}: {some(left_out)}", stacklevel=3)
     return found, new
 

@@ -1,0 +1,200 @@
+"""Tiny random models of the transformers library, the configurations that ours must have for them, and comparisons."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from model.config import ModelConfig
+from model.huggingface.load import load
+from model.initialise import initialise
+from model.task_model import TaskModel
+from model.transformer import LanguageModel
+
+transformers = pytest.importorskip("transformers")
+transformers.utils.logging.disable_progress_bar()
+
+LENGTH, VOCABULARY, WINDOW = 72, 91, 9
+TOLERANCE = 1e-5
+PAD = {"gpt2": 0, "llama": 0, "qwen2": 0, "qwen3": 0, "bert": 0, "roberta": 1, "modernbert": 0}
+NAMES = {"gpt2": "GPT2", "llama": "Llama", "qwen2": "Qwen2", "qwen3": "Qwen3"}
+NAMES |= {"bert": "Bert", "roberta": "Roberta", "modernbert": "ModernBert"}
+LANGUAGE = {"gpt2": "GPT2LMHeadModel", **{name: f"{NAMES[name]}ForCausalLM" for name in ("llama", "qwen2", "qwen3")}}
+LANGUAGE |= {name: f"{NAMES[name]}ForMaskedLM" for name in ("bert", "roberta", "modernbert")}
+CAUSAL = ("gpt2", "llama", "qwen2", "qwen3")
+
+_SHAPE = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "intermediate_size": 80,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "max_position_embeddings": LENGTH,
+}
+_IDS = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": 0}
+_GROUPED = {
+    **_SHAPE,
+    **_IDS,
+    "num_key_value_heads": 2,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 500.0},
+}
+_SLIDING = {"use_sliding_window": True, "sliding_window": WINDOW + 1, "max_window_layers": 2}
+_BASES = {"full_attention": 700.0, "sliding_attention": 200.0}
+SETTINGS = {
+    "gpt2": {"vocab_size": VOCABULARY, "n_positions": LENGTH, "n_embd": 32, "n_layer": 4, "n_head": 4, **_IDS},
+    "llama": {**_GROUPED, "head_dim": 16, "rms_norm_eps": 1e-5},
+    "qwen2": {**_GROUPED, **_SLIDING},
+    "qwen3": {**_GROUPED, **_SLIDING, "head_dim": 16},
+    "bert": _SHAPE,
+    "roberta": {**_SHAPE, "max_position_embeddings": LENGTH + 2, "layer_norm_eps": 1e-5, "type_vocab_size": 1},
+    "modernbert": {
+        **_SHAPE,
+        **_IDS,
+        "cls_token_id": None,
+        "sep_token_id": None,
+        "local_attention": 2 * WINDOW,
+        "rope_parameters": {kind: {"rope_type": "default", "rope_theta": base} for kind, base in _BASES.items()},
+    },
+}
+
+_OURS = {"vocab_size": VOCABULARY, "num_layers": 4, "num_heads": 4, "width": 32, "max_positions": LENGTH}
+_ROTARY = {"positions": "rotary", "rotary_base": 500.0, "norm": "rmsnorm", "norm_eps": 1e-6, "activation": "silu"}
+_ROTARY |= {"gated_mlp": True, "bias": False, "tie_head": False, "num_kv_heads": 2, "mlp_width": 80}
+_SLID = {"layer_pattern": "GGLL", "window": WINDOW}
+_BERT = {"causal": False, "norm_placement": "post", "norm_eps": 1e-12, "activation": "gelu", "mlp_width": 80}
+_BERT |= {"token_types": 2, "embedding_norm": True, "head_transform": True, "head_bias": True}
+OURS = {
+    "gpt2": ModelConfig(**_OURS),
+    "llama": ModelConfig(**_OURS, **{**_ROTARY, "norm_eps": 1e-5}, head_dim=16),
+    "qwen2": ModelConfig(**_OURS, **_ROTARY, **_SLID, qkv_bias=True),
+    "qwen3": ModelConfig(**_OURS, **_ROTARY, **_SLID, head_dim=16, qk_norm=True),
+    "bert": ModelConfig(**_OURS, **_BERT),
+    "roberta": ModelConfig(**_OURS, **{**_BERT, "norm_eps": 1e-5, "token_types": 1}, position_offset=2),
+    "modernbert": ModelConfig(
+        **_OURS,
+        causal=False,
+        positions="rotary",
+        rotary_base=700.0,
+        rotary_local_base=200.0,
+        layer_pattern="GLL",
+        window=WINDOW,
+        norm_eps=1e-5,
+        activation="gelu",
+        gated_mlp=True,
+        mlp_width=80,
+        bias=False,
+        first_norm=False,
+        embedding_norm=True,
+        head_transform=True,
+        head_bias=True,
+    ),
+}
+"""Written by hand, so that the reading of settings is tested too."""
+
+
+def theirs(family: str, architecture: str | None = None, **changes) -> nn.Module:
+    """A random model of theirs."""
+    config = getattr(transformers, f"{NAMES[family]}Config")(**{**SETTINGS[family], **changes})
+    return randomised(getattr(transformers, architecture or LANGUAGE[family])(config))
+
+
+def randomised(model: nn.Module, seed: int = 0) -> nn.Module:
+    """All parameters random; initial biases of 0 and norms of 1 would hide a mistake."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            mean = 1.0 if parameter.ndim == 1 and name.endswith("weight") else 0.0
+            parameter.copy_(mean + 0.15 * torch.randn(parameter.shape, generator=generator))
+    return model.eval()
+
+
+def imported(model: nn.Module, folder: Path, *arguments, **options) -> LanguageModel | TaskModel:
+    """A model of theirs, saved by them and loaded by us."""
+    model.save_pretrained(folder)
+    return load(folder, *arguments, **options)
+
+
+def made(config: ModelConfig, task=None) -> LanguageModel | TaskModel:
+    """A random model of ours."""
+    model = LanguageModel(config) if task is None else TaskModel(config, task)
+    initialise(model, seed=0)
+    return randomised(model, seed=3)
+
+
+def opened(folder: Path, auto: str, **options) -> nn.Module:
+    """A folder as transformers opens it, which must find it complete."""
+    model, info = getattr(transformers, auto).from_pretrained(folder, output_loading_info=True, **options)
+    assert not any(info.values()), info
+    return model.eval()
+
+
+def auto_of(family: str) -> str:
+    return "AutoModelForCausalLM" if family in CAUSAL else "AutoModelForMaskedLM"
+
+
+def ids_of(batch: int, length: int, seed: int = 1) -> Tensor:
+    """Random token ids, none of which is special."""
+    return torch.randint(3, VOCABULARY, (batch, length), generator=torch.Generator().manual_seed(seed))
+
+
+def types_of(family: str, ids_BT: Tensor) -> Tensor | None:
+    """Random token types for a model that has some."""
+    if family != "bert":
+        return None
+    return torch.randint(0, 2, ids_BT.shape, generator=torch.Generator().manual_seed(2))
+
+
+def run_theirs(model: nn.Module, ids_BT: Tensor, types_BT: Tensor | None = None, **options) -> Tensor:
+    if types_BT is not None:
+        options["token_type_ids"] = types_BT
+    with torch.no_grad():
+        out = model(ids_BT, **options)
+    if "start_logits" in out:
+        return torch.stack((out.start_logits, out.end_logits), dim=-1)
+    return out[0]
+
+
+def run_ours(model: nn.Module, ids_BT: Tensor, types_BT: Tensor | None = None, **options) -> Tensor:
+    with torch.no_grad():
+        return model(ids_BT, token_types_BT=types_BT, **options)
+
+
+def difference(got: Tensor, expected: Tensor) -> float:
+    """The larger one of the absolute difference and that relative to the largest value."""
+    assert got.shape == expected.shape
+    assert expected.std() > 0.05, "values near 0 would make every comparison pass"
+    largest = float((got - expected).abs().max())
+    return max(largest, largest / float(expected.abs().max()))
+
+
+def agree(mine: nn.Module, other: nn.Module, family: str, case: str) -> float:
+    """The difference of our model and theirs in one of `CASES`."""
+    ids_BT = ids_of(2, LENGTH)
+    types_BT = types_of(family, ids_BT)
+    if case == "plain":
+        return difference(run_ours(mine, ids_BT, types_BT), run_theirs(other, ids_BT, types_BT))
+    if case == "packed":
+        lengths = [19, LENGTH - 19, 40, LENGTH - 40]
+        ends = torch.tensor([0, *lengths], dtype=torch.int32).cumsum(0, dtype=torch.int32)
+        got = run_ours(mine, ids_BT, types_BT, cu_seqlens=ends).flatten(0, 1)
+        flat_N = ids_BT.flatten()
+        flat_types_N = [None] * len(flat_N) if types_BT is None else types_BT.flatten()
+        documents = [slice(*pair) for pair in zip(ends[:-1].tolist(), ends[1:].tolist(), strict=True)]
+        each = [
+            run_theirs(other, flat_N[d][None], None if types_BT is None else flat_types_N[d][None])[0]
+            for d in documents
+        ]
+        return difference(got, torch.cat(each))
+    mask_BT = torch.ones_like(ids_BT, dtype=torch.bool)
+    mask_BT[1, slice(0, 23) if case == "left" else slice(LENGTH - 23, None)] = False
+    ids_BT = ids_BT.masked_fill(~mask_BT, PAD[family])
+    options = {"attention_mask": mask_BT.long()}
+    if case == "left":
+        options["position_ids"] = (mask_BT.cumsum(-1) - 1).clamp(min=0)
+    got = run_ours(mine, ids_BT, types_BT, attention_mask_BS=mask_BT)
+    return difference(got[mask_BT], run_theirs(other, ids_BT, types_BT, **options)[mask_BT])
+
+
+CASES = ("plain", "right", "left", "packed")
+FAMILY_CASES = [(family, case) for family in SETTINGS for case in CASES if case != "left" or family in CAUSAL]
