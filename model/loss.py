@@ -61,9 +61,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         # Without gradients autograd still says which inputs would need them.
         hidden_needs, weight_needs, bias_needs = (grad_enabled and needs for needs in ctx.needs_input_grad[:3])
         with_gradient = hidden_needs or weight_needs or bias_needs
-        hidden_gradient_ND = (
-            torch.empty_like(hidden_ND, memory_format=torch.contiguous_format) if hidden_needs else None
-        )
+        hidden_gradient_ND = torch.empty_like(hidden_ND) if hidden_needs else None
         weight_gradient_VD = None
         bias_gradient_V = bias_V.new_zeros(vocabulary, dtype=torch.float32) if bias_needs else None
         bias_V = None if bias_V is None else bias_V.float()
@@ -86,7 +84,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 weight_gradient_VD = _add_product(weight_gradient_VD, chunk_NV.T, chunk_ND)
 
         if weight_needs and weight_gradient_VD is None:
-            weight_gradient_VD = torch.zeros_like(weight_VD, memory_format=torch.contiguous_format)
+            weight_gradient_VD = torch.zeros_like(weight_VD)
         ctx.save_for_backward(hidden_gradient_ND, weight_gradient_VD, bias_gradient_V)
         return losses_N.sum()
 

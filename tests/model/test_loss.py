@@ -155,7 +155,9 @@ def test_what_is_frozen_gets_no_gradient_and_the_rest_the_same(frozen):
     *factors, labels = rows()
     expected = torch.autograd.grad(linear_cross_entropy(*factors, labels), factors)
     factors[frozen].requires_grad_(False)
-    linear_cross_entropy(*factors, labels).backward()
+    loss = linear_cross_entropy(*factors, labels)
+    assert [x is None for x in loss.grad_fn.saved_tensors] == [place == frozen for place in range(3)]
+    loss.backward()
     for place, factor in enumerate(factors):
         if place == frozen:
             assert factor.grad is None
@@ -214,7 +216,7 @@ def test_inputs_that_are_not_contiguous():
     *factors, labels = rows()
     expected = torch.autograd.grad(linear_cross_entropy(*factors, labels), factors)
     strided = [torch.stack([x, x], -1).detach()[..., 0].requires_grad_() for x in factors]
-    strided[1] = factors[1].detach().T.contiguous().T.requires_grad_()
+    strided[1] = factors[1].detach().T.contiguous().T.requires_grad_()  # column by column; the others with gaps
     labels = torch.stack([labels, labels], -1)[:, 0]
     assert not any(x.is_contiguous() for x in (*strided, labels))
     for a, b in zip(torch.autograd.grad(linear_cross_entropy(*strided, labels), strided), expected, strict=True):
