@@ -3,6 +3,7 @@
 | back-end  | runs on | takes                                                          | file                   |
 |-----------|---------|----------------------------------------------------------------|------------------------|
 | sdpa      | all     | everything: no mask where causal or nothing is to hide, else a dense one | here         |
+| blocks    | CPU     | all but cached tokens and holes in padding; for bf16           | attention_blocks.py    |
 | documents | CPU     | packed documents and padded rows                               | attention_documents.py |
 | windows   | CPU     | local windows, with documents and padding                      | attention_windows.py   |
 | varlen    | CUDA    | packed documents, local windows; bf16 and fp16                 | attention_varlen.py    |
@@ -23,10 +24,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask
 
+from model.attention_blocks import blockwise_attention
 from model.attention_choice import Backend, Request, preferred, simplified, why_not
 from model.attention_documents import document_attention
 from model.attention_flex import flex_attention, flex_block_mask
-from model.attention_masks import dense_mask, segments_of
+from model.attention_masks import dense_mask, seen_intervals, segments_of
 from model.attention_varlen import varlen_attention
 from model.attention_windows import window_attention, window_mask
 
@@ -45,6 +47,7 @@ class AttentionLayout:
         mask: Of sdpa: bool (B or 1, 1, T or 1, S), True where a query may see a key, for all heads; None where none is
             needed. Of windows: `window_mask`'s.
         documents: Of varlen: int32 (M + 1,) boundaries. Of documents: int (M, 2) starts and ends.
+        intervals: Of blocks: int64 (2, 1 or B, T), the first and the last key that each query sees.
         block_mask: Of flex.
         first_key: Keys before this one are in no query's window.
     """
@@ -54,6 +57,7 @@ class AttentionLayout:
     window: int | None = None
     mask: Tensor | None = None
     documents: Tensor | None = None
+    intervals: Tensor | None = None
     block_mask: BlockMask | None = None
     first_key: int = 0
 
@@ -163,6 +167,11 @@ def _layout(backend: Backend, request: Request) -> AttentionLayout:
         if spans_M2 is None:
             spans_M2 = torch.stack((request.bounds[:-1], request.bounds[1:]), dim=-1)
         return AttentionLayout(backend, causal, documents=spans_M2)
+    if backend == "blocks":
+        intervals = seen_intervals(
+            batch, length, causal, window, request.device, cu_seqlens=request.cu_seqlens, runs_B2=request.runs
+        )
+        return AttentionLayout(backend, causal, intervals=intervals)
     if backend in ("windows", "flex"):
         segments_N = segments_of(request.bounds, batch * length)
         if backend == "flex":
@@ -204,6 +213,8 @@ def attention(q_BTHE: Tensor, k_BSKE: Tensor, v_BSKE: Tensor, layout: AttentionL
         )
     if layout.backend == "flex":
         return flex_attention(q_BTHE, k_BSKE, v_BSKE, layout.block_mask)
+    if layout.backend == "blocks":
+        return blockwise_attention(q_BTHE, k_BSKE, v_BSKE, *layout.intervals)
     batch, length = q_BTHE.shape[:2]
     qkv = [x.flatten(0, 1) for x in (q_BTHE, k_BSKE, v_BSKE)]
     if layout.backend == "varlen":

@@ -16,7 +16,9 @@ from model.attention_masks import runs_of
 from model.attention_varlen import why_not_varlen
 from model.attention_windows import block_length
 
-Backend = Literal["sdpa", "documents", "windows", "varlen", "flex"]
+Backend = Literal["sdpa", "blocks", "documents", "windows", "varlen", "flex"]
+
+LONG = 256  # tokens of a document: where blocks overtake documents, bf16, measured with benchmarks/attention.py
 
 
 @dataclass(frozen=True)
@@ -91,16 +93,22 @@ def why_not(backend: Backend, request: Request) -> str | None:
         return "there is no window, or one that reaches over every document"
     if backend == "documents" and request.window is not None:
         return "it has no windows"
-    if backend == "documents" and request.padding_mask is not None and request.runs is None:
+    if backend in ("blocks", "documents") and request.padding_mask is not None and request.runs is None:
         return "the padding mask has holes"
     return None
 
 
 def preferred(request: Request) -> Backend:
     """The quickest back-end that can do it; benchmarks/attention.py compares them."""
-    if request.cu_seqlens is None and request.window is None and request.padding_mask is None:
+    plain = request.cu_seqlens is None and request.window is None and request.padding_mask is None
+    on_cpu = request.device.type == "cpu"
+    if on_cpu and request.dtype == torch.bfloat16 and request.window is None and request.length > 1:
+        num_documents = request.batch if request.cu_seqlens is None else int(request.cu_seqlens.diff().count_nonzero())
+        if request.batch * request.length >= LONG * num_documents and why_not("blocks", request) is None:
+            return "blocks"
+    if plain:
         return "sdpa"
-    if request.device.type == "cpu":
+    if on_cpu:
         candidates: tuple[Backend, ...] = ("documents",)
         if request.window is not None:
             reach = request.window * (1 if request.causal else 2) + block_length(request.window)

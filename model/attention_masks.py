@@ -74,3 +74,35 @@ def runs_of(mask_BS: Tensor) -> Tensor | None:
         return None
     starts_B = torch.arange(len(mask_BS), device=mask_BS.device) * length + first_B
     return torch.stack((starts_B, starts_B + count_B), dim=-1)
+
+
+def seen_intervals(
+    batch: int,
+    length: int,
+    causal: bool,
+    window: int | None,
+    device: torch.device,
+    cu_seqlens: Tensor | None = None,
+    runs_B2: Tensor | None = None,
+) -> Tensor:
+    """The first and the last key that each query sees, int64 (2, 1 or B, T), counted in its row.
+
+    These are the keys of its document, or what its row's padding mask shows (`runs_of`), up to itself if causal, and
+    within its window. Padding sees itself.
+    """
+    keys_1T = torch.arange(length, device=device)[None]
+    row_begins_B1 = torch.arange(batch, device=device)[:, None] * length
+    first_RT, last_RT = torch.zeros_like(keys_1T), torch.full_like(keys_1T, length - 1)
+    if cu_seqlens is not None:
+        bounds, segments_BT = cu_seqlens.long(), segments_of(cu_seqlens, batch * length).view(batch, length)
+        first_RT, last_RT = bounds[segments_BT] - row_begins_B1, bounds[segments_BT + 1] - 1 - row_begins_B1
+    elif runs_B2 is not None:
+        start_B1, end_B1 = (runs_B2.long() - row_begins_B1).split(1, dim=1)
+        shown_BT = (start_B1 <= keys_1T) & (keys_1T < end_B1)
+        first_RT, last_RT = torch.where(shown_BT, start_B1, keys_1T), torch.where(shown_BT, end_B1 - 1, keys_1T)
+    if causal:
+        last_RT = torch.minimum(last_RT, keys_1T)
+    if window is not None:
+        first_RT = torch.maximum(first_RT, keys_1T - window)
+        last_RT = torch.minimum(last_RT, keys_1T + window)
+    return torch.stack((first_RT, last_RT))

@@ -101,7 +101,7 @@ def layout_of(case, causal, **choice):
 def layouts_of(case, causal, **choice):
     """The layouts of all back-ends that can do it here."""
     layouts = []
-    for backend in ("sdpa", "documents", "windows"):
+    for backend in ("sdpa", "blocks", "documents", "windows"):
         with suppress(ValueError):
             layouts.append(layout_of(case, causal, backend=backend, **choice))
     return layouts
