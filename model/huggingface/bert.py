@@ -1,8 +1,10 @@
 """BERT (arXiv 1810.04805): post-norm, token types, pooler, next-sentence head. RoBERTa has the same body."""
 
+from typing import Any
+
 from model.huggingface.family import Family, Head
 from model.huggingface.rows import Row
-from model.huggingface.settings import ACTIVATIONS, Key
+from model.huggingface.settings import ACTIVATIONS, Key, Settings
 
 BODY = (
     Row("embedding.token", "@embeddings.word_embeddings"),
@@ -54,6 +56,13 @@ LANGUAGE = (
 )
 PAIR = (Row("pair_head.pooler", "@pooler.dense"), Row("pair_head.classifier", "cls.seq_relationship"))
 
+
+def read(settings: Settings) -> dict[str, Any]:
+    if settings.number("type_vocab_size", 2) < 1:
+        settings.refuse("type_vocab_size", 0, "at least 1: transformers adds a token type to every token")
+    return {}
+
+
 BERT = Family(
     model_type="bert",
     prefix="bert.",
@@ -77,5 +86,6 @@ BERT = Family(
     ),
     implied=IMPLIED,
     fixed=FIXED,
+    read=read,
     buffers=BUFFERS,
 )

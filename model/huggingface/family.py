@@ -152,10 +152,10 @@ class Family:
         """What of a model this family cannot express; nothing where it can hold it."""
         if kind not in self.heads:
             return [f"it has no models of kind {kind!r}"]
+        mine = computing_fields(config, kind, task)
         try:
             written = self.write_model(config)
-            again = self.read_model(written, kind)
-            mine, back = computing_fields(config, kind, task), computing_fields(again, kind, task)
+            back = computing_fields(self.read_model(written, kind), kind, task)
             found = [
                 f"{name} is {mine[name]!r} and would be {back.get(name)!r}"
                 for name in mine
@@ -165,7 +165,9 @@ class Family:
                 own, other = task_fields(task), task_fields(self.read_task({**written, **self.write_task(task)}, kind))
                 found += [f"task.{n} is {own[n]!r} and would be {other[n]!r}" for n in own if own[n] != other[n]]
         except ValueError as error:
-            return [str(error)]
+            implied = {name: value for name, value in self.implied.items() if name in mine}
+            found = [f"{n} is {mine[n]!r} and would be {v!r}" for n, v in implied.items() if mine[n] != v]
+            return [*found, str(error)]
         return found
 
 

@@ -52,17 +52,17 @@ def load(
     Raises:
         ValueError: no checkpoint, one of a kind that we cannot represent, or weights that do not fit.
     """
+    if labels is not None and not new_head:
+        raise ValueError("labels are those of a new head; set new_head")
     folder = find_folder(path_or_name, revision)
     values = read_config(folder)
     try:
         family = family_of(values)
         named, kind = kind is not None, kind_of(family, values, kind)
-        if labels is not None and not new_head:
-            raise ValueError("labels are those of a new head; set new_head")
         config = family.read_model(values, kind)
         task = None if kind in LANGUAGE_KINDS else _with_labels(family.read_task(values, kind), labels)
     except ValueError as error:
-        raise ValueError(f"{folder}: {error}") from error
+        raise ValueError(f"{folder / 'config.json'}: {error}") from error
 
     weights = _spelled(open_weights(folder), family, folder)
     if task is not None and task.kind == "features" and task.layer != "none":

@@ -24,7 +24,7 @@ def _read(settings: Settings) -> dict[str, Any]:
     positions = settings.number("max_position_embeddings") - offset
     if positions < 1:
         settings.problems.append(f"max_position_embeddings leaves no position behind pad_token_id {offset - 1}")
-    return {"position_offset": offset, "max_positions": positions}
+    return {**bert.read(settings), "position_offset": offset, "max_positions": positions}
 
 
 def _write(config: ModelConfig) -> dict[str, Any]:

@@ -59,9 +59,9 @@ def read_rope_of_kinds(settings: Settings, bases: Mapping[str, tuple[str, float]
         bases: for each kind ("full_attention", ...) the key of its base in old files, and the default.
     """
     found = {}
-    nested = settings.get("rope_parameters", {})
+    nested, scaling = (_object(settings, key) for key in ("rope_parameters", "rope_scaling"))
     for kind, (old, default) in bases.items():
-        parameters = {**(nested.get(kind) or {}), **settings.get("rope_scaling", {})}
+        parameters = {**(nested.get(kind) or {}), **scaling}
         theta = parameters.get("rope_theta") or settings.get(old, default)
         found[kind] = float(theta), _scaling(settings, parameters)
     return found
@@ -88,9 +88,13 @@ def write_rope(config: ModelConfig) -> dict[str, Any]:
 
 def _parameters(settings: Settings) -> Mapping[str, Any]:
     # In this order transformers 5 looks for them too.
-    found = settings.get("rope_scaling") or settings.get("rope_parameters") or {}
+    return _object(settings, "rope_scaling") or _object(settings, "rope_parameters")
+
+
+def _object(settings: Settings, key: str) -> Mapping[str, Any]:
+    found = settings.get(key, {})
     if not isinstance(found, Mapping):
-        settings.refuse("rope_parameters", found, "an object")
+        settings.refuse(key, found, "an object")
         return {}
     return found
 

@@ -90,4 +90,4 @@ class Settings:
     def finish(self) -> None:
         """Raises one ValueError with all problems, if there are any."""
         if self.problems:
-            raise ValueError("config.json cannot be represented: " + "; ".join(self.problems))
+            raise ValueError("; ".join(self.problems))
