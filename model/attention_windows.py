@@ -44,7 +44,7 @@ def window_mask(
     keys_L = torch.arange(window + block + behind, device=segments_N.device)
     back_CL = keys_L[window : window + block, None] - keys_L
     seen_nCL = (queries_nC[:, :, None] == keys_nL[:, None, :]) & seen_at(back_CL, causal, window)
-    seen_nCL |= back_CL == 0  # padding sees itself: a softmax over nothing would be NaN
+    seen_nCL |= back_CL == 0  # padding sees itself: what a softmax over nothing gives is up to the kernel
     return segments_N.new_zeros(seen_nCL.shape, dtype=torch.float32).masked_fill_(~seen_nCL, float("-inf"))[:, None]
 
 
