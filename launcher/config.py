@@ -122,7 +122,7 @@ class Batch:
 
 @dataclass
 class Optimizer:
-    """AdamW and its learning-rate schedule."""
+    """AdamW, its learning-rate schedule, and what is added to the loss."""
 
     learning_rate: float = 6e-4
     """Peak learning rate."""
@@ -144,6 +144,10 @@ class Optimizer:
     """Floor of the schedule, as a fraction of the peak."""
     decay_fraction: float = 0.2
     """Share of the schedule in which wsd decays."""
+    z_loss: float = 0.0
+    """Weight of the square of the logits' log-sum-exp, added to the training loss (PaLM has 1e-4); 0 adds nothing."""
+    label_smoothing: float = 0.0
+    """Share of each target's probability that is spread over all tokens in the training loss."""
 
 
 @dataclass
@@ -227,6 +231,12 @@ class TrainConfig:
             problems.append(f"data.mlm_probability is {self.data.mlm_probability}; it must lie between 0 and 1")
         if not 0 <= self.data.max_bad_fraction <= 1:
             problems.append(f"data.max_bad_fraction is {self.data.max_bad_fraction}; it must lie between 0 and 1")
+        if not self.optimizer.z_loss >= 0:
+            problems.append(f"optimizer.z_loss is {self.optimizer.z_loss}; it must be 0 or positive")
+        if not 0 <= self.optimizer.label_smoothing < 1:
+            problems.append(
+                f"optimizer.label_smoothing is {self.optimizer.label_smoothing}; it must be at least 0 and below 1"
+            )
         if not self.data.train:
             problems.append("data.train names no corpus; give at least one {path: CORPUS}")
         problems += [

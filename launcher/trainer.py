@@ -165,12 +165,15 @@ class Trainer:
         self._read_again = self.watch.settle(*damages, batch.error, step)
         self.watch.spend(substituted, batch.cursor - progress.cursor)
         torch.manual_seed((self.config.run.seed * 1_000_003 + step) * 65_537 + self.mesh.data_rank)  # dropout
+        settings = self.config.optimizer
+        extra = {"z_loss": settings.z_loss, "label_smoothing": settings.label_smoothing}  # of training alone
         loss_sum = torch.zeros((), dtype=torch.float64, device=self.mesh.device)
         for number, micro in enumerate(batch.micro_batches, start=1):
             last = number == len(batch.micro_batches)
             inputs = to_device(micro, self.mesh.device)
             if "pair_labels" in micro:  # each sequence is one pair: the loss becomes a sum of two means, as in BERT
                 inputs["pair_weight"] = torch.tensor(num_targets / self.config.batch.global_size)
+            inputs |= {name: weight for name, weight in extra.items() if weight}
             loss_sum += self.engine.accumulate(inputs, max(1, num_targets), last)
         learning_rate = self._learning_rate(step)
         grad_norm = self.engine.step(learning_rate)

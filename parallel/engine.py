@@ -13,7 +13,7 @@ from torch import nn
 from parallel.catalog import Shard, whole
 from parallel.mesh import Mesh
 
-Batch = dict[str, torch.Tensor]
+Batch = dict[str, torch.Tensor | float]
 
 
 class Engine(ABC):

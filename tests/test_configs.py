@@ -42,7 +42,7 @@ def test_a_run_says_what_matters_instead_of_leaving_it_to_defaults(path):
                  "window_shards", "partitions", "mask_unit", "pairs", "fim_rate", "cache_dir", "cache_bytes", "strict",
                  "max_bad_fraction"},
         "batch": set(),
-        "optimizer": {"eps", "decay_fraction"},
+        "optimizer": {"eps", "decay_fraction", "z_loss", "label_smoothing"},
         "parallel": {"deepspeed", "timeout_seconds"},
     }  # fmt: skip
     written = yaml.safe_load(path.read_text())

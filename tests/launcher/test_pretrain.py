@@ -88,6 +88,24 @@ def test_sentence_pairs_add_their_mean_loss_to_that_of_the_masks(reference, corp
     assert losses(tmp_path / "runs/tiny")[0] == pytest.approx(plain + math.log(2), abs=0.15)  # a pair is a toss-up yet
 
 
+def test_what_is_added_to_the_loss_is_the_same_under_zero_3(reference, corpus, tmp_path):
+    """Of the training loss alone: an evaluation is of the cross-entropy."""
+    extra = ["--run.steps", 3, "--parallel.precision", "fp32", "--optimizer.schedule_steps", 20]
+    extra += ["--optimizer.z_loss", 0.01, "--optimizer.label_smoothing", 0.1]
+    runs = {}
+    for launcher, engine in (("python", "fsdp"), ("deepspeed 2", "zero")):
+        config = write_config(tmp_path / engine, corpus)
+        launch(launcher, "--config", config, "--parallel.engine", engine, "--parallel.zero_stage", 3, *extra)
+        runs[engine] = tmp_path / engine / "runs/tiny"
+    plain = losses(reference("fp32"))[:3]
+    for one, other, without in zip(losses(runs["fsdp"]), losses(runs["zero"]), plain, strict=True):
+        assert one == pytest.approx(other, rel=1e-5)
+        assert one > without + 0.2
+    evaluated = [records(run, "eval")[-1]["loss"] for run in runs.values()]
+    assert evaluated[0] == pytest.approx(evaluated[1], rel=1e-5)
+    assert evaluated[0] < losses(runs["fsdp"])[-1]
+
+
 @pytest.mark.parametrize(("engine", "dropout"), [("zero", 0.0), ("fsdp", 0.1)])
 def test_ten_steps_and_ten_more_are_twenty_to_the_last_bit(corpus, tmp_path, engine, dropout):
     config = write_config(tmp_path, corpus)
