@@ -16,7 +16,8 @@ from model.huggingface.rows import Shape
 
 WHOLE = ("model.safetensors", "pytorch_model.bin")
 INDEX = ".index.json"
-FLOATS = {"F64", "F32", "F16", "BF16"}
+FLOATS = {"F64", "F32", "F16", "BF16", "float64", "float32", "float16", "bfloat16"}
+"""Types that weights may have, in the words of safetensors and of torch."""
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
@@ -57,10 +58,12 @@ class Weights:
 
     Attributes:
         shapes: Shape of each tensor.
+        types: Type of each tensor's numbers, as its file spells it.
     """
 
     def __init__(self) -> None:
         self.shapes: dict[str, Shape] = {}
+        self.types: dict[str, str] = {}
         self._readers: dict[str, Callable[[], Tensor]] = {}
 
     def read(self, name: str) -> Tensor:
@@ -74,10 +77,9 @@ class Weights:
             with safe_open(path, framework="pt") as file:
                 for name in file.keys():  # noqa: SIM118  (it is no dictionary)
                     slice_ = file.get_slice(name)
-                    if slice_.get_dtype() not in FLOATS:
-                        raise ValueError(f"{path}: {name} is of type {slice_.get_dtype()}, not a floating-point number")
                     if wanted is None or name in wanted:
                         self._add(path, name, tuple(slice_.get_shape()), lambda n=name: _read_safetensor(path, n))
+                        self.types[name] = slice_.get_dtype()
         except SafetensorError as error:
             raise ValueError(f"{path} is damaged or no safetensors file: {error}") from error
 
@@ -98,6 +100,7 @@ class Weights:
         for name, tensor in values.items():
             if wanted is None or name in wanted:
                 self._add(path, name, tuple(tensor.shape), lambda t=tensor: t)
+                self.types[name] = str(tensor.dtype).removeprefix("torch.")
 
     def _add(self, path: Path, name: str, shape: Shape, reader: Callable[[], Tensor]) -> None:
         if name in self.shapes:

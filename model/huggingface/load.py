@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from model.config import ModelConfig
 from model.huggingface.families import family_of, kind_of
 from model.huggingface.family import LANGUAGE_KINDS, Family
-from model.huggingface.files import Weights, find_folder, open_weights, read_config, some
+from model.huggingface.files import FLOATS, Weights, find_folder, open_weights, read_config, some
 from model.huggingface.rows import BODY, Placed, arrange, is_of
 from model.initialise import initial_values
 from model.task_model import TaskConfig, TaskModel
@@ -98,6 +98,9 @@ class _Spelled:
     def shape(self, name: str) -> tuple[int, ...]:
         return self._weights.shapes[self._spellings[name]]
 
+    def type(self, name: str) -> str:
+        return self._weights.types[self._spellings[name]]
+
     def read(self, name: str) -> Tensor:
         return self._weights.read(self._spellings[name])
 
@@ -159,6 +162,8 @@ def _match(
         seen.add(each.name)
         if weights.shape(each.name) != each.shape:
             wrong.append(f"{plain(each.name)} is {list(weights.shape(each.name))} there and {list(each.shape)} here")
+        if weights.type(each.name) not in FLOATS:
+            wrong.append(f"{plain(each.name)} is of type {weights.type(each.name)}, not a floating-point number")
         found.append(each)
     wrong += _problem_of_tie(model, family, kind, weights, seen)
 

@@ -164,7 +164,7 @@ def difference(got: Tensor, expected: Tensor) -> float:
     """The larger one of the absolute difference and that relative to the largest value."""
     assert got.shape == expected.shape
     assert expected.std() > 0.05, "values near 0 would make every comparison pass"
-    largest = float((got - expected).abs().max())
+    largest = float((got - expected).detach().abs().max())
     return max(largest, largest / float(expected.abs().max()))
 
 
