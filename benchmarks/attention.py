@@ -16,6 +16,7 @@ import time
 from dataclasses import fields
 from pathlib import Path
 from statistics import median
+from typing import get_args
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +28,7 @@ from model.attention_masks import dense_mask, segments_of
 
 HEADS, SIZE, TOKENS = 8, 64, 4096
 TYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
-BACKENDS: tuple[Backend, ...] = ("sdpa", "documents", "windows", "varlen", "flex")
+BACKENDS: tuple[Backend, ...] = get_args(Backend)
 
 
 def boundaries(batch: int, length: int, mean: int | None) -> Tensor:
