@@ -112,6 +112,7 @@ class SentencePieceTokenizer(Tokenizer):
         self.vocab_size = model.vocab_size()
         present = lambda i: i if 0 <= i < self.vocab_size else None  # noqa: E731  (absent ids are -1)
         self.pad_id, self.bos_id, self.eos_id = (present(i) for i in (model.pad_id(), model.bos_id(), model.eos_id()))
+        self.unk_id = present(model.unk_id())
         mask_id = model.piece_to_id("<mask>")
         self.mask_id = mask_id if mask_id != model.unk_id() else None
         self.special_ids = frozenset(
@@ -180,6 +181,7 @@ class PretrainedTokenizer(Tokenizer):
             )
         except Exception as error:  # transformers raises many kinds here, all of them meaning "cannot be opened"
             raise ValueError(f"the tokenizer in {folder} cannot be opened by transformers: {error}") from error
+        self.class_name = type(tokenizer).__name__
         self.vocab_size = len(tokenizer)
         first = lambda *ids: next((i for i in ids if i is not None), None)  # noqa: E731
         self.bos_id = first(tokenizer.bos_token_id, tokenizer.cls_token_id)

@@ -1,4 +1,4 @@
-"""Opening a run or checkpoint to use the model, in one process."""
+"""Opening a run, a checkpoint or a Hugging Face folder to use the model, in one process."""
 
 from pathlib import Path
 
@@ -6,6 +6,7 @@ import torch
 
 from data.tokenizer import Tokenizer, load_tokenizer
 from model.config import ModelConfig
+from model.huggingface.load import load
 from model.transformer import LanguageModel
 from parallel.checkpoint import CheckpointError, read_manifest, read_tensor, resolve
 
@@ -14,28 +15,60 @@ def load_for_inference(path: str, tokenizer: str | None, device: torch.device) -
     """The model, fp32 and in evaluation mode, and its tokenizer.
 
     Args:
-        path: a run folder, whose newest sound checkpoint is taken, or a checkpoint folder.
-        tokenizer: its folder; None for the one in the run's folder.
+        path: a run folder, whose newest sound checkpoint is taken, a checkpoint folder, or a Hugging Face folder.
+        tokenizer: its folder; None for the one in the run's or the Hugging Face folder.
 
     Raises:
         ValueError: no sound checkpoint there, tensors that the model does not have or lacks, or another tokenizer.
     """
+    if (Path(path) / "config.json").is_file():
+        model = load(path, device=device)
+        if not isinstance(model, LanguageModel):
+            raise ValueError(f"{path} holds a model for {model.task.kind} and no language model")
+        found = load_tokenizer(tokenizer if tokenizer is not None else path)
+        if found.vocab_size > model.config.vocab_size:
+            raise ValueError(
+                f"tokenizer {found.folder} has {found.vocab_size} ids, and the model in {path} knows "
+                f"{model.config.vocab_size}; name its own with --tokenizer"
+            )
+        return model, found
+    folder, manifest, config = open_checkpoint(path)
+    with torch.device("meta"):
+        model = LanguageModel(config)
+    model.to_empty(device=device)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(read_tensor(folder, manifest, f"model/{name}"))
+    return model.eval(), open_tokenizer(folder, manifest, tokenizer)
+
+
+def open_checkpoint(path: str) -> tuple[Path, dict, ModelConfig]:
+    """The folder of a checkpoint, its manifest, and the configuration of a model with just its tensors.
+
+    Raises:
+        ValueError: no sound checkpoint there, or tensors that the model does not have or lacks.
+    """
     folder = resolve(Path(path))
     manifest = read_manifest(folder)
+    config = ModelConfig(**manifest["config"]["model"])
     with torch.device("meta"):
-        model = LanguageModel(ModelConfig(**manifest["config"]["model"]))
-    model.to_empty(device=device)
-    parameters = {f"model/{name}": parameter for name, parameter in model.named_parameters()}
+        parameters = {f"model/{name}" for name, _ in LanguageModel(config).named_parameters()}
     saved = {name for name in manifest["tensors"] if name.startswith("model/")}
-    if saved != parameters.keys():
-        odd = sorted(saved ^ parameters.keys())
+    if saved != parameters:
+        odd = sorted(saved ^ parameters)
         raise CheckpointError(f"checkpoint {folder} does not fit its own configuration; on one side only: {odd[:5]}")
-    with torch.no_grad():
-        for name, parameter in parameters.items():
-            parameter.copy_(read_tensor(folder, manifest, name))
-    found = load_tokenizer(tokenizer if tokenizer is not None else folder.parents[1] / "tokenizer")
+    return folder, manifest, config
+
+
+def open_tokenizer(folder: Path, manifest: dict, path: str | None) -> Tokenizer:
+    """The tokenizer of a checkpoint, from `path` or from the run's folder.
+
+    Raises:
+        ValueError: there is none, or it is not the one that the checkpoint was trained with.
+    """
+    found = load_tokenizer(path if path is not None else folder.parents[1] / "tokenizer")
     if found.sha256 != manifest["tokenizer_sha256"]:
         raise ValueError(
             f"tokenizer {found.folder} is not the one that {folder} was trained with; name that one with --tokenizer"
         )
-    return model.eval(), found
+    return found

@@ -1,0 +1,83 @@
+"""Writes a run or checkpoint as a Hugging Face folder, which `transformers` opens: weights, settings and tokenizer.
+
+python launcher/export.py --checkpoint runs/demo --output exported
+python launcher/export.py --checkpoint runs/demo/checkpoints/step-00000320 --output exported --dtype bfloat16
+"""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+if (
+    __name__ == "__main__"
+):  # as a script, the repository leads the import path, not launcher/, whose files could hide libraries
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from launcher.cli import parse
+from launcher.exits import DONE, bad_input, run_main
+
+
+@dataclass
+class ExportOptions:
+    """What to write, and where."""
+
+    checkpoint: str
+    """A run folder (its newest sound checkpoint is taken) or a checkpoint folder."""
+    output: str
+    """The new folder. It must not exist, or be empty."""
+    family: str | None = None
+    """gpt2, llama, qwen2, qwen3, bert, roberta or modernbert; by default the first that can express the model."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Type of the weights in the files."""
+    max_shard_bytes: int = 5_000_000_000
+    """Largest file of weights; a larger model is written in several."""
+    tokenizer: str | None = None
+    """Tokenizer folder; by default the one in the run's folder."""
+
+
+def export(options: ExportOptions) -> None:
+    """Writes the folder, tensor by tensor; it appears when it is whole.
+
+    Raises:
+        ValueError: no such checkpoint or tokenizer, a model that no known family can express, or a folder that is
+            there.
+    """
+    import torch
+
+    from data.tokenizer_export import export_tokenizer
+    from launcher.inference import open_checkpoint, open_tokenizer
+    from model.huggingface.folder import new_folder
+    from model.huggingface.save import write
+    from parallel.checkpoint import read_tensor
+
+    folder, manifest, config = open_checkpoint(options.checkpoint)
+    tokenizer = open_tokenizer(folder, manifest, options.tokenizer)
+    names = ("bos", "eos", "pad", "mask")
+    token_ids = {name: getattr(tokenizer, f"{name}_id") for name in names}
+    if not config.causal:
+        token_ids |= {"cls": tokenizer.bos_id, "sep": tokenizer.eos_id}
+    with new_folder(options.output) as temporary:
+        export_tokenizer(tokenizer, temporary, causal=config.causal)
+        write(
+            temporary,
+            config,
+            None,
+            lambda name: read_tensor(folder, manifest, f"model/{name}"),
+            getattr(torch, options.dtype),
+            options.family,
+            options.max_shard_bytes,
+            token_ids,
+        )
+
+
+def main(argv: list[str]) -> int:
+    with bad_input():
+        options = parse(ExportOptions, argv, __doc__)
+        export(options)
+    print(f"wrote {options.output}")
+    return DONE
+
+
+if __name__ == "__main__":
+    run_main(main)
