@@ -34,6 +34,9 @@ class ExportOptions:
     """Largest file of weights; a larger model is written in several."""
     tokenizer: str | None = None
     """Tokenizer folder; by default the one in the run's folder."""
+    exact_tokenizer: bool = True
+    """Refuse a tokenizer whose tokenizer.json gives other ids for some text, as unigram models do for long runs of one
+    character, where several ways to cut them are equally likely. False only warns."""
 
 
 def export(options: ExportOptions) -> None:
@@ -58,7 +61,13 @@ def export(options: ExportOptions) -> None:
     if not config.causal:
         token_ids |= {"cls": tokenizer.bos_id, "sep": tokenizer.eos_id}
     with new_folder(options.output) as temporary:
-        export_tokenizer(tokenizer, temporary, causal=config.causal)
+        export_tokenizer(
+            tokenizer,
+            temporary,
+            causal=config.causal,
+            token_types=config.token_types > 1,
+            exact=options.exact_tokenizer,
+        )
         write(
             temporary,
             config,
