@@ -18,7 +18,7 @@ IGNORED = -100
 """The label of a token that is no target."""
 
 
-@torch.compiler.disable  # A graph would be unrolled over the chunks, and its planner could keep all of them alive.
+@torch.compiler.disable  # A graph would unroll the chunks and leave their memory to its planner.
 def linear_cross_entropy(
     hidden_ND: Tensor,
     weight_VD: Tensor,
@@ -62,12 +62,16 @@ class _LinearCrossEntropy(torch.autograd.Function):
         hidden_needs, weight_needs, bias_needs = (grad_enabled and needs for needs in ctx.needs_input_grad[:3])
         with_gradient = hidden_needs or weight_needs or bias_needs
         hidden_gradient_ND = torch.empty_like(hidden_ND) if hidden_needs else None
-        weight_gradient_VD = None
         bias_gradient_V = bias_V.new_zeros(vocabulary, dtype=torch.float32) if bias_needs else None
         bias_V = None if bias_V is None else bias_V.float()
 
         chunk_rows, block_rows = rows_at_a_time(num_rows, vocabulary, hidden_ND.element_size(), hidden_ND.device.type)
         buffer_NV = hidden_ND.new_empty(chunk_rows, vocabulary)
+        # Sums over several chunks are taken in fp32.
+        weight_gradient_VD = None
+        if weight_needs:
+            sum_type = weight_VD.dtype if chunk_rows >= num_rows else torch.float32
+            weight_gradient_VD = torch.empty_like(weight_VD, dtype=sum_type)
         losses_N = hidden_ND.new_empty(num_rows, dtype=torch.float32)
         for start in range(0, num_rows, chunk_rows):
             chunk_ND = hidden_ND[start : start + chunk_rows]
@@ -81,10 +85,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
             if hidden_needs:
                 torch.mm(chunk_NV, weight_VD, out=hidden_gradient_ND[start : start + chunk_rows])
             if weight_needs:
-                weight_gradient_VD = _add_product(weight_gradient_VD, chunk_NV.T, chunk_ND)
+                _add_product(weight_gradient_VD, chunk_NV.T, chunk_ND, first=start == 0)
 
-        if weight_needs and weight_gradient_VD is None:
-            weight_gradient_VD = torch.zeros_like(weight_VD)
+        if weight_needs and num_rows == 0:
+            weight_gradient_VD.zero_()
         ctx.save_for_backward(hidden_gradient_ND, weight_gradient_VD, bias_gradient_V)
         return losses_N.sum()
 
@@ -100,15 +104,15 @@ def rows_at_a_time(num_rows: int, vocabulary: int, element_size: int, device: st
     """Rows of a chunk, which share the matrix products, and of a block of it, which share the softmax.
 
     Longer chunks make the products faster, since each of them reads the weight and adds to its gradient; on a CPU there
-    is nothing to gain beyond 2,048 rows. Their logits, in the factors' type, are held to 100 MiB on a CPU and 512 MiB
-    elsewhere. A block is worked on in fp32: on a CPU in pieces of 2 MiB, which stay in the caches. Chunks are of equal
+    is nothing to gain beyond 1,024 rows. Their logits, in the factors' type, are held to 100 MiB on a CPU and 512 MiB
+    elsewhere. A block is worked on in fp32: on a CPU in pieces of 4 MiB, which stay in the caches. Chunks are of equal
     length, up to a row each.
     """
     on_cpu = device == "cpu"
     most = max(1, (100 if on_cpu else 512) * 2**20 // (vocabulary * element_size))
-    num_chunks = max(1, math.ceil(num_rows / (min(most, 2048) if on_cpu else most)))
+    num_chunks = max(1, math.ceil(num_rows / (min(most, 1024) if on_cpu else most)))
     chunk_rows = max(1, math.ceil(num_rows / num_chunks))
-    return chunk_rows, max(1, 2**21 // (vocabulary * 4)) if on_cpu else chunk_rows
+    return chunk_rows, max(1, 2**22 // (vocabulary * 4)) if on_cpu else chunk_rows
 
 
 def _cross_entropy(
@@ -154,9 +158,13 @@ def _cross_entropy(
     return (loss_N1 * is_target_N1)[:, 0]
 
 
-def _add_product(total: Tensor | None, left: Tensor, right: Tensor) -> Tensor:
-    """total + left @ right, in place where it can be; from the second product on in fp32."""
-    if total is None:
-        return left @ right
-    total = total.float()
-    return total.addmm_(left, right) if right.dtype == torch.float32 else total.add_(left @ right)
+def _add_product(total_VD: Tensor, left_VN: Tensor, right_ND: Tensor, first: bool) -> None:
+    """Adds left @ right to the total, or sets it, a slab at a time: where the types differ, a product needs room of its
+    own, and while it is small, it is added from the caches."""
+    for part_VD, slab_VN in zip(total_VD.split(4096), left_VN.split(4096), strict=True):
+        if part_VD.dtype == right_ND.dtype:
+            part_VD.addmm_(slab_VN, right_ND, beta=0 if first else 1)
+        elif first:
+            part_VD.copy_(slab_VN @ right_ND)
+        else:
+            part_VD.add_(slab_VN @ right_ND)
