@@ -189,6 +189,9 @@ def test_a_new_head_makes_a_pooler_where_there_is_none_and_replaces_a_classifier
     theirs("bert", "BertForSequenceClassification", num_labels=5).save_pretrained(tmp_path / "five")
     assert load(tmp_path / "five", new_head=True, labels=2).head.classifier.weight.shape == (2, 32)
     assert load(tmp_path / "five").head.classifier.weight.shape == (5, 32)
+    theirs("bert", "BertForSequenceClassification", num_labels=1).save_pretrained(tmp_path / "score")
+    assert load(tmp_path / "score").task.problem == "regression"
+    assert load(tmp_path / "score", new_head=True, labels=3).task.problem == "classes"
     with pytest.raises(ValueError, match="set new_head"):
         load(tmp_path / "five", labels=2)
 
