@@ -75,6 +75,7 @@ def test_logits_and_ids_are_the_same_in_transformers(name, tokenizer, tmp_path):
     settings = json.loads((tmp_path / "out/config.json").read_text())
     assert (settings["bos_token_id"], settings["eos_token_id"], settings["pad_token_id"]) == (2, 3, 0)
     assert (theirs.bos_token_id, theirs.eos_token_id, theirs.pad_token_id, theirs.mask_token_id) == (2, 3, 0, 4)
+    assert ("token_type_ids" in theirs("a", "b")) == (model.config.token_types > 1)
     if model.config.causal:
         generation = transformers.GenerationConfig.from_pretrained(tmp_path / "out")
         assert (generation.bos_token_id, generation.eos_token_id, generation.pad_token_id) == (2, 3, 0)
