@@ -1,10 +1,12 @@
 """Exit codes, and how an error that the user can mend ends a command: one message, code 2, no traceback."""
 
+import atexit
 import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from typing import NoReturn
 
 DONE = 0
 BAD_INPUT = 2
@@ -44,4 +46,17 @@ def run_main(main: Callable[[list[str]], int]) -> None:
         code = BAD_INPUT
     except KeyboardInterrupt:
         code = INTERRUPTED
-    sys.exit(code)
+    leave(code)
+
+
+def leave(code: int) -> NoReturn:
+    """Ends the process after its exit functions, but without taking the interpreter down.
+
+    A thread of a process group that is still about to let go of a tensor asks for the interpreter's lock; where the
+    interpreter is already going down, that aborts the process, and a finished run would report SIGABRT.
+    """
+    atexit._run_exitfuncs()
+    with suppress(BrokenPipeError):
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(code)

@@ -24,6 +24,7 @@ from torch import nn
 
 from parallel.catalog import Shard, flat_shards
 from parallel.engine import Batch, Bf16Compute, Engine, whole_tensor_shards
+from parallel.extensions import build_communication
 from parallel.mesh import Mesh
 from parallel.optimizer import create_state, set_step
 
@@ -122,6 +123,7 @@ class ZeroEngine(Engine):
         self._parameters = [(name, p, shapes[name]) for name, p in module.named_parameters()]
         compute = Bf16Compute(module) if precision == "bf16" and stage == 0 else module
         with contextlib.redirect_stdout(io.StringIO()):  # its memory reports, printed whatever the log level
+            build_communication()
             self.engine, *_ = deepspeed.initialize(
                 model=compute, optimizer=optimizer, config=config, dist_init_required=False
             )

@@ -7,6 +7,8 @@ from collections.abc import Callable
 
 import torch.multiprocessing as mp
 
+from launcher.exits import leave
+
 
 def run_ranks(function: Callable, world_size: int, *args: object, timeout: float = 240.0) -> list:
     """Calls `function(*args)` in `world_size` fresh processes whose environment says what torchrun's would.
@@ -66,3 +68,4 @@ def _rank(function: Callable, rank: int, world_size: int, port: int, results, ar
     except BaseException:
         results.put((rank, None, traceback.format_exc()))
         os._exit(1)  # the others may wait for this rank in a collective, and so would an orderly exit
+    leave(0)
