@@ -2,6 +2,7 @@
 
 import os
 import socket
+import time
 import traceback
 from collections.abc import Callable
 
@@ -31,10 +32,13 @@ def run_ranks(function: Callable, world_size: int, *args: object, timeout: float
     returned: list = [None] * world_size
     problems = []
     try:
-        for process in processes:
-            process.join(timeout)
-        assert not any(process.is_alive() for process in processes), f"ranks still run after {timeout} s"
-        while not results.empty():
+        end, running = time.monotonic() + timeout, True
+        while running or not results.empty():
+            assert time.monotonic() < end, f"ranks still run after {timeout} s"
+            running = any(process.is_alive() for process in processes)
+            if results.empty():  # a rank that has much to say waits until it is read
+                time.sleep(0.02)
+                continue
             rank, value, error = results.get()
             returned[rank] = value
             if error:
