@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from model.config import ModelConfig
 from model.layers import ACTIVATIONS, make_norm
-from model.loss import IGNORED, keep_targets, linear_cross_entropy
+from model.loss import IGNORED, VocabularyPart, keep_targets, linear_cross_entropy
 
 
 class HeadTransform(nn.Module):
@@ -47,8 +47,12 @@ class LanguageModelHead(nn.Module):
     """Logits, or the summed loss, from hidden states.
 
     The matrix is this module's own registered parameter, tied or not, and the loss is computed inside `forward`: an
-    engine that keeps parameters in pieces gathers them for exactly as long as their module runs.
+    engine that keeps parameters in pieces gathers them for exactly as long as their module runs. `part` may be set from
+    outside, with a matrix (and bias) that has only these rows of the vocabulary.
     """
+
+    part: VocabularyPart | None = None
+    make_part = VocabularyPart
 
     def __init__(self, config: ModelConfig):
         super().__init__()
@@ -65,15 +69,21 @@ class LanguageModelHead(nn.Module):
             hidden, labels = keep_targets(hidden.flatten(0, -2), labels.flatten())
         if self.transform is not None:
             hidden = self.transform(hidden)
+        weight, bias, part = self.weight, self.bias, self.part
+        if part is not None:
+            hidden = part.enter(hidden)
+            weight, bias = weight[: part.size], None if bias is None else bias[: part.size]  # what is more is padding
         if labels is None:
-            logits = nn.functional.linear(hidden, self.weight, self.bias)
-            return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
+            logits = nn.functional.linear(hidden, weight, bias)
+            logits = logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
+            return logits if part is None else part.join(logits)
         return linear_cross_entropy(
             hidden,
-            self.weight,
-            self.bias,
+            weight,
+            bias,
             labels,
             softcap=self.softcap,
             z_loss=z_loss,
             label_smoothing=label_smoothing,
+            part=part,
         )

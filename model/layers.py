@@ -5,7 +5,6 @@ Legend: B batch, T time, D width.
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 from model.config import ModelConfig
@@ -19,19 +18,14 @@ ACTIVATIONS = {
 }
 
 
-class RMSNorm(nn.Module):
+class RMSNorm(nn.RMSNorm):
     """x / sqrt(mean(x^2) + eps) * weight over the last dim (arXiv 1910.07467).
 
     The mean square and the division are computed in fp32, whatever the type of x.
     """
 
     def __init__(self, size: int, eps: float):
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(size))
-        self.eps = eps
-
-    def forward(self, x: Tensor) -> Tensor:
-        return nn.functional.rms_norm(x, self.weight.shape, self.weight, self.eps)
+        super().__init__(size, eps=eps)
 
 
 class LayerNorm(nn.LayerNorm):

@@ -10,12 +10,33 @@ Legend: N rows (tokens), D width, V vocabulary.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 IGNORED = -100
 """The label of a token that is no target."""
+
+
+@dataclass(frozen=True)
+class VocabularyPart:
+    """A head that holds the rows [first, first + size) of a vocabulary of `total`, and how to add up with the others.
+
+    Attributes:
+        enter: applied to the hidden states: their gradient becomes the sum over all parts.
+        add, maximum: sum and elementwise maximum of a tensor over all parts.
+        join: logits (..., size) of all parts, side by side: (..., total).
+    """
+
+    first: int
+    size: int
+    total: int
+    enter: Callable[[Tensor], Tensor]
+    add: Callable[[Tensor], Tensor]
+    maximum: Callable[[Tensor], Tensor]
+    join: Callable[[Tensor], Tensor]
 
 
 @torch.compiler.disable  # A graph would unroll the chunks and leave their memory to its planner.
@@ -28,6 +49,7 @@ def linear_cross_entropy(
     softcap: float | None = None,
     z_loss: float = 0.0,
     label_smoothing: float = 0.0,
+    part: VocabularyPart | None = None,
 ) -> Tensor:
     """Sum over the rows with a label other than -100 of -log softmax(hidden weight^T + bias)[label], a fp32 scalar.
 
@@ -39,8 +61,10 @@ def linear_cross_entropy(
         z_loss: factor of the squared log of the softmax's denominator, added per target (PaLM, arXiv 2204.02311).
         label_smoothing: share of the target that is spread evenly over the vocabulary (arXiv 1512.00567), as in
             `torch.nn.functional.cross_entropy`.
+        part: which rows of the vocabulary `weight_VD` and `bias_V` are. None: all. The result is the whole loss, the
+            same for all parts; the hidden states' gradient is this part's, until `part.enter` adds them up.
     """
-    options = (softcap, z_loss, label_smoothing)
+    options = (softcap, z_loss, label_smoothing, part)
     return _LinearCrossEntropy.apply(hidden_ND, weight_VD, bias_V, labels_N, options, torch.is_grad_enabled())
 
 
@@ -66,6 +90,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
         bias_V = None if bias_V is None else bias_V.float()
 
         chunk_rows, block_rows = rows_at_a_time(num_rows, vocabulary, hidden_ND.element_size(), hidden_ND.device.type)
+        if options[-1] is not None:  # the parts exchange something for each block: as few as can be
+            block_rows = chunk_rows
         buffer_NV = hidden_ND.new_empty(chunk_rows, vocabulary)
         # Sums over several chunks are taken in fp32.
         weight_gradient_VD = None
@@ -122,6 +148,7 @@ def _cross_entropy(
     softcap: float | None,
     z_loss: float,
     label_smoothing: float,
+    part: VocabularyPart | None,
     with_gradient: bool,
     bias_gradient_V: Tensor | None,
 ) -> Tensor:
@@ -133,29 +160,55 @@ def _cross_entropy(
     if softcap is not None:
         logits_NV.div_(softcap).tanh_().mul_(softcap)
     is_target_N1 = (labels_N != IGNORED)[:, None]
-    index_N1 = labels_N[:, None].where(is_target_N1, 0)
+    statistics = _whole_softmax if part is None else _shared_softmax
+    softmax_NV, largest_N1, log_sum_N1, target_N1, total_N1, index_N1, is_here_N1 = statistics(
+        logits_NV, labels_N[:, None], is_target_N1, part
+    )
+    vocabulary = logits_NV.shape[1] if part is None else part.total
 
-    # The statistics of the softmax; its largest entry is 1 / (sum of exp(logits - largest)).
-    largest_N1 = logits_NV.amax(1, keepdim=True)
-    gradient_NV = logits_NV.softmax(1)
-    log_sum_N1 = -gradient_NV.amax(1, keepdim=True).log()
-    loss_N1 = largest_N1 - logits_NV.gather(1, index_N1)
+    loss_N1 = largest_N1 - target_N1
     if label_smoothing:
-        loss_N1 = loss_N1.lerp(largest_N1 - logits_NV.mean(1, keepdim=True), label_smoothing)
+        total_N1 = logits_NV.sum(1, keepdim=True) if total_N1 is None else total_N1
+        loss_N1 = loss_N1.lerp(largest_N1 - total_N1 / vocabulary, label_smoothing)
     log_denominator_N1 = largest_N1 + log_sum_N1
     loss_N1 = loss_N1 + log_sum_N1 + z_loss * log_denominator_N1.square()
 
     if with_gradient:
+        gradient_NV = softmax_NV
         gradient_NV *= is_target_N1 * (1 + 2 * z_loss * log_denominator_N1)
         if label_smoothing:
-            gradient_NV -= is_target_N1 * (label_smoothing / logits_NV.shape[1])
-        gradient_NV.scatter_add_(1, index_N1, is_target_N1 * (label_smoothing - 1.0))
+            gradient_NV -= is_target_N1 * (label_smoothing / vocabulary)
+        gradient_NV.scatter_add_(1, index_N1, is_here_N1 * (label_smoothing - 1.0))
         if softcap is not None:
             gradient_NV *= 1 - (logits_NV / softcap).square()
         product_NV.copy_(gradient_NV)
         if bias_gradient_V is not None:
             bias_gradient_V += gradient_NV.sum(0)
     return (loss_N1 * is_target_N1)[:, 0]
+
+
+def _whole_softmax(logits_NV: Tensor, labels_N1: Tensor, is_target_N1: Tensor, part: None) -> tuple[Tensor | None, ...]:
+    """softmax, largest logit, log of the sum of exp(logits - largest), the target's logit, the sum of the logits if it
+    is at hand, the target's index, and whether it is a target of these logits."""
+    index_N1 = labels_N1.where(is_target_N1, 0)
+    largest_N1 = logits_NV.amax(1, keepdim=True)
+    softmax_NV = logits_NV.softmax(1)
+    log_sum_N1 = -softmax_NV.amax(1, keepdim=True).log()  # the largest entry is 1 / (sum of exp(logits - largest))
+    return softmax_NV, largest_N1, log_sum_N1, logits_NV.gather(1, index_N1), None, index_N1, is_target_N1
+
+
+def _shared_softmax(
+    logits_NV: Tensor, labels_N1: Tensor, is_target_N1: Tensor, part: VocabularyPart
+) -> tuple[Tensor, ...]:
+    """The same over all parts of a vocabulary, of which the logits are one."""
+    index_N1 = labels_N1 - part.first
+    is_here_N1 = is_target_N1 & (index_N1 >= 0) & (index_N1 < part.size)
+    index_N1 = index_N1.where(is_here_N1, 0)
+    largest_N1 = part.maximum(logits_NV.amax(1, keepdim=True))
+    softmax_NV = (logits_NV - largest_N1).exp_()
+    mine_N3 = [softmax_NV.sum(1), (logits_NV.gather(1, index_N1) * is_here_N1)[:, 0], logits_NV.sum(1)]
+    sum_N1, target_N1, total_N1 = part.add(torch.stack(mine_N3, 1)).split(1, dim=1)
+    return softmax_NV.div_(sum_N1), largest_N1, sum_N1.log(), target_N1, total_N1, index_N1, is_here_N1
 
 
 def _add_product(total_VD: Tensor, left_VN: Tensor, right_ND: Tensor, first: bool) -> None:
