@@ -15,7 +15,7 @@ import torch
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from parallel import mesh as meshes
-from parallel.optimizer import adamw, parameter_groups
+from parallel.optimizer import adamw, matrices, parameter_groups
 from tests.parallel.toy import GLOBAL, LENGTH, MICRO, VOCABULARY, Toy, build
 
 STEPS, LEARNING_RATE = 8, 1e-2
@@ -35,7 +35,9 @@ def native(stage: int) -> tuple[float, float, list[float]]:
     torch.manual_seed(0)
     module = Toy()
     before = {name: p.detach().clone() for name, p in module.named_parameters()}
-    optimizer = adamw(parameter_groups(module, 0.1), learning_rate=LEARNING_RATE, betas=(0.9, 0.95), eps=1e-8)
+    optimizer = adamw(
+        parameter_groups(module, 0.1, matrices(module)), learning_rate=LEARNING_RATE, betas=(0.9, 0.95), eps=1e-8
+    )
     config = {
         "train_batch_size": GLOBAL,
         "train_micro_batch_size_per_gpu": MICRO,

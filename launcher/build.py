@@ -11,13 +11,14 @@ from data.shards import Corpus
 from data.sharing import check_corpora
 from data.tokenizer import Tokenizer, load_tokenizer
 from launcher.config import CorpusSource, TrainConfig
-from model.config import ModelConfig
-from model.initialise import initialise
+from model.initialise import InitialValues
+from model.tensor_plan import tensor_plan
 from model.transformer import LanguageModel
 from parallel.engine import Engine
 from parallel.fsdp import TorchEngine
 from parallel.mesh import Mesh
-from parallel.optimizer import adamw, parameter_groups
+from parallel.optimizer import adamw, matrices, parameter_groups
+from parallel.tensor import share
 from parallel.zero import ZeroEngine
 
 
@@ -115,26 +116,30 @@ def _sequences(config: TrainConfig, tokenizer: Tokenizer, mesh: Mesh) -> dict:
     }
 
 
-def build_model(config: ModelConfig, seed: int, device: torch.device) -> LanguageModel:
-    """The model in fp32 on `device` with its initial weights."""
+def engine_of(config: TrainConfig, mesh: Mesh) -> Engine:
+    """The model under its engine, with its first weights, which are the same in every layout."""
     with torch.device("meta"):
-        model = LanguageModel(copy.copy(config))
-    model.to_empty(device=device)
-    initialise(model, seed)
-    return model
+        model = LanguageModel(copy.copy(config.model))
+    values = InitialValues(model, config.run.seed)
+    engine = _build_engine(model, config, mesh)
+    engine.fill(values.part)
+    return engine
 
 
-def build_engine(config: TrainConfig, mesh: Mesh) -> Engine:
-    model = build_model(config.model, config.run.seed, mesh.device)
-    settings = config.optimizer
-    groups = parameter_groups(model, settings.weight_decay)
-    optimizer = adamw(groups, learning_rate=settings.learning_rate, betas=tuple(settings.betas), eps=settings.eps)
-    common = {"mesh": mesh, "precision": config.parallel.precision, "clip_norm": settings.clip_norm}
+def _build_engine(model: LanguageModel, config: TrainConfig, mesh: Mesh) -> Engine:
+    settings, decaying = config.optimizer, matrices(model)
+
+    def make_optimizer(module: torch.nn.Module) -> torch.optim.Optimizer:
+        groups = parameter_groups(module, settings.weight_decay, decaying)
+        return adamw(groups, learning_rate=settings.learning_rate, betas=tuple(settings.betas), eps=settings.eps)
+
+    shares = share(model, tensor_plan(config.model), mesh)
+    common = {"mesh": mesh, "shares": shares, "precision": config.parallel.precision, "clip_norm": settings.clip_norm}
     if config.parallel.engine == "fsdp":
-        return TorchEngine(model, optimizer, **common)
+        return TorchEngine(model, make_optimizer, blocks=list(model.blocks), **common)
     return ZeroEngine(
         model,
-        optimizer,
+        make_optimizer,
         stage=config.parallel.zero_stage,
         micro_batch=config.batch.micro_size,
         num_micro_batches=config.batch.global_size // mesh.num_data // config.batch.micro_size,

@@ -5,6 +5,8 @@ from typing import Any, Literal
 
 from data.sharing import check_sharing
 from model.config import ModelConfig
+from model.tensor_plan import tensor_problems
+from parallel.layout import sizes
 
 
 @dataclass
@@ -155,9 +157,15 @@ class Parallel:
     """How the work is spread over devices; it changes speed and memory, never the result."""
 
     engine: Literal["zero", "fsdp"] = "zero"
-    """zero: DeepSpeed. fsdp: torch-native, at present one device or plain data parallel."""
+    """zero: DeepSpeed. fsdp: torch-native."""
     zero_stage: Literal[0, 1, 2, 3] = 1
-    """What engine zero shards: 0 nothing, 1 optimizer, 2 and gradients, 3 and parameters."""
+    """What engine zero cuts over the data ranks: 0 nothing, 1 optimizer, 2 and gradients, 3 and parameters."""
+    data_shard: int | None = None
+    """Data ranks over which engine fsdp cuts parameters, gradients and optimizer. Null is all of them (FSDP2), 1 none
+    (plain data parallel), a number between replicates the shards (HSDP)."""
+    tensor: int = 1
+    """Ranks that share each layer by heads and features, and the activations between by the sequence. Data ranks are
+    processes / tensor. It pays within one machine."""
     precision: Literal["bf16", "fp32"] = "bf16"
     """Of the computation; master weights, gradient accumulation and reduction are fp32 in any case."""
     deepspeed: dict[str, Any] = field(default_factory=dict)
@@ -180,8 +188,8 @@ class TrainConfig:
     def to_dict(self) -> dict:
         return asdict(self)
 
-    def check(self, num_data_ranks: int) -> None:
-        """Looks for what does not fit together, before anything is started.
+    def check(self, world_size: int) -> None:
+        """Looks for what does not fit together on so many processes, before anything is started.
 
         Raises:
             ValueError: all problems at once, each with its numbers and what would do.
@@ -191,10 +199,19 @@ class TrainConfig:
             self.model.validate()
         except ValueError as error:
             problems.append(str(error))
+        else:
+            if self.parallel.tensor > 1:
+                problems += tensor_problems(self.model, self.parallel.tensor, self.data.sequence_length)
         try:
-            check_sharing(self.batch.global_size, self.batch.micro_size, num_data_ranks)
+            sizes(world_size, self.parallel.tensor, self.parallel.data_shard)
+            check_sharing(self.batch.global_size, self.batch.micro_size, world_size // self.parallel.tensor)
         except ValueError as error:
             problems.append(str(error))
+        if self.parallel.engine == "zero" and self.parallel.data_shard is not None:
+            problems.append(
+                f"parallel.data_shard is {self.parallel.data_shard}, and engine zero cuts over all data ranks; leave "
+                f"it out, or set parallel.engine fsdp"
+            )
         positive = {
             "run.steps": self.run.steps,
             "run.log_every": self.run.log_every,

@@ -26,8 +26,9 @@ def validation_scores(engine: Engine, readers: list[Reader], *, max_samples: int
         causal: whether each token is a target, so that bits per byte mean something.
     """
     loss_sum, num_targets, num_tokens = corpus_sums(engine.forward, readers, max_samples, engine.mesh.device)
-    dist.all_reduce(loss_sum)
-    num_targets, *num_tokens = sum_over_ranks([num_targets, *num_tokens])
+    dist.all_reduce(loss_sum, group=engine.mesh.data_group)
+    counts = [count * (engine.mesh.tensor_rank == 0) for count in (num_targets, *num_tokens)]
+    num_targets, *num_tokens = sum_over_ranks(counts)
     return scores_of(float(loss_sum), num_targets, num_tokens, [reader.corpora[0] for reader in readers], causal)
 
 

@@ -22,7 +22,7 @@ from launcher.exits import bad_input, run_main
 def main(argv: list[str]) -> int:
     with bad_input():
         config = parse(TrainConfig, argv, __doc__)
-        config.check(num_data_ranks=int(os.environ.get("WORLD_SIZE", 1)))
+        config.check(world_size=int(os.environ.get("WORLD_SIZE", 1)))
     from launcher.pretraining import (
         pretrain,
     )  # torch and all the rest only now: --help and mistakes are answered at once

@@ -37,10 +37,11 @@ def _pretrain(config: TrainConfig) -> int:
         held_out = build.open_corpora(config.data.validation, "validation", config, cache, quarantine)
         tokenizer = build.open_tokenizer(config, corpora + held_out)
         starts = choose_start(config.run.resume, folder)
-        mesh = meshes.start(config.run.device, config.parallel.timeout_seconds)
+        parallel = config.parallel
+        mesh = meshes.start(config.run.device, parallel.timeout_seconds, parallel.tensor, parallel.data_shard)
         reader = build.training_reader(config, corpora, tokenizer, mesh)
         readers = build.validation_readers(config, held_out, tokenizer, mesh)
-        engine = build.build_engine(config, mesh)
+        engine = build.engine_of(config, mesh)
         stamp = data_stamp(config, corpora)
         check_same_data(stamp)
         progress, notes = resume(engine, starts, config, stamp)
@@ -74,7 +75,12 @@ def _pretrain(config: TrainConfig) -> int:
         about={
             "data": stamp,
             "tokenizer_sha256": tokenizer.sha256,
-            "layout": {"engine": _engine_name(config), "world_size": mesh.world_size, "data": mesh.num_data},
+            "layout": {
+                "engine": _engine_name(config),
+                "data_replicate": mesh.num_data // mesh.shard,
+                "data_shard": mesh.shard,
+                "tensor": mesh.tensor,
+            },
             "config": config.to_dict(),
         },
     )

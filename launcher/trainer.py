@@ -155,16 +155,15 @@ class Trainer:
     def _step(self, batch: StepBatch) -> tuple[dict, bool]:
         progress = self.progress
         # One collective on integers says all that ranks must agree on.
-        num_targets, num_tokens, fingerprint, stop, substituted, *damages = sum_over_ranks(
-            [
-                *(batch.num_targets, batch.num_tokens, batch.fingerprint, self._stop_requested, batch.substituted),
-                *self.watch.counts(batch.error),
-            ]
+        counts = [batch.num_targets, batch.num_tokens, batch.fingerprint, batch.substituted]
+        counts = [count * (self.mesh.tensor_rank == 0) for count in counts]  # tensor ranks read the same data
+        num_targets, num_tokens, fingerprint, substituted, stop, *damages = sum_over_ranks(
+            [*counts, self._stop_requested, *self.watch.counts(batch.error)]
         )
         step = progress.step + 1
         self._read_again = self.watch.settle(*damages, batch.error, step)
         self.watch.spend(substituted, batch.cursor - progress.cursor)
-        torch.manual_seed((self.config.run.seed * 1_000_003 + step) * 65_537 + self.mesh.data_rank)  # dropout
+        torch.manual_seed((self.config.run.seed * 1_000_003 + step) * 65_537 + self.mesh.rank)  # dropout
         settings = self.config.optimizer
         extra = {"z_loss": settings.z_loss, "label_smoothing": settings.label_smoothing}  # of training alone
         loss_sum = torch.zeros((), dtype=torch.float64, device=self.mesh.device)
@@ -177,7 +176,7 @@ class Trainer:
             loss_sum += self.engine.accumulate(inputs, max(1, num_targets), last)
         learning_rate = self._learning_rate(step)
         grad_norm = self.engine.step(learning_rate)
-        torch.distributed.all_reduce(loss_sum)
+        torch.distributed.all_reduce(loss_sum, group=self.mesh.data_group)
         progress.step, progress.cursor, progress.tokens = step, batch.cursor, progress.tokens + num_tokens
         progress.substituted += substituted
         progress.quarantine = sorted(self.watch.names)

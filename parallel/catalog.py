@@ -51,6 +51,44 @@ class Shard:
         return (self.name, self.rectangle.offset, self.rectangle.shape)
 
 
+@dataclass(frozen=True)
+class Placement:
+    """Where a tensor that a rank holds lies in a logical one: its first `size` entries along `dim` are the entries
+    [start, start + size) there. What it has more is padding."""
+
+    global_shape: tuple[int, ...]
+    dim: int
+    start: int
+    size: int
+
+
+def place(shards: list[Shard], placements: dict[str, Placement]) -> list[Shard]:
+    """Shards of a rank's own tensors as shards of the logical ones, by the parameter's name; padding is left out.
+
+    Args:
+        placements: by parameter; tensors of other parameters are logical ones already.
+    """
+    placed = []
+    for shard in shards:
+        placement = placements.get(parameter_of(shard.name))
+        if placement is None:
+            placed.append(shard)
+            continue
+        dim, box = placement.dim, shard.rectangle
+        size = min(box.shape[dim], placement.size - box.offset[dim])
+        if size > 0:
+            offset, shape = list(box.offset), list(box.shape)
+            offset[dim], shape[dim] = offset[dim] + placement.start, size
+            view = shard.tensor.narrow(dim, 0, size)
+            placed.append(Shard(shard.name, placement.global_shape, Rectangle(tuple(offset), tuple(shape)), view))
+    return placed
+
+
+def parameter_of(name: str) -> str:
+    """The parameter that `model/NAME` or `optimizer/STATE/NAME` is, or belongs to."""
+    return name.split("/", 2 if name.startswith("optimizer/") else 1)[-1]
+
+
 def whole(name: str, tensor: torch.Tensor) -> Shard:
     shape = tuple(tensor.shape)
     return Shard(name, shape, Rectangle((0,) * len(shape), shape), tensor)

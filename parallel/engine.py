@@ -6,22 +6,65 @@ count of target tokens of the whole step over all ranks; each engine must produc
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import nn
 
-from parallel.catalog import Shard, whole
+from parallel.catalog import Placement, Shard, parameter_of, place, whole
 from parallel.mesh import Mesh
 
 Batch = dict[str, torch.Tensor | float]
+MakeOptimizer = Callable[[nn.Module], torch.optim.Optimizer]
+ValuesOf = Callable[[str, tuple[int, ...], tuple[int, ...]], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Shares:
+    """What this rank holds of a module's parameters, by name. Those without a placement are whole, on all ranks alike.
+
+    Attributes:
+        placements: where a parameter lies in its logical tensor.
+        counted: parameters that this rank answers for in sums over the tensor ranks, such as the gradient norm: each
+            element of the model is counted by one of them.
+    """
+
+    placements: dict[str, Placement]
+    counted: frozenset[str]
 
 
 class Engine(ABC):
-    """A module under training. The module's forward, given labels, returns the sum of its losses over the targets."""
+    """A module under training. The module's forward, given labels, returns the sum of its losses over the targets.
 
-    def __init__(self, module: nn.Module, mesh: Mesh):
+    Args:
+        module: on the meta device, already cut into this rank's shares.
+    """
+
+    def __init__(self, module: nn.Module, mesh: Mesh, shares: Shares):
         self.module = module
         self.mesh = mesh
+        self.shares = shares
+
+    def fill(self, values_of: ValuesOf) -> None:
+        """Sets the parameters, each rank its own part of them.
+
+        Args:
+            values_of: name, offset and shape of a box of a logical tensor to its fp32 values, the same on all ranks.
+        """
+        with torch.no_grad():
+            for shard in self.shards():
+                if shard.name.startswith("model/"):
+                    box = shard.rectangle
+                    shard.tensor.copy_(values_of(parameter_of(shard.name), box.offset, box.shape))
+        self.refresh(0)
+
+    def shards(self) -> list[Shard]:
+        """Live views of this rank's part of the state: fp32 parameters `model/NAME` and `optimizer/STATE/NAME`.
+
+        Writing into them changes the state; call `refresh` afterwards.
+        """
+        return place(self.own_shards(), self.shares.placements)
 
     @abstractmethod
     def accumulate(self, batch: Batch, num_targets: int, last: bool) -> torch.Tensor:
@@ -45,11 +88,8 @@ class Engine(ABC):
         """The module's own result on `batch`, without gradients. Each rank must call it equally often."""
 
     @abstractmethod
-    def shards(self) -> list[Shard]:
-        """Live views of this rank's part of the state: fp32 parameters `model/NAME` and `optimizer/STATE/NAME`.
-
-        Writing into them changes the state; call `refresh` afterwards.
-        """
+    def own_shards(self) -> list[Shard]:
+        """`shards` of the parameters as this rank's module has them, cut or whole."""
 
     @abstractmethod
     def refresh(self, step: int) -> None:
@@ -62,7 +102,7 @@ def whole_tensor_shards(module: nn.Module, optimizer: torch.optim.Optimizer) -> 
     shards = []
     for name, parameter in module.named_parameters():
         shards.append(whole(f"model/{name}", parameter.data))
-        for state, value in optimizer.state[parameter].items():
+        for state, value in optimizer.state.get(parameter, {}).items():
             if value.shape == parameter.shape and state != "step":
                 shards.append(whole(f"optimizer/{state}/{name}", value))
     return shards

@@ -1,51 +1,84 @@
-"""The torch-native engine: one device, or plain data parallel through DistributedDataParallel."""
+"""The torch-native engine: one device, replicas (DistributedDataParallel), shards (FSDP2), or both (HSDP)."""
 
+from collections.abc import Sequence
 from contextlib import nullcontext
 
 import torch
 from torch import nn
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
+from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 from torch.nn.parallel import DistributedDataParallel
 
-from parallel.catalog import Shard
-from parallel.engine import Batch, Bf16Compute, Engine, whole_tensor_shards
+from parallel.catalog import Rectangle, Shard, whole
+from parallel.clipping import clip_gradients
+from parallel.engine import Batch, Bf16Compute, Engine, MakeOptimizer, Shares
+from parallel.materialise import materialise
 from parallel.mesh import Mesh
 from parallel.optimizer import create_state, set_step
 
 
 class TorchEngine(Engine):
-    """fp32 parameters and AdamW states on each rank; gradients are reduced once a step, in fp32.
+    """fp32 parameters and optimizer states, whole or in shards; gradients are added up and reduced in fp32.
+
+    Replicas reduce once a step. Shards reduce after each micro-batch, so that no rank ever holds whole gradients, and
+    replicas of shards once a step.
 
     Args:
-        module: fp32, on `mesh.device`, with its initial weights.
-        optimizer: over the module's parameters.
+        module: on the meta device, cut into this rank's `shares`.
+        make_optimizer: makes the optimizer of the module, once its parameters have memory.
         precision: `bf16` or `fp32`, of the computation.
         clip_norm: global gradient norm above which gradients are scaled down; 0 for never.
+        blocks: submodules whose parameters are gathered together, as the last ones before they are used.
     """
 
     def __init__(
-        self, module: nn.Module, optimizer: torch.optim.AdamW, *, mesh: Mesh, precision: str, clip_norm: float
+        self,
+        module: nn.Module,
+        make_optimizer: MakeOptimizer,
+        *,
+        mesh: Mesh,
+        shares: Shares,
+        precision: str,
+        clip_norm: float,
+        blocks: Sequence[nn.Module] = (),
     ):
-        super().__init__(module, mesh)
-        self.optimizer = optimizer
+        super().__init__(module, mesh, shares)
         self.clip_norm = clip_norm
-        self.parameters = [p for p in module.parameters() if p.requires_grad]
-        create_state(optimizer, self.parameters)
-        self.compute = Bf16Compute(module) if precision == "bf16" else module
-        self.wrapped = (
-            DistributedDataParallel(self.compute, gradient_as_bucket_view=True) if mesh.num_data > 1 else self.compute
-        )
+        self.sharded = mesh.shard > 1
+        if self.sharded:
+            dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+            policy = MixedPrecisionPolicy(dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
+            replicated = mesh.num_data > mesh.shard
+            devices = mesh.devices["data_replicate", "data_shard"] if replicated else mesh.devices["data_shard"]
+            for part in (*blocks, module):
+                fully_shard(part, mesh=devices, mp_policy=policy)
+        materialise(module, mesh.device)
+        self.optimizer = make_optimizer(module)
+        self.parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
+        create_state(self.optimizer, list(self.parameters.values()))
+        self.compute = self.wrapped = module
+        if precision == "bf16" and not self.sharded:
+            self.compute = self.wrapped = Bf16Compute(module)
+        if mesh.num_data > 1 and not self.sharded:
+            self.wrapped = DistributedDataParallel(
+                self.compute, process_group=mesh.data_group, gradient_as_bucket_view=True
+            )
 
     def accumulate(self, batch: Batch, num_targets: int, last: bool) -> torch.Tensor:
-        with self.wrapped.no_sync() if self.mesh.num_data > 1 and not last else nullcontext():
+        if self.sharded:
+            self.module.set_requires_all_reduce(last)
+        waits = self.mesh.num_data > 1 and not self.sharded and not last
+        with self.wrapped.no_sync() if waits else nullcontext():
             loss_sum = self.wrapped(**batch)
-            # DistributedDataParallel averages over ranks; the step's loss is a sum over all of them.
+            # Both reductions average over ranks; the step's loss is a sum over all of them.
             (loss_sum * (self.mesh.num_data / num_targets)).backward()
         return loss_sum.detach()
 
     def step(self, learning_rate: float) -> float:
-        norm = nn.utils.clip_grad_norm_(self.parameters, self.clip_norm or float("inf"))
+        norm = clip_gradients(self.module, self.shares, self.mesh, self.clip_norm)
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate
+            group["lr"] = learning_rate * group.get("lr_scale", 1.0)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return float(norm)
@@ -54,8 +87,23 @@ class TorchEngine(Engine):
     def forward(self, batch: Batch) -> torch.Tensor:
         return self.compute(**batch)
 
-    def shards(self) -> list[Shard]:
-        return whole_tensor_shards(self.module, self.optimizer)
+    def own_shards(self) -> list[Shard]:
+        shards = []
+        for name, parameter in self.module.named_parameters():
+            shards += _shards(f"model/{name}", parameter.detach())
+            for state, value in self.optimizer.state.get(parameter, {}).items():
+                if value.shape == parameter.shape and state != "step":
+                    shards += _shards(f"optimizer/{state}/{name}", value)
+        return shards
 
     def refresh(self, step: int) -> None:
         set_step(self.optimizer, step)
+
+
+def _shards(name: str, tensor: torch.Tensor) -> list[Shard]:
+    if not isinstance(tensor, DTensor):
+        return [whole(name, tensor)]
+    shape, offset = compute_local_shape_and_global_offset(tensor.shape, tensor.device_mesh, tensor.placements)
+    if 0 in shape:  # fewer rows than ranks
+        return []
+    return [Shard(name, tuple(tensor.shape), Rectangle(tuple(offset), tuple(shape)), tensor.to_local())]

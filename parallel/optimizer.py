@@ -1,16 +1,22 @@
 """Optimizer and learning rate: AdamW with its parameter groups, and schedules as pure functions of the step."""
 
 import math
+from collections.abc import Container
 
 import torch
 
 
-def parameter_groups(module: torch.nn.Module, weight_decay: float) -> list[dict]:
-    """Two groups: matrices and tables decay; norms and biases, the tensors of less than two dims, do not."""
-    parameters = [p for p in module.parameters() if p.requires_grad]
+def matrices(module: torch.nn.Module) -> frozenset[str]:
+    """Names of the parameters of two dims, matrices and tables, to be asked before an engine flattens them."""
+    return frozenset(name for name, parameter in module.named_parameters() if parameter.ndim >= 2)
+
+
+def parameter_groups(module: torch.nn.Module, weight_decay: float, decaying: Container[str]) -> list[dict]:
+    """Two groups: the parameters with the names `decaying` (matrices and tables) decay; norms and biases do not."""
+    named = [(name, parameter) for name, parameter in module.named_parameters() if parameter.requires_grad]
     groups = [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+        {"params": [p for name, p in named if name in decaying], "weight_decay": weight_decay},
+        {"params": [p for name, p in named if name not in decaying], "weight_decay": 0.0},
     ]
     return [group for group in groups if group["params"]]
 

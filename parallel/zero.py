@@ -2,8 +2,9 @@
 
 What differs from a plain `deepspeed.initialize`, and why:
 
-- DeepSpeed makes fp32 master weights from the bf16 ones; Ingot writes the true fp32 initial weights into them, so
-  that each engine starts from the same numbers.
+- DeepSpeed makes fp32 master weights from the bf16 ones; Ingot writes the true fp32 initial weights into them
+  (`fill`), so that each engine starts from the same numbers.
+- At stage 3 the parameters of one module at a time get memory and are cut at once: no rank ever holds the whole model.
 - At stage 0 in bf16 DeepSpeed wraps the optimizer in one made for fp16: gradients of all micro-batches are added up
   and reduced in
   bf16, and a norm that is not finite silently skips the step. Stages 1 to 3 add up and reduce in fp32. So Ingot runs
@@ -23,8 +24,10 @@ import torch.distributed as dist
 from torch import nn
 
 from parallel.catalog import Shard, flat_shards
-from parallel.engine import Batch, Bf16Compute, Engine, whole_tensor_shards
+from parallel.clipping import clip_gradients
+from parallel.engine import Batch, Bf16Compute, Engine, MakeOptimizer, Shares, whole_tensor_shards
 from parallel.extensions import build_communication
+from parallel.materialise import materialise, shared_places, tie
 from parallel.mesh import Mesh
 from parallel.optimizer import create_state, set_step
 
@@ -64,8 +67,8 @@ class ZeroEngine(Engine):
     """A module under DeepSpeed.
 
     Args:
-        module: fp32, on `mesh.device`, with its initial weights.
-        optimizer: over the module's parameters.
+        module: on the meta device, cut into this rank's `shares`.
+        make_optimizer: makes the optimizer of the module, once its parameters have memory.
         stage: ZeRO stage, 0 to 3.
         precision: `bf16` or `fp32`, of the computation.
         micro_batch, num_micro_batches: sequences of a micro-batch, and micro-batches of a rank in a step.
@@ -76,9 +79,10 @@ class ZeroEngine(Engine):
     def __init__(
         self,
         module: nn.Module,
-        optimizer: torch.optim.AdamW,
+        make_optimizer: MakeOptimizer,
         *,
         mesh: Mesh,
+        shares: Shares,
         stage: int,
         precision: str,
         micro_batch: int,
@@ -86,11 +90,12 @@ class ZeroEngine(Engine):
         clip_norm: float,
         settings: dict | None = None,
     ):
-        super().__init__(module, mesh)
+        super().__init__(module, mesh, shares)
         self.stage, self.clip_norm = stage, clip_norm
         check_settings(settings or {})
         os.environ.setdefault("DS_LOG_LEVEL", "warning")
         import deepspeed
+        from deepspeed.accelerator import get_accelerator
         from deepspeed.utils import logger
 
         logger.setLevel(logging.WARNING)
@@ -118,22 +123,28 @@ class ZeroEngine(Engine):
             "data_types": {"grad_accum_dtype": "fp32"},
             "communication_data_type": "fp32",
         }
-        initial = {name: p.detach().clone() for name, p in module.named_parameters()} if low_precision else {}
+        groups = _Groups(mesh)
         shapes = {name: tuple(p.shape) for name, p in module.named_parameters()}
-        self._parameters = [(name, p, shapes[name]) for name, p in module.named_parameters()]
-        compute = Bf16Compute(module) if precision == "bf16" and stage == 0 else module
+        dtype = torch.bfloat16 if low_precision else torch.float32
         with contextlib.redirect_stdout(io.StringIO()):  # its memory reports, printed whatever the log level
             build_communication()
+            if stage == 3:
+                deepspeed.init_distributed(get_accelerator().communication_backend_name(), dist_init_required=False)
+                self._materialise_in_parts(config, groups, dtype)
+            else:
+                materialise(module, mesh.device, dtype)
+            self._parameters = [(name, p, shapes[name]) for name, p in module.named_parameters()]
+            for name, parameter, _ in self._parameters:
+                parameter.model_parallel = mesh.tensor > 1 and name in shares.counted
+            self.basic_optimizer = make_optimizer(module)
+            compute = Bf16Compute(module) if precision == "bf16" and stage == 0 else module
             self.engine, *_ = deepspeed.initialize(
-                model=compute, optimizer=optimizer, config=config, dist_init_required=False
+                model=compute, optimizer=self.basic_optimizer, config=config, mpu=groups, dist_init_required=False
             )
         self.optimizer = self.engine.optimizer  # DeepSpeed's wrapper, or at stage 0 the one we gave
-        self.basic_optimizer = optimizer
-        create_state(optimizer, self._master_parameters())
+        create_state(self.basic_optimizer, self._master_parameters())
         if stage in (1, 2):
             self.optimizer._lazy_init_hp_params_optimizer_state()  # links the states to the parameters' fragments
-        if initial:
-            self._write_parameters(initial)
 
     def accumulate(self, batch: Batch, num_targets: int, last: bool) -> torch.Tensor:
         loss_sum = self.engine(**batch)
@@ -144,10 +155,10 @@ class ZeroEngine(Engine):
 
     def step(self, learning_rate: float) -> float:
         for group in self.basic_optimizer.param_groups:
-            group["lr"] = learning_rate
+            group["lr"] = learning_rate * group.get("lr_scale", 1.0)
         norm = None
         if self.stage == 0:
-            norm = nn.utils.clip_grad_norm_(list(self.module.parameters()), self.clip_norm or float("inf"))
+            norm = clip_gradients(self.module, self.shares, self.mesh, self.clip_norm)
         self.engine.step()
         return float(self.engine.get_global_grad_norm() if norm is None else norm)
 
@@ -155,7 +166,7 @@ class ZeroEngine(Engine):
     def forward(self, batch: Batch) -> torch.Tensor:
         return self.engine(**batch)
 
-    def shards(self) -> list[Shard]:
+    def own_shards(self) -> list[Shard]:
         if self.stage == 0:
             return whole_tensor_shards(self.module, self.basic_optimizer)
         shards = []
@@ -204,11 +215,50 @@ class ZeroEngine(Engine):
         states = self.basic_optimizer.state[master]
         return {key: value for key, value in states.items() if value.shape == master.shape and key != "step"}
 
-    def _write_parameters(self, values: dict[str, torch.Tensor]) -> None:
-        with torch.no_grad():
-            for shard in self.shards():
-                if shard.name.startswith("model/"):
-                    box = shard.rectangle
-                    index = tuple(slice(o, o + n) for o, n in zip(box.offset, box.shape, strict=True))
-                    shard.tensor.copy_(values[shard.name.removeprefix("model/")][index])
-        self.refresh(0)
+    def _materialise_in_parts(self, config: dict, groups: "_Groups", dtype: torch.dtype) -> None:
+        import deepspeed
+
+        places = shared_places(self.module)
+        for part in list(self.module.modules()):
+            own = dict(part.named_parameters(recurse=False))
+            if not any(parameter.is_meta for parameter in own.values()):
+                continue
+            for name, parameter in own.items():
+                memory = torch.zeros(parameter.shape, dtype=dtype, device=self.mesh.device)
+                setattr(part, name, nn.Parameter(memory, requires_grad=parameter.requires_grad))
+            shell = nn.ParameterList(dict(part.named_parameters(recurse=False)).values())
+            group = groups.get_data_parallel_group()
+            deepspeed.zero.Init(
+                shell,
+                data_parallel_group=group,
+                mem_efficient_linear=False,
+                config_dict_or_path=config,
+                dtype=dtype,
+                mpu=groups,
+            )
+        tie(places)
+
+
+class _Groups:
+    """What DeepSpeed calls an mpu: it asks for the tensor and data ranks by these names."""
+
+    def __init__(self, mesh: Mesh):
+        self.mesh = mesh
+
+    def get_model_parallel_rank(self) -> int:
+        return self.mesh.tensor_rank
+
+    def get_model_parallel_world_size(self) -> int:
+        return self.mesh.tensor
+
+    def get_model_parallel_group(self) -> dist.ProcessGroup:
+        return self.mesh.tensor_group
+
+    def get_data_parallel_rank(self) -> int:
+        return self.mesh.data_rank
+
+    def get_data_parallel_world_size(self) -> int:
+        return self.mesh.num_data
+
+    def get_data_parallel_group(self) -> dist.ProcessGroup:
+        return self.mesh.data_group

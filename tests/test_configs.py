@@ -43,7 +43,7 @@ def test_a_run_says_what_matters_instead_of_leaving_it_to_defaults(path):
                  "max_bad_fraction"},
         "batch": set(),
         "optimizer": {"eps", "decay_fraction", "z_loss", "label_smoothing"},
-        "parallel": {"deepspeed", "timeout_seconds"},
+        "parallel": {"deepspeed", "timeout_seconds", "data_shard", "tensor", "recompute", "compile", "offload"},
     }  # fmt: skip
     written = yaml.safe_load(path.read_text())
     whole = asdict(parse(TrainConfig, ["--config", str(path)], ""))

@@ -20,6 +20,7 @@ LAYOUTS = [
     pytest.param("torchrun 2", "zero", 2, "fp32", marks=pytest.mark.slow),
     ("python", "zero", 1, "fp32"),
 ]
+SHARED = [("torchrun 4", ["fsdp", "--parallel.data_shard", 1]), ("deepspeed 2", ["zero", "--parallel.zero_stage", 3])]
 TOLERANCE = {"bf16": 1e-3, "fp32": 1e-5}  # of the first 20 losses, relative
 
 TRAIN_KEYS = {
@@ -67,6 +68,20 @@ def test_every_launcher_and_engine_trains_the_same_model(
     (evaluation,), (expected_evaluation,) = records(run, "eval"), records(expected, "eval")
     for score in ("loss", "bits_per_byte", "unigram_entropy"):
         assert evaluation[score] == pytest.approx(expected_evaluation[score], rel=TOLERANCE[precision]), score
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize(("launcher", "engine"), SHARED)
+def test_tensor_ranks_share_each_layer_and_read_the_same_data(reference, corpus, tmp_path, launcher, engine):
+    config = write_config(tmp_path, corpus)
+    layout = ["--parallel.engine", *engine, "--parallel.tensor", 2, "--parallel.precision", "fp32"]
+    launch(launcher, "--config", config, *layout)
+    run, expected = tmp_path / "runs/tiny", reference("fp32")
+    assert fingerprints(run) == fingerprints(expected)
+    assert losses(run) == pytest.approx(losses(expected), rel=TOLERANCE["fp32"])
+    (evaluation,), (expected_evaluation,) = records(run, "eval"), records(expected, "eval")
+    assert evaluation["loss"] == pytest.approx(expected_evaluation["loss"], rel=TOLERANCE["fp32"])
+    assert records(run)[-1]["tokens"] == records(expected)[-1]["tokens"]
 
 
 @pytest.mark.distributed

@@ -4,7 +4,7 @@ import math
 import pytest
 import torch
 
-from parallel.optimizer import learning_rate_at, parameter_groups
+from parallel.optimizer import learning_rate_at, matrices, parameter_groups
 
 SETTINGS = {"peak": 2.0, "warmup_steps": 10, "schedule_steps": 110, "final_fraction": 0.1, "decay_fraction": 0.2}
 
@@ -33,7 +33,7 @@ def test_no_warmup_starts_at_the_peak():
 
 def test_norms_and_biases_do_not_decay():
     module = torch.nn.Sequential(torch.nn.Embedding(5, 4), torch.nn.Linear(4, 3), torch.nn.LayerNorm(3))
-    decay, none = parameter_groups(module, 0.1)
+    decay, none = parameter_groups(module, 0.1, matrices(module))
     assert (decay["weight_decay"], none["weight_decay"]) == (0.1, 0.0)
     assert [p.shape for p in decay["params"]] == [(5, 4), (3, 4)]
     assert [p.shape for p in none["params"]] == [(3,), (3,), (3,)]

@@ -1,17 +1,19 @@
 """A small model and its data, which the tests of engines and checkpoints train: a tied head, a norm, uneven shapes."""
 
+from dataclasses import replace
+
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from parallel.engine import Engine
+from parallel.engine import Engine, Shares
 from parallel.fsdp import TorchEngine
 from parallel.mesh import Mesh
-from parallel.optimizer import adamw, parameter_groups
+from parallel.optimizer import adamw, matrices, parameter_groups
 from parallel.zero import ZeroEngine
 
 GLOBAL, MICRO, LENGTH, VOCABULARY = 8, 2, 16, 97
-ENGINES = ("torch", "zero-0", "zero-1", "zero-2", "zero-3")
+ENGINES = ("torch", "fsdp", "zero-0", "zero-1", "zero-2", "zero-3")
 
 
 class Head(nn.Module):
@@ -38,15 +40,31 @@ class Toy(nn.Module):
 
 def build(kind: str, mesh: Mesh, precision: str = "fp32", width: int = 33) -> Engine:
     torch.manual_seed(0)
-    module = Toy(width)
-    optimizer = adamw(parameter_groups(module, 0.1), learning_rate=1e-2, betas=(0.9, 0.95), eps=1e-8)
-    common = {"mesh": mesh, "precision": precision, "clip_norm": 1.0}
-    if kind == "torch":
-        return TorchEngine(module, optimizer, **common)
-    accumulation = GLOBAL // MICRO // mesh.num_data
-    return ZeroEngine(
-        module, optimizer, stage=int(kind[-1]), micro_batch=MICRO, num_micro_batches=accumulation, **common
-    )
+    values = dict(Toy(width).named_parameters())
+    with torch.device("meta"):
+        module = Toy(width)
+    shares = Shares({}, frozenset(values))
+
+    decaying = matrices(module)
+
+    def make_optimizer(module):
+        return adamw(parameter_groups(module, 0.1, decaying), learning_rate=1e-2, betas=(0.9, 0.95), eps=1e-8)
+
+    common = {"mesh": mesh, "shares": shares, "precision": precision, "clip_norm": 1.0}
+    if kind in ("torch", "fsdp"):
+        common["mesh"] = mesh if kind == "fsdp" else replace(mesh, shard=1)
+        engine = TorchEngine(module, make_optimizer, **common)
+    else:
+        accumulation = GLOBAL // MICRO // mesh.num_data
+        engine = ZeroEngine(
+            module, make_optimizer, stage=int(kind[-1]), micro_batch=MICRO, num_micro_batches=accumulation, **common
+        )
+    engine.fill(lambda name, offset, shape: values[name][slices(offset, shape)])
+    return engine
+
+
+def slices(offset: tuple[int, ...], shape: tuple[int, ...]) -> tuple[slice, ...]:
+    return tuple(slice(o, o + n) for o, n in zip(offset, shape, strict=True))
 
 
 def train(engine: Engine, first: int, last: int) -> list[tuple[float, float]]:
