@@ -11,13 +11,16 @@ from data.shards import Corpus
 from data.sharing import check_corpora
 from data.tokenizer import Tokenizer, load_tokenizer
 from launcher.config import CorpusSource, TrainConfig
+from model.attention_blocks import OPERATORS
 from model.initialise import InitialValues
 from model.tensor_plan import tensor_plan
 from model.transformer import LanguageModel
 from parallel.engine import Engine
 from parallel.fsdp import TorchEngine
 from parallel.mesh import Mesh
+from parallel.muon import MuonWithAdamW, choose
 from parallel.optimizer import adamw, matrices, parameter_groups
+from parallel.recompute import recompute
 from parallel.tensor import share
 from parallel.zero import ZeroEngine
 
@@ -129,20 +132,32 @@ def engine_of(config: TrainConfig, mesh: Mesh) -> Engine:
 def _build_engine(model: LanguageModel, config: TrainConfig, mesh: Mesh) -> Engine:
     settings, decaying = config.optimizer, matrices(model)
 
+    common = {"learning_rate": settings.learning_rate, "betas": tuple(settings.betas), "eps": settings.eps}
+
     def make_optimizer(module: torch.nn.Module) -> torch.optim.Optimizer:
-        groups = parameter_groups(module, settings.weight_decay, decaying)
-        return adamw(groups, learning_rate=settings.learning_rate, betas=tuple(settings.betas), eps=settings.eps)
+        if settings.kind == "adamw":
+            return adamw(parameter_groups(module, settings.weight_decay, decaying), **common)
+        chosen = choose(decaying, settings.muon_matrices)
+        rest = {"momentum": settings.momentum, "weight_decay": settings.weight_decay, **common}
+        return MuonWithAdamW(module, chosen, decaying, **rest)
 
     shares = share(model, tensor_plan(config.model), mesh)
-    common = {"mesh": mesh, "shares": shares, "precision": config.parallel.precision, "clip_norm": settings.clip_norm}
+    recompute(model.blocks, config.parallel.recompute, kept=OPERATORS)
+    if config.parallel.compile:
+        for block in model.blocks:
+            block.compile()
+    basis = {"mesh": mesh, "shares": shares, "precision": config.parallel.precision, "clip_norm": settings.clip_norm}
     if config.parallel.engine == "fsdp":
-        return TorchEngine(model, make_optimizer, blocks=list(model.blocks), **common)
+        offload = config.parallel.offload == "all"
+        return TorchEngine(model, make_optimizer, blocks=list(model.blocks), offload=offload, **basis)
     return ZeroEngine(
         model,
         make_optimizer,
         stage=config.parallel.zero_stage,
         micro_batch=config.batch.micro_size,
         num_micro_batches=config.batch.global_size // mesh.num_data // config.batch.micro_size,
+        offload=config.parallel.offload,
+        offload_folder=config.parallel.offload_dir,
         settings=config.parallel.deepspeed,
-        **common,
+        **basis,
     )

@@ -124,8 +124,15 @@ class Batch:
 
 @dataclass
 class Optimizer:
-    """AdamW, its learning-rate schedule, and what is added to the loss."""
+    """The optimizer, its learning-rate schedule, and what is added to the loss."""
 
+    kind: Literal["adamw", "muon"] = "adamw"
+    """muon: Muon for muon_matrices and AdamW for the rest, with one learning rate. It needs whole matrices: engine
+    fsdp, or ZeRO-0, and parallel.tensor 1."""
+    muon_matrices: list[str] = field(default_factory=lambda: ["blocks.*.attention.*.weight", "blocks.*.mlp.*.weight"])
+    """Names of the matrices that Muon takes; * stands for one part of a name."""
+    momentum: float = 0.95
+    """Of Muon."""
     learning_rate: float = 6e-4
     """Peak learning rate."""
     betas: tuple[float, float] = (0.9, 0.95)
@@ -136,8 +143,8 @@ class Optimizer:
     """Decoupled weight decay of matrices and embedding tables; norms and biases have none."""
     clip_norm: float = 1.0
     """Global gradient norm above which gradients are scaled down; 0 never does."""
-    schedule: Literal["constant", "cosine", "linear", "wsd"] = "cosine"
-    """Shape after the warm-up; wsd stays at the peak and decays as 1 - sqrt at the end."""
+    schedule: Literal["constant", "cosine", "linear", "wsd", "inverse_sqrt"] = "cosine"
+    """Shape after the warm-up; wsd stays at the peak and decays as 1 - sqrt at the end; inverse_sqrt never ends."""
     warmup_steps: int = 100
     """Steps of linear warm-up."""
     schedule_steps: int | None = None
@@ -166,12 +173,53 @@ class Parallel:
     tensor: int = 1
     """Ranks that share each layer by heads and features, and the activations between by the sequence. Data ranks are
     processes / tensor. It pays within one machine."""
+    recompute: Literal["none", "selective", "full"] = "none"
+    """What of each block is computed again in the backward pass, to save memory. selective: all but matrix products and
+    attention. full: all."""
+    compile: bool = False
+    """Compile each block with torch.compile: a minute at the start, faster steps on a GPU."""
+    offload: Literal["none", "optimizer", "all"] = "none"
+    """What rests in the host's memory instead of the device's: the optimizer (ZeRO-1 to 3), or parameters too (all:
+    ZeRO-3 and fsdp)."""
+    offload_dir: str | None = None
+    """Folder on an NVMe disk in which it rests instead (ZeRO-3)."""
     precision: Literal["bf16", "fp32"] = "bf16"
     """Of the computation; master weights, gradient accumulation and reduction are fp32 in any case."""
     deepspeed: dict[str, Any] = field(default_factory=dict)
     """Further DeepSpeed settings under its own names; those that follow from Ingot's are refused."""
     timeout_seconds: int = 1800
     """How long a collective may take before the run fails."""
+
+    def problems(self) -> list[str]:
+        """Combinations that an engine cannot do, each with the nearest one that works."""
+        problems, stage = [], self.zero_stage
+        if self.engine == "fsdp":
+            if self.offload == "optimizer":
+                problems.append("parallel.offload optimizer needs engine zero; engine fsdp has parallel.offload all")
+            if self.offload_dir is not None:
+                problems.append("parallel.offload_dir needs parallel.engine zero with parallel.zero_stage 3")
+            return problems
+        if self.data_shard is not None:
+            problems.append(
+                f"parallel.data_shard is {self.data_shard}, and engine zero cuts over all data ranks; leave it out, or "
+                f"set parallel.engine fsdp"
+            )
+        if stage == 3 and self.recompute == "selective":
+            problems.append(
+                "parallel.recompute selective needs the same operators in forward and backward, and ZeRO-3 gathers "
+                "differently there; set it to full, or parallel.engine to fsdp"
+            )
+        if stage == 3 and self.compile:
+            problems.append(
+                "parallel.compile does not go with ZeRO-3, whose hooks it would compile; set parallel.zero_stage to 2, "
+                "or parallel.engine to fsdp"
+            )
+        if (self.offload != "none" and stage == 0) or (self.offload == "all" and stage < 3):
+            needed = 3 if self.offload == "all" else 1
+            problems.append(f"parallel.offload {self.offload} needs parallel.zero_stage {needed}, which is {stage}")
+        if self.offload_dir is not None and (self.offload == "none" or stage < 3):
+            problems.append("parallel.offload_dir needs parallel.offload optimizer or all, and parallel.zero_stage 3")
+        return problems
 
 
 @dataclass
@@ -207,11 +255,15 @@ class TrainConfig:
             check_sharing(self.batch.global_size, self.batch.micro_size, world_size // self.parallel.tensor)
         except ValueError as error:
             problems.append(str(error))
-        if self.parallel.engine == "zero" and self.parallel.data_shard is not None:
-            problems.append(
-                f"parallel.data_shard is {self.parallel.data_shard}, and engine zero cuts over all data ranks; leave "
-                f"it out, or set parallel.engine fsdp"
-            )
+        problems += self.parallel.problems()
+        if self.optimizer.kind == "muon":
+            if self.parallel.tensor > 1:
+                problems.append("optimizer.kind muon needs whole matrices; set parallel.tensor to 1")
+            if self.parallel.engine == "zero" and self.parallel.zero_stage > 0:
+                problems.append(
+                    f"optimizer.kind muon needs whole matrices, and ZeRO-{self.parallel.zero_stage} cuts them "
+                    f"anywhere; set parallel.engine to fsdp"
+                )
         positive = {
             "run.steps": self.run.steps,
             "run.log_every": self.run.log_every,

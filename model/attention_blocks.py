@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 QUERIES = 128  # of a block; 64 and 256 are slower at 512 tokens
+OPERATORS = ("ingot::blockwise_attention",)  # dear to compute, small to keep: for who recomputes activations
 SCORES = 1 << 19  # of a block, over as many heads as fit: 1 MiB in bf16, half of the two cores' caches
 
 

@@ -19,13 +19,14 @@ def clip_gradients(module: nn.Module, shares: Shares, mesh: Mesh, clip_norm: flo
     sharded = any(isinstance(gradient, DTensor) for gradient in gradients.values())
     gradients = {name: g.to_local() if isinstance(g, DTensor) else g for name, g in gradients.items()}
     counted = [gradient for name, gradient in gradients.items() if name in shares.counted]
-    norms = torch._foreach_norm(counted) if counted else [torch.zeros((), device=mesh.device)]
-    square = torch.linalg.vector_norm(torch.stack(norms)).square()
+    norms = torch._foreach_norm(counted) if counted else [torch.zeros(())]
+    square = torch.linalg.vector_norm(torch.stack(norms)).square().to(mesh.device)
     if mesh.tensor > 1:
         dist.all_reduce(square, group=mesh.tensor_group)
     if sharded:
         dist.all_reduce(square, group=mesh.devices["data_shard"].get_group())
     norm = square.sqrt()
     if clip_norm and gradients:
-        torch._foreach_mul_(list(gradients.values()), (clip_norm / (norm + 1e-6)).clamp(max=1.0))
+        scale = (clip_norm / (norm + 1e-6)).clamp(max=1.0)
+        torch._foreach_mul_(list(gradients.values()), scale.to(next(iter(gradients.values())).device))
     return norm

@@ -5,7 +5,7 @@ from contextlib import nullcontext
 
 import torch
 from torch import nn
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 from torch.nn.parallel import DistributedDataParallel
@@ -29,7 +29,8 @@ class TorchEngine(Engine):
         make_optimizer: makes the optimizer of the module, once its parameters have memory.
         precision: `bf16` or `fp32`, of the computation.
         clip_norm: global gradient norm above which gradients are scaled down; 0 for never.
-        blocks: submodules whose parameters are gathered together, as the last ones before they are used.
+        blocks: submodules whose parameters are gathered together, just before they are used.
+        offload: whether parameters, gradients and optimizer rest in the host's memory, in shards.
     """
 
     def __init__(
@@ -42,18 +43,20 @@ class TorchEngine(Engine):
         precision: str,
         clip_norm: float,
         blocks: Sequence[nn.Module] = (),
+        offload: bool = False,
     ):
         super().__init__(module, mesh, shares)
         self.clip_norm = clip_norm
-        self.sharded = mesh.shard > 1
+        self.sharded = mesh.shard > 1 or offload
         if self.sharded:
             dtype = torch.bfloat16 if precision == "bf16" else torch.float32
             policy = MixedPrecisionPolicy(dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
             replicated = mesh.num_data > mesh.shard
             devices = mesh.devices["data_replicate", "data_shard"] if replicated else mesh.devices["data_shard"]
+            place = {"offload_policy": CPUOffloadPolicy(pin_memory=mesh.device.type == "cuda")} if offload else {}
             for part in (*blocks, module):
-                fully_shard(part, mesh=devices, mp_policy=policy)
-        materialise(module, mesh.device)
+                fully_shard(part, mesh=devices, mp_policy=policy, **place)
+        materialise(module, torch.device("cpu") if offload else mesh.device)
         self.optimizer = make_optimizer(module)
         self.parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
         create_state(self.optimizer, list(self.parameters.values()))

@@ -26,20 +26,25 @@ def adamw(groups: list[dict], *, learning_rate: float, betas: tuple[float, float
     return torch.optim.AdamW(groups, lr=learning_rate, betas=betas, eps=eps, fused=True)
 
 
-def create_state(optimizer: torch.optim.AdamW, parameters: list[torch.Tensor]) -> None:
+def create_state(optimizer: torch.optim.Optimizer, parameters: list[torch.Tensor]) -> None:
     """Makes the optimizer's state before its first step, so that a checkpoint has something to be loaded into."""
+    muon = {p for group in optimizer.param_groups if "momentum" in group for p in group["params"]}
     for parameter in parameters:
-        optimizer.state[parameter] = {
-            "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
-            "exp_avg": torch.zeros_like(parameter),
-            "exp_avg_sq": torch.zeros_like(parameter),
-        }
+        if parameter in muon:
+            optimizer.state[parameter] = {"momentum_buffer": torch.zeros_like(parameter)}
+        else:
+            optimizer.state[parameter] = {
+                "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
+                "exp_avg": torch.zeros_like(parameter),
+                "exp_avg_sq": torch.zeros_like(parameter),
+            }
 
 
-def set_step(optimizer: torch.optim.AdamW, step: int) -> None:
+def set_step(optimizer: torch.optim.Optimizer, step: int) -> None:
     """Tells each parameter how many steps it has seen; Adam's bias correction depends on it."""
     for state in optimizer.state.values():
-        state["step"].fill_(step)
+        if "step" in state:
+            state["step"].fill_(step)
 
 
 def learning_rate_at(
@@ -54,14 +59,17 @@ def learning_rate_at(
 ) -> float:
     """Learning rate of optimizer step `step`, counted from 1.
 
-    Linear warm-up over `warmup_steps`, then `constant`, `cosine` (Loshchilov & Hutter 2017), `linear`, or `wsd`
-    (constant, then a decay as 1 - sqrt over the last `decay_fraction` of the schedule, Haegele et al. 2024), down to
-    `final_fraction` of the peak at `schedule_steps`, where it stays.
+    Linear warm-up over `warmup_steps`, then `constant`, `inverse_sqrt` (peak * sqrt(warm-up steps / step), Vaswani et
+    al. 2017), `cosine` (Loshchilov & Hutter 2017), `linear`, or `wsd` (constant, then a decay as 1 - sqrt over the last
+    `decay_fraction` of the schedule, Haegele et al. 2024), the last three down to `final_fraction` of the peak at
+    `schedule_steps`, where it stays.
     """
     if step <= warmup_steps:
         return peak * step / warmup_steps
     if schedule == "constant":
         return peak
+    if schedule == "inverse_sqrt":
+        return peak * math.sqrt(max(1, warmup_steps) / step)
     start = warmup_steps
     if schedule == "wsd":
         start = max(warmup_steps, schedule_steps - round(decay_fraction * schedule_steps))

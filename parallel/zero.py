@@ -47,6 +47,8 @@ OWNED_KEYS = {
     "optimizer": "optimizer",
     "scheduler": "optimizer.schedule",
     "zero_optimization.stage": "parallel.zero_stage",
+    "zero_optimization.offload_optimizer": "parallel.offload",
+    "zero_optimization.offload_param": "parallel.offload",
 }
 
 
@@ -63,6 +65,22 @@ def check_settings(settings: dict) -> None:
         raise ValueError("these DeepSpeed settings follow from Ingot's own and cannot be given: " + ", ".join(wrong))
 
 
+def check_disk_offload() -> None:
+    """
+    Raises:
+        ValueError: this machine lacks what DeepSpeed needs to keep the optimizer on a disk.
+    """
+    from deepspeed.ops.op_builder import AsyncIOBuilder
+
+    with contextlib.redirect_stdout(io.StringIO()):
+        possible = AsyncIOBuilder().is_compatible(verbose=False)
+    if not possible:
+        raise ValueError(
+            "parallel.offload_dir needs DeepSpeed's async_io operator, which cannot be built here; install libaio with "
+            "its headers (Debian: libaio-dev), or leave parallel.offload_dir out to offload to the host's memory"
+        )
+
+
 class ZeroEngine(Engine):
     """A module under DeepSpeed.
 
@@ -73,6 +91,8 @@ class ZeroEngine(Engine):
         precision: `bf16` or `fp32`, of the computation.
         micro_batch, num_micro_batches: sequences of a micro-batch, and micro-batches of a rank in a step.
         clip_norm: global gradient norm above which gradients are scaled down; 0 for never.
+        offload: `none`, `optimizer` or `all` (parameters too): what rests in the host's memory, or, with
+            `offload_folder`, there on a disk.
         settings: further DeepSpeed settings, as its documentation names them.
     """
 
@@ -88,11 +108,15 @@ class ZeroEngine(Engine):
         micro_batch: int,
         num_micro_batches: int,
         clip_norm: float,
+        offload: str = "none",
+        offload_folder: str | None = None,
         settings: dict | None = None,
     ):
         super().__init__(module, mesh, shares)
         self.stage, self.clip_norm = stage, clip_norm
         check_settings(settings or {})
+        if offload_folder is not None:
+            check_disk_offload()
         os.environ.setdefault("DS_LOG_LEVEL", "warning")
         import deepspeed
         from deepspeed.accelerator import get_accelerator
@@ -115,6 +139,7 @@ class ZeroEngine(Engine):
                 # DeepSpeed's own linear function for stage 3 adds the bias after rounding the product to bf16;
                 # torch's does not.
                 "memory_efficient_linear": False,
+                **_offloaded(offload, offload_folder),
                 **(settings or {}).get("zero_optimization", {}),
                 "stage": stage,
             },
@@ -237,6 +262,13 @@ class ZeroEngine(Engine):
                 mpu=groups,
             )
         tie(places)
+
+
+def _offloaded(what: str, folder: str | None) -> dict:
+    """DeepSpeed's settings for it."""
+    where = {"device": "cpu"} if folder is None else {"device": "nvme", "nvme_path": folder}
+    parts = {"none": [], "optimizer": ["optimizer"], "all": ["optimizer", "param"]}[what]
+    return {f"offload_{part}": where for part in parts}
 
 
 class _Groups:

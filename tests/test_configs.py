@@ -1,5 +1,6 @@
 """Every file in configs/ is complete, holds together, and describes the model that it says it does."""
 
+import re
 from dataclasses import asdict
 from pathlib import Path
 
@@ -42,8 +43,9 @@ def test_a_run_says_what_matters_instead_of_leaving_it_to_defaults(path):
                  "window_shards", "partitions", "mask_unit", "pairs", "fim_rate", "cache_dir", "cache_bytes", "strict",
                  "max_bad_fraction"},
         "batch": set(),
-        "optimizer": {"eps", "decay_fraction", "z_loss", "label_smoothing"},
-        "parallel": {"deepspeed", "timeout_seconds", "data_shard", "tensor", "recompute", "compile", "offload"},
+        "optimizer": {"kind", "muon_matrices", "momentum", "eps", "decay_fraction", "z_loss", "label_smoothing"},
+        "parallel": {"deepspeed", "timeout_seconds", "data_shard", "tensor", "recompute", "compile", "offload",
+                     "offload_dir"},
     }  # fmt: skip
     written = yaml.safe_load(path.read_text())
     whole = asdict(parse(TrainConfig, ["--config", str(path)], ""))
@@ -68,3 +70,26 @@ def test_the_demo_corpus_fits_the_demo():
     config = parse(TrainConfig, ["--config", str(CONFIGS / "demo.yaml")], "")
     assert options.tokenizer.vocab_size == config.model.vocab_size
     assert options.output == config.data.train[0].path
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"parallel.tensor": 3}, "parallel.tensor 3 does not divide the 4 processes of the world; it can be 1, 2 or 4"),
+        ({"parallel.tensor": 4, "model.num_heads": 2, "model.width": 64}, "model.num_heads 2 is no multiple of it"),
+        ({"parallel.tensor": 2, "data.sequence_length": 63}, "data.sequence_length 63 is no multiple of it"),
+        ({"parallel.data_shard": 2}, "engine zero cuts over all data ranks; leave it out, or set parallel.engine fsdp"),
+        ({"parallel.zero_stage": 3, "parallel.recompute": "selective"}, "set it to full, or parallel.engine to fsdp"),
+        ({"parallel.zero_stage": 3, "parallel.compile": True}, "set parallel.zero_stage to 2"),
+        ({"parallel.zero_stage": 0, "parallel.offload": "optimizer"}, "needs parallel.zero_stage 1, which is 0"),
+        ({"parallel.engine": "fsdp", "parallel.offload": "optimizer"}, "engine fsdp has parallel.offload all"),
+        ({"parallel.offload_dir": "/disk"}, "parallel.offload_dir needs parallel.offload optimizer or all"),
+        ({"optimizer.kind": "muon"}, "ZeRO-1 cuts them anywhere; set parallel.engine to fsdp"),
+        ({"optimizer.kind": "muon", "parallel.tensor": 2}, "set parallel.tensor to 1"),
+    ],
+)
+def test_layouts_that_cannot_be_are_refused_with_what_can(settings, message):
+    arguments = [text for name, value in settings.items() for text in (f"--{name}", str(value).lower())]
+    config = parse(TrainConfig, ["--config", str(CONFIGS / "demo.yaml"), *arguments], "")
+    with pytest.raises(ValueError, match=re.escape(message)):
+        config.check(4)

@@ -11,22 +11,22 @@ from tests.layouts import MODELS, Layout, difference, engine_in, train, train_al
 from tests.ranks import run_ranks
 
 ASKED = {"fp32": 1e-5, "bf16": 5e-3}
-COVER = [
-    ("gpt2", Layout("zero-1", 2, 2)),
-    ("gpt2", Layout("replicate", 4, 1, "bf16")),
-    ("gpt2", Layout("hsdp", 1, 2)),
-    ("llama", Layout("zero-3", 4, 1)),
-    ("llama", Layout("fsdp2", 2, 2, "bf16")),
-    ("llama", Layout("zero-0", 4, 4)),
-    ("bert", Layout("zero-2", 2, 1, "bf16")),
-    ("bert", Layout("fsdp2", 2, 2)),
-    ("bert", Layout("zero-3", 1, 1)),
+COVER = [  # with further settings of the section parallel
+    ("gpt2", Layout("zero-1", 2, 2), {"recompute": "selective", "offload": "optimizer"}),
+    ("gpt2", Layout("replicate", 4, 1, "bf16"), {"recompute": "full"}),
+    ("gpt2", Layout("hsdp", 1, 2), {}),
+    ("llama", Layout("zero-3", 4, 1), {"recompute": "full"}),
+    ("llama", Layout("fsdp2", 2, 2, "bf16"), {"recompute": "selective"}),
+    ("llama", Layout("zero-0", 4, 4), {}),
+    ("bert", Layout("zero-2", 2, 1, "bf16"), {}),
+    ("bert", Layout("fsdp2", 2, 2), {"offload": "all", "compile": True}),
+    ("bert", Layout("zero-3", 1, 1), {"offload": "all"}),
 ]
 
 
-def train_in(layouts: list[tuple[str, Layout]]) -> list:
+def train_in(layouts: list[tuple[str, Layout, dict]]) -> list:
     world = meshes.start("cpu")
-    results = [train(model, layout, world) for model, layout in layouts]
+    results = [train(model, layout, world, **parallel) for model, layout, parallel in layouts]
     meshes.stop()
     return results
 
@@ -43,9 +43,9 @@ def alone():
 
 
 @pytest.mark.distributed
-@pytest.mark.parametrize("index", range(len(COVER)), ids=[f"{model} {layout}" for model, layout in COVER])
+@pytest.mark.parametrize("index", range(len(COVER)), ids=[f"{c[0]} {c[1]}" for c in COVER])
 def test_a_layout_trains_as_one_process_does(results, alone, index):
-    model, layout = COVER[index]
+    model, layout, _ = COVER[index]
     for rank in range(4):
         assert difference(results[rank][index], alone[model]) < ASKED[layout.precision], f"rank {rank}"
 
