@@ -132,7 +132,7 @@ class Optimizer:
     muon_matrices: list[str] = field(default_factory=lambda: ["blocks.*.attention.*.weight", "blocks.*.mlp.*.weight"])
     """Names of the matrices that Muon takes; * stands for one part of a name."""
     momentum: float = 0.95
-    """Of Muon."""
+    """Momentum of Muon, between 0 and 1."""
     learning_rate: float = 6e-4
     """Peak learning rate."""
     betas: tuple[float, float] = (0.9, 0.95)
