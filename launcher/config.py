@@ -189,10 +189,14 @@ class Parallel:
     """Further DeepSpeed settings under its own names; those that follow from Ingot's are refused."""
     timeout_seconds: int = 1800
     """How long a collective may take before the run fails."""
+    rendezvous_seconds: int = 300
+    """How long the processes of all machines may take to find each other at the start."""
 
     def problems(self) -> list[str]:
         """Combinations that an engine cannot do, each with the nearest one that works."""
         problems, stage = [], self.zero_stage
+        if self.rendezvous_seconds <= 0:
+            problems.append(f"parallel.rendezvous_seconds is {self.rendezvous_seconds}; it must be positive")
         if self.engine == "fsdp":
             if self.offload == "optimizer":
                 problems.append("parallel.offload optimizer needs engine zero; engine fsdp has parallel.offload all")

@@ -38,7 +38,13 @@ def _pretrain(config: TrainConfig) -> int:
         tokenizer = build.open_tokenizer(config, corpora + held_out)
         starts = choose_start(config.run.resume, folder)
         parallel = config.parallel
-        mesh = meshes.start(config.run.device, parallel.timeout_seconds, parallel.tensor, parallel.data_shard)
+        mesh = meshes.start(
+            config.run.device,
+            parallel.timeout_seconds,
+            parallel.tensor,
+            parallel.data_shard,
+            parallel.rendezvous_seconds,
+        )
         reader = build.training_reader(config, corpora, tokenizer, mesh)
         readers = build.validation_readers(config, held_out, tokenizer, mesh)
         engine = build.engine_of(config, mesh)

@@ -13,6 +13,7 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from parallel.layout import sizes
+from parallel.rendezvous import connect
 
 
 @dataclass(frozen=True)
@@ -77,16 +78,24 @@ class Mesh:
         return "\n".join(lines)
 
 
-def start(device: str = "auto", timeout_seconds: int = 1800, tensor: int = 1, shard: int | None = None) -> Mesh:
+def start(
+    device: str = "auto",
+    timeout_seconds: int = 1800,
+    tensor: int = 1,
+    shard: int | None = None,
+    rendezvous_seconds: int = 300,
+) -> Mesh:
     """Joins the process group that `deepspeed`, `torchrun` or nobody (one process) has announced in the environment.
 
     Args:
         device: `auto` (CUDA where there is one, else CPU), `cuda` or `cpu`.
         timeout_seconds: how long a collective may take before the process gives up.
         tensor, shard: as in `sizes`.
+        rendezvous_seconds: how long the ranks may take to meet.
 
     Raises:
-        ValueError: CUDA is asked for and not there, there are more local ranks than devices, or from `sizes`.
+        ValueError: CUDA is asked for and not there, there are more local ranks than devices, the ranks do not meet in
+            time (as in `connect`), or from `sizes`.
     """
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     sizes(world_size, tensor, shard)
@@ -110,8 +119,8 @@ def start(device: str = "auto", timeout_seconds: int = 1800, tensor: int = 1, sh
         target, backend = torch.device("cpu"), "gloo"
 
     timeout = datetime.timedelta(seconds=timeout_seconds)
-    if "MASTER_ADDR" in os.environ and world_size > 1:
-        dist.init_process_group(backend, timeout=timeout)
+    if world_size > 1:
+        connect(backend, rank, world_size, rendezvous_seconds, timeout)
     else:
         # One process needs no rendezvous; DeepSpeed reads these variables even so.
         for name, value in {

@@ -44,8 +44,8 @@ def test_a_run_says_what_matters_instead_of_leaving_it_to_defaults(path):
                  "max_bad_fraction"},
         "batch": set(),
         "optimizer": {"kind", "muon_matrices", "momentum", "eps", "decay_fraction", "z_loss", "label_smoothing"},
-        "parallel": {"deepspeed", "timeout_seconds", "data_shard", "tensor", "recompute", "compile", "offload",
-                     "offload_dir"},
+        "parallel": {"deepspeed", "timeout_seconds", "rendezvous_seconds", "data_shard", "tensor", "recompute",
+                     "compile", "offload", "offload_dir"},
     }  # fmt: skip
     written = yaml.safe_load(path.read_text())
     whole = asdict(parse(TrainConfig, ["--config", str(path)], ""))
