@@ -8,9 +8,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import NoReturn
 
+from launcher.parent import follow_launcher
+
 DONE = 0
 BAD_INPUT = 2
-REQUEUE = 75  # stopped on request, the state is saved: worth starting again
+REQUEUE = 75  # stopped on request, or another process died: worth starting again, from the last checkpoint
 GIVE_UP = 93  # starting again would fail again
 WAIT_SECONDS = 20
 INTERRUPTED = 130  # Ctrl-C, as shells count it
@@ -34,6 +36,7 @@ def bad_input() -> Iterator[None]:
 
 def run_main(main: Callable[[list[str]], int]) -> None:
     """Runs a command and exits with its code. INGOT_TRACEBACK=1 shows where a BadInput came from."""
+    follow_launcher()
     try:
         code = main(sys.argv[1:])
     except BadInput as error:

@@ -10,6 +10,7 @@ from launcher.config import TrainConfig
 from launcher.damage import DamageWatch
 from launcher.evaluation import validation_scores
 from launcher.exits import DONE, bad_input
+from launcher.lifeline import Lifeline
 from launcher.metrics import Metrics
 from launcher.resume import check_same_data, choose_start, data_stamp, resume
 from launcher.trainer import Trainer
@@ -24,12 +25,13 @@ def pretrain(config: TrainConfig) -> int:
         BadInput: anything that the user can mend, before the run folder is touched.
     """
     try:
-        return _pretrain(config)
+        with Lifeline() as lifeline:
+            return _pretrain(config, lifeline)
     finally:
         meshes.stop()  # threads of a process group that is left alone can abort the process as it exits
 
 
-def _pretrain(config: TrainConfig) -> int:
+def _pretrain(config: TrainConfig, lifeline: Lifeline) -> int:
     folder = Path(config.run.dir) / config.run.name
     with bad_input():
         cache, quarantine = build.open_cache(config), Quarantine()
@@ -45,6 +47,7 @@ def _pretrain(config: TrainConfig) -> int:
             parallel.data_shard,
             parallel.rendezvous_seconds,
         )
+        lifeline.tie(mesh.rank, mesh.world_size)
         reader = build.training_reader(config, corpora, tokenizer, mesh)
         readers = build.validation_readers(config, held_out, tokenizer, mesh)
         engine = build.engine_of(config, mesh)

@@ -1,0 +1,48 @@
+"""What the tests of failures start instead of a training run, which would take its time: ranks that add up numbers.
+
+As in training, the ranks meet by `meshes.start`, hold the lifeline, and stop together when one was asked to.
+"""
+
+import ctypes
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+sys.path[0] = str(Path(__file__).resolve().parents[2])
+
+from launcher.exits import DONE, REQUEUE, bad_input, run_main  # noqa: E402
+from launcher.lifeline import Lifeline  # noqa: E402
+
+STEP_SECONDS = 0.05
+
+
+def main(argv: list[str]) -> int:
+    """FOLDER, and what goes wrong: `raise R` or `wait R` at step 10, on rank R; otherwise a test kills a process."""
+    folder, *fault = [argument for argument in argv if not argument.startswith("--local_rank")]
+    from parallel import mesh as meshes
+
+    stop_requested = []
+    with Lifeline() as lifeline:
+        with bad_input():
+            mesh = meshes.start("cpu", timeout_seconds=60, rendezvous_seconds=30)
+            lifeline.tie(mesh.rank, mesh.world_size)
+        signal.signal(signal.SIGTERM, lambda *_: stop_requested.append(True))
+        Path(folder, f"rank-{mesh.rank}").write_text(str(os.getpid()))
+        for step in range(2000):
+            if step == 10 and fault == ["raise", str(mesh.rank)]:
+                raise ValueError("the eleventh step is too much")
+            if step == 10 and fault == ["wait", str(mesh.rank)]:
+                ctypes.CDLL(None).sleep(1000)  # as in a collective over NCCL: nothing wakes it
+            (stop,) = meshes.sum_over_ranks([len(stop_requested)])
+            if stop:
+                Path(folder, f"stopped-{mesh.rank}").touch()
+                return REQUEUE
+            Path(folder, f"step-{mesh.rank}").write_text(str(step))
+            time.sleep(STEP_SECONDS)
+    return DONE
+
+
+if __name__ == "__main__":
+    run_main(main)
