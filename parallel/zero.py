@@ -51,6 +51,9 @@ OWNED_KEYS = {
     "zero_optimization.offload_param": "parallel.offload",
 }
 
+# Elements that are reduced at once, in a buffer of as many fp32 numbers. DeepSpeed's own default takes 2 GB for it.
+BUCKET = 50_000_000
+
 
 def check_settings(settings: dict) -> None:
     """Refuses raw DeepSpeed settings that contradict Ingot's own.
@@ -139,6 +142,7 @@ class ZeroEngine(Engine):
                 # DeepSpeed's own linear function for stage 3 adds the bias after rounding the product to bf16;
                 # torch's does not.
                 "memory_efficient_linear": False,
+                "reduce_bucket_size": min(BUCKET, sum(p.numel() for p in module.parameters())),
                 **_offloaded(offload, offload_folder),
                 **(settings or {}).get("zero_optimization", {}),
                 "stage": stage,
@@ -174,6 +178,9 @@ class ZeroEngine(Engine):
     def accumulate(self, batch: Batch, num_targets: int, last: bool) -> torch.Tensor:
         loss_sum = self.engine(**batch)
         self.engine.backward(loss_sum * (self.mesh.num_data / num_targets), scale_wrt_gas=False)
+        if self.stage == 1:  # they are in the fp32 sums already
+            for _, parameter, _ in self._parameters:
+                parameter.grad = None
         if not last:
             self.engine.step()  # not at the boundary: DeepSpeed counts the micro-batch and no more
         return loss_sum.detach()
