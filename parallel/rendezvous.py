@@ -10,11 +10,17 @@ import queue
 import socket
 import threading
 import time
-from contextlib import closing, suppress
+from collections.abc import Callable
+from contextlib import closing
+from typing import TypeVar
 
+import torch
 import torch.distributed as dist
 
+T = TypeVar("T")
+
 CONNECT_SECONDS = 10  # least that is left to the process group when the last rank came late
+CLOSING_SECONDS = 2  # for gloo to give up by itself, with a reason
 MOST_NAMED = 8
 
 
@@ -64,10 +70,17 @@ def connect(backend: str, rank: int, world_size: int, rendezvous_seconds: float,
     store = meet(rank, world_size, rendezvous_seconds)
     left = datetime.timedelta(seconds=max(CONNECT_SECONDS, end - time.monotonic()))
     store.set_timeout(left)
-    try:
+    device = torch.cuda.current_device() if "nccl" in backend else None
+
+    def join() -> None:
+        if device is not None:
+            torch.cuda.set_device(device)  # of this thread
         dist.init_process_group(
             backend, store=dist.PrefixStore("group", store), rank=rank, world_size=world_size, timeout=left
         )
+
+    try:
+        _within(left.total_seconds() + CLOSING_SECONDS, join)
     except RuntimeError as error:
         raise ValueError(
             f"rank {rank} on {socket.gethostname()} met all others at {':'.join(map(str, _address()))}, and then could "
@@ -117,25 +130,40 @@ def _call(host: str, port: int, rank: int, holder: str, end: float, seconds: flo
                 ) from None
             time.sleep(0.5)
     left = max(1.0, end - time.monotonic())
-    answers: queue.Queue[dist.Store | RuntimeError] = queue.Queue()
+    try:
+        return _within(
+            left,
+            lambda: dist.TCPStore(host, port, None, False, datetime.timedelta(seconds=left), wait_for_workers=False),
+        )
+    except RuntimeError:
+        raise ValueError(
+            f"something listens at {host}:{port}, but it does not answer rank {rank} as {holder} would. Is it another "
+            f"program's port? Take another one (--master_port of either launcher)"
+        ) from None
 
-    def greet() -> None:
+
+def _within(seconds: float, function: Callable[[], T]) -> T:
+    """Calls a function of torch that may wait without end, in a thread that is left to itself if it does.
+
+    Raises:
+        RuntimeError: it has not returned in time. Or whatever the function raises.
+    """
+    results: queue.Queue[tuple[T | None, Exception | None]] = queue.Queue()
+
+    def call() -> None:
         try:
-            answers.put(
-                dist.TCPStore(host, port, None, False, datetime.timedelta(seconds=left), wait_for_workers=False)
-            )
-        except RuntimeError as error:
-            answers.put(error)
+            results.put((function(), None))
+        except Exception as error:  # for the caller, whatever it is
+            results.put((None, error))
 
-    threading.Thread(target=greet, daemon=True).start()  # torch waits for the answer to its greeting without end
-    with suppress(queue.Empty):
-        answer = answers.get(timeout=left)
-        if not isinstance(answer, RuntimeError):
-            return answer
-    raise ValueError(
-        f"something listens at {host}:{port}, but it does not answer rank {rank} as {holder} would. Is it another "
-        f"program's port? Take another one (--master_port of either launcher)"
-    )
+    threading.Thread(target=call, daemon=True).start()
+    try:
+        result, error = results.get(timeout=seconds)
+    except queue.Empty:
+        raise RuntimeError(f"no answer for {seconds:.0f} seconds") from None
+    if error is not None:
+        raise error
+    return result
 
 
 def _why(error: OSError, host: str) -> str:

@@ -26,7 +26,7 @@ def main(argv: list[str]) -> int:
     stop_requested = []
     with Lifeline() as lifeline:
         with bad_input():
-            mesh = meshes.start("cpu", timeout_seconds=60, rendezvous_seconds=30)
+            mesh = meshes.start("cpu", timeout_seconds=600, rendezvous_seconds=30)
             lifeline.tie(mesh.rank, mesh.world_size)
         signal.signal(signal.SIGTERM, lambda *_: stop_requested.append(True))
         Path(folder, f"rank-{mesh.rank}").write_text(str(os.getpid()))
