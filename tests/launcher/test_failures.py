@@ -30,6 +30,9 @@ class Ranks:
         starts, extra = [], [{}]
         if launcher == "torchrun":
             starts = [[BIN / "torchrun", "--nproc_per_node", num_ranks, "--master_port", port, *script]]
+        elif launcher == "torchrun.py":
+            own = [sys.executable, ROOT / "launcher/torchrun.py"]
+            starts = [[*own, "--nproc_per_node", num_ranks, "--master_port", port, *script]]
         elif launcher == "deepspeed":
             starts = [[BIN / "deepspeed", "--num_gpus", num_ranks, "--master_port", port, *script]]
         elif launcher == "none":  # as on so many machines, each with a launcher that knows nothing of the others
@@ -113,11 +116,10 @@ def test_an_exception_is_told_to_the_other_ranks(tmp_path):
 
 
 @pytest.mark.distributed
-@pytest.mark.parametrize(("launcher", "codes"), [("torchrun", {1}), ("deepspeed", {REQUEUE, 256 - signal.SIGKILL})])
-def test_under_a_launcher(tmp_path, launcher, codes):
-    with Ranks(tmp_path, launcher, 2) as ranks:
+def test_a_rank_that_is_killed_under_deepspeed(tmp_path):
+    with Ranks(tmp_path, "deepspeed", 2) as ranks:
         ranks.processes[1].kill()
-        assert set(ranks.end()) <= codes, ranks.output()
+        assert set(ranks.end()) <= {REQUEUE, 256 - signal.SIGKILL}, ranks.output()  # of whom its launcher sees first
     assert "rank 0 lost its connection to rank 1" in ranks.output()
 
 
@@ -133,6 +135,20 @@ def test_ranks_stop_together_when_their_launcher_is_killed(tmp_path, launcher):
         ranks._wait_for(lambda: not any(running(process) for process in ranks.processes), SECONDS)
     assert {path.name for path in tmp_path.glob("stopped-*")} == {"stopped-0", "stopped-1"}
     assert re.search(rf"its launcher, process {above[-1]}, has died; stopping", ranks.output())
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize(("fault", "code"), [("kill", REQUEUE), ("raise", 1), ("usr1", REQUEUE), ("term", REQUEUE)])
+def test_torchrun_with_an_exit_code(tmp_path, fault, code):
+    """Of a rank that is killed, of an exception, and of requests to stop, which reach the ranks."""
+    with Ranks(tmp_path, "torchrun.py", 2, *(["raise", "1"] if fault == "raise" else [])) as ranks:
+        if fault == "kill":
+            ranks.processes[1].kill()
+        elif fault in ("usr1", "term"):
+            ranks.launchers[0].send_signal(signal.SIGUSR1 if fault == "usr1" else signal.SIGTERM)
+        assert ranks.end() == [code], ranks.output()
+    stopped = {path.name for path in tmp_path.glob("stopped-*")}
+    assert stopped == ({"stopped-0", "stopped-1"} if fault in ("usr1", "term") else set())
 
 
 def test_nothing_is_followed_where_no_launcher_started_the_process():

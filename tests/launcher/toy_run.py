@@ -28,7 +28,8 @@ def main(argv: list[str]) -> int:
         with bad_input():
             mesh = meshes.start("cpu", timeout_seconds=600, rendezvous_seconds=30)
             lifeline.tie(mesh.rank, mesh.world_size)
-        signal.signal(signal.SIGTERM, lambda *_: stop_requested.append(True))
+        for number in (signal.SIGTERM, signal.SIGUSR1):
+            signal.signal(number, lambda *_: stop_requested.append(True))
         Path(folder, f"rank-{mesh.rank}").write_text(str(os.getpid()))
         for step in range(2000):
             if step == 10 and fault == ["raise", str(mesh.rank)]:
