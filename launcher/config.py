@@ -36,6 +36,12 @@ class Run:
     checkpoints; or the PATH of a run or checkpoint to go on from."""
     device: Literal["auto", "cuda", "cpu"] = "auto"
     """Where to compute; auto takes CUDA where there is one."""
+    dry: bool = False
+    """Only say what this configuration takes of memory and communication, from one process without a device."""
+    dry_ranks: int | None = None
+    """Processes that a dry run speaks of; by default those that were started."""
+    device_memory_gb: float | None = None
+    """Memory of a device, in 10^9 bytes, into which the dry run fits the job; by default that of the device here."""
 
 
 @dataclass

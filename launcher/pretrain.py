@@ -22,10 +22,14 @@ from launcher.exits import bad_input, run_main
 def main(argv: list[str]) -> int:
     with bad_input():
         config = parse(TrainConfig, argv, __doc__)
-        config.check(world_size=int(os.environ.get("WORLD_SIZE", 1)))
-    from launcher.pretraining import (
-        pretrain,
-    )  # torch and all the rest only now: --help and mistakes are answered at once
+        world_size = int(os.environ.get("WORLD_SIZE", 1))
+        config.check(config.run.dry_ranks or world_size if config.run.dry else world_size)
+    # torch and all the rest only now: --help and mistakes are answered at once
+    if config.run.dry:
+        from launcher.dry import dry_run
+
+        return dry_run(config, config.run.dry_ranks or world_size)
+    from launcher.pretraining import pretrain
 
     return pretrain(config)
 

@@ -49,13 +49,7 @@ class TorchEngine(Engine):
         self.clip_norm = clip_norm
         self.sharded = mesh.shard > 1 or offload
         if self.sharded:
-            dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-            policy = MixedPrecisionPolicy(dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
-            replicated = mesh.num_data > mesh.shard
-            devices = mesh.devices["data_replicate", "data_shard"] if replicated else mesh.devices["data_shard"]
-            place = {"offload_policy": CPUOffloadPolicy(pin_memory=mesh.device.type == "cuda")} if offload else {}
-            for part in (*blocks, module):
-                fully_shard(part, mesh=devices, mp_policy=policy, **place)
+            cut(module, blocks, mesh, precision, offload)
         materialise(module, torch.device("cpu") if offload else mesh.device)
         self.optimizer = make_optimizer(module)
         self.parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
@@ -101,6 +95,17 @@ class TorchEngine(Engine):
 
     def refresh(self, step: int) -> None:
         set_step(self.optimizer, step)
+
+
+def cut(module: nn.Module, blocks: Sequence[nn.Module], mesh: Mesh, precision: str, offload: bool = False) -> None:
+    """Leaves this rank its part of each parameter, over the data ranks that share them. Arguments as in the engine."""
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    policy = MixedPrecisionPolicy(dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
+    replicated = mesh.num_data > mesh.shard
+    devices = mesh.devices["data_replicate", "data_shard"] if replicated else mesh.devices["data_shard"]
+    place = {"offload_policy": CPUOffloadPolicy(pin_memory=mesh.device.type == "cuda")} if offload else {}
+    for part in (*blocks, module):
+        fully_shard(part, mesh=devices, mp_policy=policy, **place)
 
 
 def _shards(name: str, tensor: torch.Tensor) -> list[Shard]:

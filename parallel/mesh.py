@@ -135,6 +135,17 @@ def start(
     return reshape(Mesh(rank, world_size, local_rank, target), tensor, shard)
 
 
+def pretend(world_size: int, tensor: int = 1, shard: int | None = None) -> Mesh:
+    """The mesh of rank 0 of a world that does not exist: its collectives return at once and move nothing.
+
+    Models on the meta device can be cut for it, whatever its size. `stop` ends it.
+    """
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=world_size)
+    return reshape(Mesh(0, world_size, 0, torch.device("cpu")), tensor, shard)
+
+
 def reshape(mesh: Mesh, tensor: int = 1, shard: int | None = None) -> Mesh:
     """The same processes as a mesh of other sizes, as in `sizes`. Makes process groups, so each rank must call it."""
     shape = sizes(mesh.world_size, tensor, shard)

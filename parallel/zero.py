@@ -30,6 +30,7 @@ from parallel.extensions import build_communication
 from parallel.materialise import materialise, shared_places, tie
 from parallel.mesh import Mesh
 from parallel.optimizer import create_state, set_step
+from parallel.plan import BUCKET
 
 # Keys of a DeepSpeed configuration that follow from Ingot's own settings, and where those are set.
 OWNED_KEYS = {
@@ -50,9 +51,6 @@ OWNED_KEYS = {
     "zero_optimization.offload_optimizer": "parallel.offload",
     "zero_optimization.offload_param": "parallel.offload",
 }
-
-# Elements that are reduced at once, in a buffer of as many fp32 numbers. DeepSpeed's own default takes 2 GB for it.
-BUCKET = 50_000_000
 
 
 def check_settings(settings: dict) -> None:

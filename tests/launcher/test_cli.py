@@ -9,7 +9,7 @@ from launcher.cli import parse, to_yaml, without_launcher_flags
 from launcher.config import TrainConfig
 from tests.launcher.runs import ROOT
 
-SCRIPTS = ["pretrain", "prepare", "generate", "evaluate", "export"]
+SCRIPTS = ["pretrain", "prepare", "generate", "evaluate", "export", "plan", "torchrun"]
 
 
 def options(cls: type, prefix: str = "") -> list[str]:

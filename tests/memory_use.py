@@ -1,0 +1,130 @@
+"""What an engine really holds, counted from the tensors that are alive, beside what the plan says."""
+
+import gc
+from dataclasses import replace
+
+import torch
+from torch.distributed.tensor import DTensor
+
+from launcher.build import engine_of
+from launcher.config import TrainConfig
+from launcher.planning import footprint_of, layout_of
+from model.config import ModelConfig
+from parallel.engine import Engine
+from parallel.mesh import Mesh
+from parallel.plan import BUCKET, memory
+from tests.layouts import Layout, shape_of
+
+LENGTH, ROWS = 128, 8
+_COMMON = {"num_layers": 4, "width": 256, "num_heads": 8, "vocab_size": 4096, "max_positions": LENGTH}
+MODELS = {
+    "gpt2": ModelConfig(**_COMMON),
+    "gpt2 with dropout": ModelConfig(**_COMMON, dropout=0.1),
+    "llama": ModelConfig(
+        **_COMMON,
+        num_kv_heads=2,
+        mlp_width=512,
+        positions="rotary",
+        norm="rmsnorm",
+        activation="silu",
+        gated_mlp=True,
+        bias=False,
+        tie_head=False,
+    ),
+    "bert": ModelConfig(
+        **_COMMON, causal=False, norm_placement="post", token_types=2, embedding_norm=True, head_transform=True
+    ),
+}
+
+
+def live_storages() -> dict[int, int]:
+    """Bytes of each storage that some tensor holds, by its address."""
+    gc.collect()
+    found = {}
+    tensors = [o for o in gc.get_objects() if type(o) in (torch.Tensor, torch.nn.Parameter, DTensor)]
+    tensors += [t.grad for t in tensors if t.is_leaf and t.grad is not None]
+    for tensor in tensors:
+        local = tensor.to_local() if isinstance(tensor, DTensor) else tensor
+        if local.device.type == "cpu" and type(local) in (torch.Tensor, torch.nn.Parameter):
+            found[local.untyped_storage().data_ptr()] = local.untyped_storage().nbytes()
+    return found
+
+
+def config_of(model: str, layout: Layout, num_data: int, **parallel: object) -> TrainConfig:
+    config = TrainConfig()
+    config.model = replace(MODELS[model])
+    config.data.sequence_length, config.data.objective = LENGTH, "clm" if config.model.causal else "mlm"
+    config.batch.global_size, config.batch.micro_size = ROWS, ROWS // num_data // layout.accumulation
+    config.parallel.engine = "zero" if layout.engine.startswith("zero") else "fsdp"
+    config.parallel.zero_stage = int(layout.engine[-1]) if layout.engine.startswith("zero") else 1
+    config.parallel.tensor, config.parallel.precision = layout.tensor, layout.precision
+    for name, value in parallel.items():
+        setattr(config.parallel, name, value)
+    return config
+
+
+_engines: list[Engine] = []  # all that were measured: kept alive, so that no address is used twice
+
+
+def measure(model: str, layout: Layout, world: Mesh, **parallel: object) -> dict[str, float]:
+    """Bytes on this rank, measured and planned: of states (with the buffers that stay), and of activations."""
+    before = live_storages()
+    mesh = shape_of(world, layout)
+    config = config_of(model, layout, mesh.num_data, **parallel)
+    footprint = footprint_of(config, mask=4 if layout.precision == "fp32" else 2, recompute_peak=False)
+    plan = memory(footprint, layout_of(config, mesh.world_size))
+    engine = engine_of(config, mesh)
+    _engines.append(engine)
+    engine.module.train()
+    batch = _batch(config)
+    _accumulate(engine, batch, layout)
+    states = {a: n for a, n in live_storages().items() if a not in before}
+    states = sum(states.values()) - sum(t.untyped_storage().nbytes() for t in batch.values())
+    engine.step(1e-3)
+    kept = _kept_after_forward(engine, batch)
+    engine.step(1e-3)
+
+    staying = 0.0
+    if layout.engine == "zero-3":  # the buffer of reductions, and small parameters, which are not cut
+        weight = 4 if layout.precision == "fp32" else 2
+        staying = 4.0 * min(BUCKET, footprint.parameters) + weight * footprint.small * (1 - 1 / mesh.num_data)
+    return {
+        "states": states,
+        "planned states": plan.states + staying,
+        "activations": kept,
+        "planned activations": footprint.activations,
+    }
+
+
+def _batch(config: TrainConfig) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(0, config.model.vocab_size, (config.batch.micro_size, LENGTH), generator=generator)
+    labels = ids.clone()
+    if not config.model.causal:
+        labels[:, :] = -100
+        masked = round(LENGTH * config.data.mlm_probability)
+        labels[:, :masked] = ids[:, :masked]
+    return {"input_ids_BT": ids, "labels_BT": labels}
+
+
+def _accumulate(engine: Engine, batch: dict[str, torch.Tensor], layout: Layout) -> None:
+    for number in range(layout.accumulation):
+        engine.accumulate(batch, 100, last=number == layout.accumulation - 1)
+
+
+def _kept_after_forward(engine: Engine, batch: dict[str, torch.Tensor]) -> float:
+    """Bytes that are alive at the end of the forward pass and were not before it."""
+    found: list[float] = []
+    before = live_storages()
+
+    def look(module, arguments, result):
+        found.append(sum(n for a, n in live_storages().items() if a not in before))
+
+    handle = engine.module.register_forward_hook(look)
+    try:
+        # Whatever autograd keeps becomes an object that can be counted.
+        with torch.autograd.graph.saved_tensors_hooks(torch.Tensor.detach, lambda tensor: tensor):
+            engine.accumulate(batch, 100, last=True)
+    finally:
+        handle.remove()
+    return found[0]
