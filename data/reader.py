@@ -140,19 +140,23 @@ class Reader:
         self._closed = False
         self._running: list[ThreadPoolExecutor] = []
 
-    def steps(self, cursor: int = 0, stop: int | None = None) -> Iterator[StepBatch]:
-        """The steps from slot `cursor` on, for ever or up to slot `stop`.
+    def steps(self, cursor: int = 0, stop: int | None = None, size: int | None = None) -> Iterator[StepBatch]:
+        """The steps from slot `cursor` on, for ever or up to slot `stop`, of `size` slots each (`global_batch`).
+
+        What a slot holds does not depend on `size`, which all ranks must share out evenly.
 
         When the last step before `stop` is not full, rows without targets (all labels IGNORE_INDEX) stand in for the
         missing ones. They count neither as tokens nor in the fingerprint, so every rank gets the same number of steps
         and micro-batches, and sums over targets stay exact.
         """
-        begins = count(cursor, self.global_batch) if stop is None else iter(range(cursor, stop, self.global_batch))
-        ahead = Ahead(self.corpora, self.shards_of, cursor, stop, self.global_batch)
+        size = size or self.global_batch
+        check_sharing(size, self.micro_batch, self.num_ranks)
+        begins = count(cursor, size) if stop is None else iter(range(cursor, stop, size))
+        ahead = Ahead(self.corpora, partial(self.shards_of, size=size), cursor, stop, size)
         if not self.threads:
             for begin in begins:
                 ahead.look(begin)
-                yield self._step(begin, stop)
+                yield self._step(begin, stop, size)
             return
         executor = ThreadPoolExecutor(self.threads, thread_name_prefix="reader")
         self._running.append(executor)
@@ -161,7 +165,7 @@ class Reader:
             while True:
                 while len(waiting) < self.prefetch and (begin := next(begins, None)) is not None:
                     ahead.look(begin)
-                    waiting.append(executor.submit(self._step, begin, stop))
+                    waiting.append(executor.submit(self._step, begin, stop, size))
                 if not waiting:
                     return
                 yield waiting.popleft().result()
@@ -179,35 +183,33 @@ class Reader:
         for corpus in self.corpora:
             corpus.close()
 
-    def shards_of(self, cursor: int, stop: int | None) -> list[tuple[int, int]]:
+    def shards_of(self, cursor: int, stop: int | None, size: int) -> list[tuple[int, int]]:
         """(corpus, shard) that each slot which this rank reads in the step at `cursor` begins in: each once, in order.
 
         What ends in the next shard reads its first bundle in passing (data/layouts.py)."""
-        slots = self._slots(cursor)
-        corpus, _, instance = self.order.locate(slots[slots < self._end(cursor, stop)])
+        slots = self._slots(cursor, size)
+        corpus, _, instance = self.order.locate(slots[slots < _end(cursor, stop, size)])
         return list(dict.fromkeys((k, shard) for k, shard, _ in self._places(corpus, instance)))
 
-    def _slots(self, cursor: int) -> np.ndarray:
-        share = self.global_batch // self.num_ranks
+    def _slots(self, cursor: int, size: int) -> np.ndarray:
+        share = size // self.num_ranks
         return cursor + self.rank * share + np.arange(share)
 
-    def _end(self, cursor: int, stop: int | None) -> int:
-        return cursor + self.global_batch if stop is None else min(stop, cursor + self.global_batch)
-
-    def _step(self, cursor: int, stop: int | None) -> StepBatch:
+    def _step(self, cursor: int, stop: int | None, size: int) -> StepBatch:
+        end = _end(cursor, stop, size)
         if self.errors == "raise":
-            return self._read_step(cursor, self._end(cursor, stop))
+            return self._read_step(cursor, end, size)
         try:
-            return self._read_step(cursor, self._end(cursor, stop))
+            return self._read_step(cursor, end, size)
         except Exception as error:
             self.error = self.error or error
-            batch = self._read_step(cursor, 0)  # no slot is real
-            batch.cursor, batch.error = self._end(cursor, stop), error
+            batch = self._read_step(cursor, 0, size)  # no slot is real
+            batch.cursor, batch.error = end, error
             return batch
 
-    def _read_step(self, cursor: int, end: int) -> StepBatch:
-        """This rank's part of the slots [cursor, cursor + global batch), of which those from `end` on only fill up."""
-        slots = self._slots(cursor)
+    def _read_step(self, cursor: int, end: int, size: int) -> StepBatch:
+        """This rank's part of the slots [cursor, cursor + size), of which those from `end` on only fill up."""
+        slots = self._slots(cursor, size)
         real = slots[slots < end]
         corpus, epoch, instance = self.order.locate(real)
         rows = list(zip(self._places(corpus, instance), epoch.tolist(), instance.tolist(), strict=True))
@@ -307,3 +309,7 @@ class Reader:
             for name, factors in zip(("input_ids", "labels"), self._factors, strict=True)
         ]
         return hashes[0] + hashes[1]
+
+
+def _end(cursor: int, stop: int | None, size: int) -> int:
+    return cursor + size if stop is None else min(stop, cursor + size)

@@ -10,6 +10,7 @@ from data.reader import Reader
 from data.shards import Corpus
 from data.sharing import check_corpora
 from data.tokenizer import Tokenizer, load_tokenizer
+from launcher.batch_ramp import largest, slots_of
 from launcher.config import CorpusSource, TrainConfig
 from model.attention_blocks import OPERATORS
 from model.initialise import InitialValues
@@ -81,7 +82,7 @@ def weight_segments(config: TrainConfig) -> list[tuple[int, list[float]]]:
     """The corpora's weights from each slot on at which they change."""
     changes = sorted(config.data.weight_changes, key=lambda change: change.step)
     first = (0, [source.weight for source in config.data.train])
-    return [first, *(((change.step - 1) * config.batch.global_size, change.weights) for change in changes)]
+    return [first, *((slots_of(config.batch, change.step - 1), change.weights) for change in changes)]
 
 
 def validation_readers(config: TrainConfig, corpora: list[Corpus], tokenizer: Tokenizer, mesh: Mesh) -> list[Reader]:
@@ -155,7 +156,7 @@ def _build_engine(model: LanguageModel, config: TrainConfig, mesh: Mesh) -> Engi
         make_optimizer,
         stage=config.parallel.zero_stage,
         micro_batch=config.batch.micro_size,
-        num_micro_batches=config.batch.global_size // mesh.num_data // config.batch.micro_size,
+        num_micro_batches=largest(config.batch) // mesh.num_data // config.batch.micro_size,
         offload=config.parallel.offload,
         offload_folder=config.parallel.offload_dir,
         settings=config.parallel.deepspeed,

@@ -119,6 +119,16 @@ class Data:
 
 
 @dataclass
+class RampPhase:
+    """So many optimizer steps of a size."""
+
+    steps: int
+    """Optimizer steps that it lasts."""
+    global_size: int
+    """Sequences of each of them, over all ranks."""
+
+
+@dataclass
 class Batch:
     """Batch sizes in sequences. Gradient accumulation follows: global_size / (micro_size x data ranks)."""
 
@@ -126,6 +136,8 @@ class Batch:
     """Sequences of one optimizer step, over all ranks."""
     micro_size: int = 8
     """Sequences that one rank computes at a time."""
+    ramp: list[RampPhase] = field(default_factory=list)
+    """Other sizes at the start, one after the other, before global_size: a list of {steps, global_size}."""
 
 
 @dataclass
@@ -262,7 +274,8 @@ class TrainConfig:
                 problems += tensor_problems(self.model, self.parallel.tensor, self.data.sequence_length)
         try:
             sizes(world_size, self.parallel.tensor, self.parallel.data_shard)
-            check_sharing(self.batch.global_size, self.batch.micro_size, world_size // self.parallel.tensor)
+            for size in [self.batch.global_size, *(phase.global_size for phase in self.batch.ramp)]:
+                check_sharing(size, self.batch.micro_size, world_size // self.parallel.tensor)
         except ValueError as error:
             problems.append(str(error))
         problems += self.parallel.problems()
@@ -275,6 +288,7 @@ class TrainConfig:
                     f"anywhere; set parallel.engine to fsdp"
                 )
         positive = {
+            **{f"batch.ramp[{n}].steps": phase.steps for n, phase in enumerate(self.batch.ramp)},
             "run.steps": self.run.steps,
             "run.log_every": self.run.log_every,
             "data.sequence_length": self.data.sequence_length,

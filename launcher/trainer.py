@@ -19,6 +19,7 @@ import torch
 
 from data.reader import Reader, StepBatch
 from launcher import exits
+from launcher.batch_ramp import size_of
 from launcher.config import TrainConfig
 from launcher.damage import DamageWatch, Unreadable
 from launcher.metrics import Metrics
@@ -97,10 +98,9 @@ class Trainer:
         run, progress = self.config.run, self.progress
         for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
             signal.signal(number, self._request_stop)
-        stop_at = progress.cursor + max(0, run.steps - progress.step) * self.config.batch.global_size
         timer = _Timer()
         self.engine.module.train()
-        for batch in self._batches(stop_at):
+        for batch in self._batches():
             data_seconds = timer.lap()
             record, stop = self._step(batch)
             timer.add(data_seconds, record["tokens"])
@@ -126,11 +126,17 @@ class Trainer:
             self._evaluate()
         return exits.DONE
 
-    def _batches(self, stop: int) -> Iterator[StepBatch]:
-        """The reader's steps. What it has read ahead is read again when ranks have agreed on another quarantine."""
-        while self.progress.cursor < stop:
+    def _batches(self) -> Iterator[StepBatch]:
+        """The reader's steps, of the sizes that the ramp of the batch gives them.
+
+        What it has read ahead is read again when ranks have agreed on another quarantine.
+        """
+        progress, last = self.progress, self.config.run.steps
+        while progress.step < last:
             self._read_again = False
-            with closing(self.reader.steps(self.progress.cursor, stop=stop)) as batches:
+            size, end = size_of(self.config.batch, progress.step + 1)
+            stop = progress.cursor + (min(last, end or last) - progress.step) * size
+            with closing(self.reader.steps(progress.cursor, stop, size)) as batches:
                 for batch in batches:
                     yield batch
                     if self._read_again:
@@ -171,7 +177,7 @@ class Trainer:
             last = number == len(batch.micro_batches)
             inputs = to_device(micro, self.mesh.device)
             if "pair_labels" in micro:  # each sequence is one pair: the loss becomes a sum of two means, as in BERT
-                inputs["pair_weight"] = torch.tensor(num_targets / self.config.batch.global_size)
+                inputs["pair_weight"] = torch.tensor(num_targets / size_of(self.config.batch, step)[0])
             inputs |= {name: weight for name, weight in extra.items() if weight}
             loss_sum += self.engine.accumulate(inputs, max(1, num_targets), last)
         learning_rate = self._learning_rate(step)

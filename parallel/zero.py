@@ -90,7 +90,7 @@ class ZeroEngine(Engine):
         make_optimizer: makes the optimizer of the module, once its parameters have memory.
         stage: ZeRO stage, 0 to 3.
         precision: `bf16` or `fp32`, of the computation.
-        micro_batch, num_micro_batches: sequences of a micro-batch, and micro-batches of a rank in a step.
+        micro_batch, num_micro_batches: sequences of a micro-batch, and the most micro-batches of a rank in a step.
         clip_norm: global gradient norm above which gradients are scaled down; 0 for never.
         offload: `none`, `optimizer` or `all` (parameters too): what rests in the host's memory, or, with
             `offload_folder`, there on a disk.
@@ -115,6 +115,7 @@ class ZeroEngine(Engine):
     ):
         super().__init__(module, mesh, shares)
         self.stage, self.clip_norm = stage, clip_norm
+        self.separate_sums = stage == 1 and precision == "bf16"  # of gradients, in fp32
         check_settings(settings or {})
         if offload_folder is not None:
             check_disk_offload()
@@ -174,9 +175,10 @@ class ZeroEngine(Engine):
             self.optimizer._lazy_init_hp_params_optimizer_state()  # links the states to the parameters' fragments
 
     def accumulate(self, batch: Batch, num_targets: int, last: bool) -> torch.Tensor:
+        self.engine.set_gradient_accumulation_boundary(last)  # its own count knows one length of steps alone
         loss_sum = self.engine(**batch)
         self.engine.backward(loss_sum * (self.mesh.num_data / num_targets), scale_wrt_gas=False)
-        if self.stage == 1:  # they are in the fp32 sums already
+        if self.separate_sums:
             for _, parameter, _ in self._parameters:
                 parameter.grad = None
         if not last:

@@ -58,6 +58,7 @@ def config_of(model: str, layout: Layout, num_data: int, **parallel: object) -> 
     config.parallel.engine = "zero" if layout.engine.startswith("zero") else "fsdp"
     config.parallel.zero_stage = int(layout.engine[-1]) if layout.engine.startswith("zero") else 1
     config.parallel.tensor, config.parallel.precision = layout.tensor, layout.precision
+    config.parallel.data_shard = 1 if layout.engine == "replicate" else None
     for name, value in parallel.items():
         setattr(config.parallel, name, value)
     return config

@@ -42,7 +42,7 @@ def test_a_run_says_what_matters_instead_of_leaving_it_to_defaults(path):
         "data": {"mlm_probability", "threads", "prefetch", "allow_changed", "weight_changes", "packing", "shuffle",
                  "window_shards", "partitions", "mask_unit", "pairs", "fim_rate", "cache_dir", "cache_bytes", "strict",
                  "max_bad_fraction"},
-        "batch": set(),
+        "batch": {"ramp"},
         "optimizer": {"kind", "muon_matrices", "momentum", "eps", "decay_fraction", "z_loss", "label_smoothing"},
         "parallel": {"deepspeed", "timeout_seconds", "rendezvous_seconds", "data_shard", "tensor", "recompute",
                      "compile", "offload", "offload_dir"},

@@ -128,7 +128,7 @@ def test_coming_shards_are_fetched_ahead(remote, tokenizer, tmp_path):
         global_batch=1, micro_batch=1, threads=1, prefetch=1,
     )  # fmt: skip
     next(reader.steps())
-    assert set(wanted) == {shard for n in range(17) for _, shard in reader.shards_of(n, None)}
+    assert set(wanted) == {shard for n in range(17) for _, shard in reader.shards_of(n, None, 1)}
     reader.close()
 
 

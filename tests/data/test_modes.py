@@ -111,8 +111,8 @@ def test_a_corpus_without_weight_comes_in_only_when_it_has_one(reader):
 
 
 def test_a_rank_of_as_many_as_partitions_reads_a_part_of_the_shards_only(reader):
-    total = len(set(reader("partitions").shards_of(0, None)))
-    mine = [set(reader("partitions", rank, 4).shards_of(0, None)) for rank in range(4)]
+    total = len(set(reader("partitions").shards_of(0, None, GLOBAL)))
+    mine = [set(reader("partitions", rank, 4).shards_of(0, None, GLOBAL)) for rank in range(4)]
     assert max(len(each) for each in mine) < total
 
 

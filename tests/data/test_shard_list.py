@@ -71,7 +71,7 @@ def test_opening_and_seeking_make_no_objects_of_shards(corpus_folder, tokenizer,
         global_batch=8, micro_batch=8, threads=0,
     )  # fmt: skip
     assert corpus.fingerprint
-    assert reader.shards_of(80, None)
+    assert reader.shards_of(80, None, 8)
     assert made == []
     next(reader.steps(80))
     assert made
