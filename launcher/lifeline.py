@@ -82,7 +82,7 @@ class Lifeline:
         threading.Thread(target=self._watch, daemon=True).start()
 
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
-        self._leaving = self.loss is None
+        self._leaving = error is None or self.loss is None
         if error is None:
             self._tell({"bye": True})
             return

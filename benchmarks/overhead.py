@@ -1,0 +1,199 @@
+"""What the loop costs: a step of Ingot beside a bare forward, backward, clipping and optimizer step of the same module.
+
+python benchmarks/overhead.py             # one process, and two: ZeRO-1 and FSDP2 beside DistributedDataParallel and
+                                          # DeepSpeed as one would write it oneself
+
+Each side is a process group of its own, started by torchrun, on the same sequences: Ingot reads them from a corpus,
+the others have them in memory. Whole runs of the sides take turns; a run's figure is the median of its steps after the
+first ones, a side's that of its runs.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[0] = str(ROOT)
+
+WARM = 4
+SIDES = {
+    1: ["bare", "ingot fsdp", "ingot zero-1"],
+    2: ["bare DistributedDataParallel", "bare DeepSpeed ZeRO-1", "ingot replicas", "ingot fsdp", "ingot zero-1"],
+}
+
+
+def config_of(arguments: argparse.Namespace, side: str, folder: Path):
+    from launcher.config import CorpusSource, TrainConfig
+    from model.config import ModelConfig
+
+    config = TrainConfig()
+    config.run.dir, config.run.name, config.run.device = str(folder), side.replace(" ", "-"), "cpu"
+    config.run.steps, config.run.log_every, config.run.save_every, config.run.eval_every = arguments.steps, 1, 0, 0
+    config.run.resume = "never"
+    config.model = ModelConfig(
+        vocab_size=2048, num_layers=6, num_heads=4, width=arguments.width, max_positions=arguments.length
+    )
+    config.data.train = [CorpusSource(str(folder / "corpus"))]
+    config.data.sequence_length = arguments.length
+    config.batch.global_size, config.batch.micro_size = arguments.batch, arguments.batch // 2
+    config.optimizer.warmup_steps = 2
+    config.parallel.engine = "zero" if "zero" in side else "fsdp"
+    config.parallel.data_shard = 1 if "replicas" in side else None
+    return config
+
+
+def run_ingot(arguments: argparse.Namespace, side: str, folder: Path) -> list[float]:
+    """Seconds of each step, as the run reports them: reading, both passes, update, and reporting."""
+    import shutil
+
+    from launcher.pretraining import pretrain
+
+    config = config_of(arguments, side, folder)
+    run = folder / config.run.name
+    if int(os.environ.get("RANK", 0)) == 0:
+        shutil.rmtree(run, ignore_errors=True)
+    pretrain(config)
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [line["step_seconds"] for line in lines if line["kind"] == "train"]
+
+
+def run_bare(arguments: argparse.Namespace, side: str, folder: Path) -> list[float]:
+    """The textbook loop over batches in memory."""
+    import torch
+    from torch.nn.parallel import DistributedDataParallel
+
+    from data.quarantine import Quarantine
+    from launcher import build
+    from launcher.trainer import to_device
+    from model.initialise import initialise
+    from model.transformer import LanguageModel
+    from parallel import mesh as meshes
+    from parallel.engine import Bf16Compute
+    from parallel.optimizer import adamw, matrices, parameter_groups
+
+    config = config_of(arguments, side, folder)
+    mesh = meshes.start("cpu")
+    corpora = build.open_corpora(config.data.train, "train", config, None, Quarantine())
+    reader = build.training_reader(config, corpora, build.open_tokenizer(config, corpora), mesh)
+    steps = [
+        [to_device(micro, mesh.device) for micro in step.micro_batches]
+        for step in reader.steps(0, arguments.steps * arguments.batch)
+    ]
+    targets = arguments.batch * arguments.length / mesh.num_data
+    module = LanguageModel(config.model)
+    initialise(module, config.run.seed)
+    module.train()
+    groups = parameter_groups(module, 0.1, matrices(module))
+    optimizer = adamw(groups, learning_rate=6e-4, betas=(0.9, 0.95), eps=1e-8)
+    if "DeepSpeed" in side:
+        train_step = deepspeed_step(module, optimizer, config, mesh, targets)
+    else:
+        compute = Bf16Compute(module)
+        wrapped = DistributedDataParallel(compute, gradient_as_bucket_view=True) if mesh.num_data > 1 else compute
+
+        def train_step(micro_batches: list) -> None:
+            for micro in micro_batches[:-1]:
+                with wrapped.no_sync() if mesh.num_data > 1 else torch.enable_grad():
+                    (wrapped(**micro) / targets).backward()
+            (wrapped(**micro_batches[-1]) / targets).backward()
+            torch.nn.utils.clip_grad_norm_(module.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+
+    seconds = []
+    for micro_batches in steps:
+        start = time.perf_counter()
+        train_step(micro_batches)
+        seconds.append(time.perf_counter() - start)
+    reader.close()
+    meshes.stop()
+    return seconds
+
+
+def deepspeed_step(module, optimizer, config, mesh, targets: float):
+    import deepspeed
+
+    count = config.batch.global_size // mesh.num_data // config.batch.micro_size
+    settings = {
+        "train_batch_size": config.batch.global_size,
+        "train_micro_batch_size_per_gpu": config.batch.micro_size,
+        "gradient_accumulation_steps": count,
+        "bf16": {"enabled": True},
+        "zero_optimization": {"stage": 1},
+        "gradient_clipping": 1.0,
+    }
+    engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=settings, dist_init_required=False)
+
+    def train_step(micro_batches: list) -> None:
+        for micro in micro_batches:
+            engine.backward(engine(**micro) * (count / targets))
+            engine.step()
+
+    return train_step
+
+
+def prepare_corpus(folder: Path) -> None:
+    from launcher.prepare import PrepareOptions, TokenizerOptions, prepare
+
+    source = Path(sysconfig.get_paths()["stdlib"])
+    prepare(
+        PrepareOptions(
+            input=[str(source / name) for name in ("json", "email", "logging", "asyncio", "unittest", "xml")],
+            output=str(folder / "corpus"),
+            include=["*.py"],
+            tokenizer=TokenizerOptions(vocab_size=2048),
+            workers=1,
+        )
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=24)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--width", type=int, default=256)
+    parser.add_argument("--length", type=int, default=256)
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--ranks", type=int, nargs="*", default=[1, 2])
+    parser.add_argument("--side", help="for the processes that this command starts")
+    parser.add_argument("--folder", type=Path)
+    arguments = parser.parse_args()
+    if arguments.side:
+        work = run_ingot if arguments.side.startswith("ingot") else run_bare
+        seconds = work(arguments, arguments.side, arguments.folder)
+        if int(os.environ.get("RANK", 0)) == 0:
+            (arguments.folder / "seconds.json").write_text(json.dumps(seconds[WARM:]))
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        prepare_corpus(Path(folder))
+        for ranks in arguments.ranks:
+            compare(arguments, ranks, Path(folder))
+
+
+def compare(arguments: argparse.Namespace, ranks: int, folder: Path) -> None:
+    found: dict[str, list[float]] = {side: [] for side in SIDES[ranks]}
+    for _ in range(arguments.repeats):
+        for side, medians in found.items():
+            line = [str(Path(sys.executable).parent / "torchrun"), "--standalone", "--nproc_per_node", str(ranks)]
+            line = [*line, __file__, "--side", side, "--folder", str(folder), "--steps", str(arguments.steps)]
+            for name in ("width", "length", "batch"):
+                line += [f"--{name}", str(getattr(arguments, name))]
+            subprocess.run(line, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+            medians.append(statistics.median(json.loads((folder / "seconds.json").read_text())))
+    first = statistics.median(found[SIDES[ranks][0]])
+    print(f"{ranks} process(es), seconds a step: median of {arguments.repeats} runs, their range, and beside the first")
+    for side, medians in found.items():
+        middle = statistics.median(medians)
+        span = f"{min(medians):.4f} to {max(medians):.4f}"
+        print(f"  {side:30}{middle:9.4f}  {span:20}{middle / first:7.3f}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
