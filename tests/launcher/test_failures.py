@@ -50,7 +50,7 @@ class Ranks:
         self.processes: list[psutil.Process] = []
 
     def __enter__(self) -> "Ranks":
-        self._wait_for(lambda: all((self.folder / f"step-{rank}").exists() for rank in range(self.num_ranks)), 60)
+        self.wait_for(lambda: all((self.folder / f"step-{rank}").exists() for rank in range(self.num_ranks)), 60)
         pids = [int((self.folder / f"rank-{rank}").read_text()) for rank in range(self.num_ranks)]
         self.processes = [psutil.Process(pid) for pid in pids]
         return self
@@ -60,7 +60,7 @@ class Ranks:
             with suppress(psutil.NoSuchProcess):
                 process.kill()
 
-    def _wait_for(self, condition, seconds: float) -> None:
+    def wait_for(self, condition, seconds: float) -> None:
         end = time.monotonic() + seconds
         while not condition():
             assert time.monotonic() < end, self.output()
@@ -68,8 +68,8 @@ class Ranks:
 
     def end(self) -> list[int]:
         """Waits until nobody is left, and returns the exit codes of the launchers."""
-        self._wait_for(lambda: not any(running(process) for process in self.processes), SECONDS)
-        self._wait_for(lambda: all(launcher.poll() is not None for launcher in self.launchers), SECONDS)
+        self.wait_for(lambda: not any(running(process) for process in self.processes), SECONDS)
+        self.wait_for(lambda: all(launcher.poll() is not None for launcher in self.launchers), SECONDS)
         return [launcher.returncode for launcher in self.launchers]
 
     def output(self) -> str:
@@ -99,7 +99,7 @@ def test_a_rank_that_is_killed_is_named_by_the_others(tmp_path):
 def test_a_rank_that_hangs_is_ended_when_another_is_killed(tmp_path):
     """Rank 2 waits where no signal and no error of a collective reaches it."""
     with Ranks(tmp_path, "none", 3, "wait", "2") as ranks:
-        ranks._wait_for(lambda: (tmp_path / "step-2").read_text() == "9", 20)
+        ranks.wait_for(lambda: (tmp_path / "step-2").read_text() == "9", 20)
         ranks.processes[1].kill()
         assert ranks.end() == [REQUEUE, -signal.SIGKILL, REQUEUE], ranks.output()
     for rank in (0, 2):
@@ -132,7 +132,7 @@ def test_ranks_stop_together_when_their_launcher_is_killed(tmp_path, launcher):
         assert len(above) == {"torchrun": 1, "deepspeed": 2}[launcher]
         assert above[-1] == ranks.launchers[0].pid
         os.kill(above[-1], signal.SIGKILL)
-        ranks._wait_for(lambda: not any(running(process) for process in ranks.processes), SECONDS)
+        ranks.wait_for(lambda: not any(running(process) for process in ranks.processes), SECONDS)
     assert {path.name for path in tmp_path.glob("stopped-*")} == {"stopped-0", "stopped-1"}
     assert re.search(rf"its launcher, process {above[-1]}, has died; stopping", ranks.output())
 
