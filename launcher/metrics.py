@@ -74,7 +74,7 @@ class Metrics:
     def checkpoint(self, record: dict) -> None:
         self._record("checkpoint", record)
         if self.folder is not None:
-            self._say(f"step {record['step']}  checkpoint {record['path']} in {record['seconds']:.1f} s")
+            self._say(f"step {record['step']}  checkpoint {record['path']}, training waited {record['seconds']:.2f} s")
 
     def event(self, step: int, event: str, **more) -> None:
         """Something worth knowing that is no measurement: start, resume, stop, trouble."""

@@ -71,6 +71,8 @@ class Trainer:
         self.peak_flops = (
             peak_flops(torch.cuda.get_device_name(self.mesh.device), dtype) if self.mesh.device.type == "cuda" else None
         )
+        self.saver = checkpoint.Saver(folder / "checkpoints", config.run.keep)
+        self._saving: dict = {}  # what is known of the save under way
         self._stop_requested = False
         self._read_again = False
         self._saved_step = progress.step
@@ -87,6 +89,7 @@ class Trainer:
             return self._run()
         except Unreadable as problem:  # between two steps, on all ranks
             self.save()
+            self._finish_saving()
             if problem.code == exits.BAD_INPUT:
                 raise exits.BadInput(str(problem)) from None
             self.metrics.event(self.progress.step, str(problem))
@@ -109,6 +112,7 @@ class Trainer:
                 self.metrics.event(
                     progress.step, "loss or gradient is not finite; nothing is saved", loss=record["loss"]
                 )
+                self._finish_saving()  # of an earlier step
                 return exits.GIVE_UP
             if progress.step % run.log_every == 0 or progress.step == run.steps or stop:
                 self._report(record, timer)
@@ -118,12 +122,14 @@ class Trainer:
                 self.save()
             if stop:
                 self.save()
+                self._finish_saving()
                 self.metrics.event(progress.step, "stopped on request; start again to go on")
                 return exits.REQUEUE
             timer.lap()  # what evaluating and saving took is no part of a step
         self.save()
         if self.evaluate:
             self._evaluate()
+        self._finish_saving()
         return exits.DONE
 
     def _batches(self) -> Iterator[StepBatch]:
@@ -143,30 +149,41 @@ class Trainer:
                         break
 
     def save(self) -> None:
+        """Begins a checkpoint of the state as it is; the training waits for a copy of it alone."""
         progress = self.progress
         if self._saved_step == progress.step:
             return
+        self._finish_saving()
         start = time.perf_counter()
-        path = checkpoint.save(
-            self.folder / "checkpoints",
+        self.saver.begin(
             self.engine.shards(),
             step=progress.step,
             about={**{k: v for k, v in asdict(progress).items() if k != "step"}, **self.about},
-            keep=self.config.run.keep,
         )
         self._saved_step = progress.step
-        seconds = time.perf_counter() - start
-        self.metrics.checkpoint({"step": progress.step, "path": str(path), "seconds": round(seconds, 3)})
+        self._saving = {"step": progress.step, "seconds": round(time.perf_counter() - start, 3), "start": start}
+
+    def _finish_saving(self) -> None:
+        self._tell_saved(self.saver.finish())
+
+    def _tell_saved(self, path: Path | None) -> None:
+        if path is not None:
+            written = round(time.perf_counter() - self._saving.pop("start"), 3)
+            self.metrics.checkpoint({**self._saving, "path": str(path), "written_seconds": written})
 
     def _step(self, batch: StepBatch) -> tuple[dict, bool]:
         progress = self.progress
         # One collective on integers says all that ranks must agree on.
         counts = [batch.num_targets, batch.num_tokens, batch.fingerprint, batch.substituted]
         counts = [count * (self.mesh.tensor_rank == 0) for count in counts]  # tensor ranks read the same data
-        num_targets, num_tokens, fingerprint, substituted, stop, *damages = sum_over_ranks(
-            [*counts, self._stop_requested, *self.watch.counts(batch.error)]
+        num_targets, num_tokens, fingerprint, substituted, stop, ended, failed, *damages = sum_over_ranks(
+            [*counts, self._stop_requested, *self.saver.state(), *self.watch.counts(batch.error)]
         )
         step = progress.step + 1
+        path, trouble = self.saver.settle(ended, failed)
+        self._tell_saved(path)
+        if trouble:
+            self.metrics.event(progress.step, trouble)
         self._read_again = self.watch.settle(*damages, batch.error, step)
         self.watch.spend(substituted, batch.cursor - progress.cursor)
         torch.manual_seed((self.config.run.seed * 1_000_003 + step) * 65_537 + self.mesh.rank)  # dropout

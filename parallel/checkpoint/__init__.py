@@ -1,0 +1,30 @@
+"""Checkpoints that any layout can load: `format` (on disk), `files`, `owners`, `saving` and `loading`."""
+
+from parallel.checkpoint.format import (
+    FORMAT,
+    VERSION,
+    CheckpointError,
+    CheckpointMismatch,
+    committed,
+    read_manifest,
+    resolve,
+    step_name,
+)
+from parallel.checkpoint.loading import Reading, load, read_tensor
+from parallel.checkpoint.saving import Saver, save
+
+__all__ = [
+    "FORMAT",
+    "VERSION",
+    "CheckpointError",
+    "CheckpointMismatch",
+    "Reading",
+    "Saver",
+    "committed",
+    "load",
+    "read_manifest",
+    "read_tensor",
+    "resolve",
+    "save",
+    "step_name",
+]

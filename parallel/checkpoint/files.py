@@ -1,0 +1,138 @@
+"""Files of tensors in the safetensors format, written from memory without a second copy, and read in parts.
+
+Format: 8 bytes with the length of a JSON header, the header, and the tensors' bytes, row-major, one after the other.
+(The library of that name copies each tensor before it writes it, and each part that it reads.)
+"""
+
+import json
+import math
+import mmap
+import os
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from parallel.catalog import Rectangle
+
+_NAMES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.bfloat16: "BF16",
+    torch.float16: "F16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+_DTYPES = {name: dtype for dtype, name in _NAMES.items()}
+_BITS = {1: np.uint8, 2: np.int16, 4: np.int32, 8: np.int64}
+_TORCH_BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+_BLOCK = 64 << 20  # bytes written at once
+
+
+class FileDamaged(ValueError):
+    """A file that is not what its header says."""
+
+
+def write(path: Path, tensors: dict[str, torch.Tensor]) -> int:
+    """Writes tensors, which lie in host memory, and syncs the file. Returns its size in bytes.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    header, at = {}, 0
+    for key, tensor in tensors.items():
+        size = tensor.numel() * tensor.element_size()
+        header[key] = {
+            "dtype": _NAMES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [at, at + size],
+        }
+        at += size
+    text = json.dumps({"__metadata__": {"format": "pt"}, **header}, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb", buffering=0) as file:
+        _write_all(file, len(text).to_bytes(8, "little") + text)
+        for tensor in tensors.values():
+            flat = tensor.detach().contiguous().reshape(-1)
+            bits = memoryview(flat.view(torch.uint8).numpy())
+            for start in range(0, len(bits), _BLOCK):
+                _write_all(file, bits[start : start + _BLOCK])
+        os.fsync(file.fileno())
+        return 8 + len(text) + at
+
+
+def _write_all(file, data: bytes | memoryview) -> None:
+    while data:
+        data = data[file.write(data) :]  # a system call may write a part only
+
+
+class TensorFile:
+    """A file under reading. What is asked for is read, and nothing around it.
+
+    Raises:
+        FileDamaged: the header makes no sense for a file of this size.
+        OSError: it cannot be opened.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            length = int.from_bytes(file.read(8), "little")
+            if not 2 <= length <= size - 8:
+                raise FileDamaged(f"{path.name} has no header of tensors")
+            try:
+                self._header = json.loads(file.read(length))
+            except ValueError as error:
+                raise FileDamaged(f"{path.name} has a header that cannot be read: {error}") from None
+            self._start = 8 + length
+            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        self._map.madvise(mmap.MADV_RANDOM)  # no reading ahead into what another rank needs
+        self._header.pop("__metadata__", None)
+        for key, entry in self._header.items():
+            try:
+                begin, end = entry["data_offsets"]
+                expected = math.prod(entry["shape"]) * _DTYPES[entry["dtype"]].itemsize
+            except (KeyError, TypeError, ValueError):
+                raise FileDamaged(f"{path.name} says of {key} what makes no sense: {entry}") from None
+            if end - begin != expected or not 0 <= begin <= end <= size - self._start:
+                raise FileDamaged(f"{path.name} has no room for {key}")
+
+    def read_into(self, target: torch.Tensor, key: str, box: Rectangle) -> int:
+        """Fills `target` (any device) with the elements of `box`, an offset and shape in the stored tensor. Returns the
+        number of bytes.
+
+        Raises:
+            FileDamaged: there is no such tensor, or it has another type or shape.
+        """
+        entry = self._header.get(key)
+        if entry is None:
+            raise FileDamaged(f"{self.path.name} has no {key}")
+        dtype, shape = _DTYPES[entry["dtype"]], entry["shape"]
+        if dtype != target.dtype or any(o + n > s for o, n, s in zip(box.offset, box.shape, shape, strict=True)):
+            raise FileDamaged(f"{self.path.name} holds {key} as {entry['dtype']} {shape}")
+        width, begin = dtype.itemsize, self._start + entry["data_offsets"][0]
+        self._announce(begin, shape, box, width)
+        stored = np.ndarray(tuple(shape), dtype=_BITS[width], buffer=self._map, offset=begin)
+        part = stored[tuple(slice(o, o + n) for o, n in zip(box.offset, box.shape, strict=True))]
+        if target.device.type == "cpu":
+            np.copyto(target.view(_TORCH_BITS[width]).numpy(), part)
+        else:
+            target.view(_TORCH_BITS[width]).copy_(torch.from_numpy(np.ascontiguousarray(part)))
+        return box.numel * width
+
+    def _announce(self, begin: int, shape: list[int], box: Rectangle, width: int) -> None:
+        """Asks for the pages of a box of whole rows at once, before they are touched one by one."""
+        if not shape or tuple(box.shape[1:]) != tuple(shape[1:]):
+            return
+        row = math.prod(shape[1:]) * width
+        first = (begin + box.offset[0] * row) // mmap.PAGESIZE * mmap.PAGESIZE
+        last = begin + (box.offset[0] + box.shape[0]) * row
+        self._map.madvise(mmap.MADV_WILLNEED, first, last - first)
+
+    def close(self) -> None:
+        self._map.close()

@@ -1,0 +1,154 @@
+"""Checkpoints on disk: folders that exist once they are whole, and the manifest that says what is where.
+
+    CHECKPOINTS/LATEST                              name of the newest one: a hint for people, never trusted
+    CHECKPOINTS/step-00000200/manifest.json         step, files with sizes, tensors: shape, dtype, digest, ...
+    CHECKPOINTS/step-00000200/rank-00000.safetensors ...
+
+Files and manifest are written and synced in a temporary folder first, which then gets its final name. Nothing here is
+pickled, and a folder is never written into twice.
+"""
+
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+
+FORMAT, VERSION = "ingot-checkpoint", 2
+PARTIAL = ".partial"
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that is missing, damaged, or of another model."""
+
+
+class CheckpointMismatch(CheckpointError):
+    """A sound checkpoint of another model: going back to an older one would not help."""
+
+
+def step_name(step: int) -> str:
+    return f"step-{step:08d}"
+
+
+def read_manifest(path: Path) -> dict:
+    """The manifest of a checkpoint folder, after a look at whether its files are there and whole."""
+    try:
+        manifest = json.loads((path / "manifest.json").read_text())
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} is no checkpoint: it has no manifest.json") from None
+    except (ValueError, OSError) as error:
+        raise CheckpointError(f"checkpoint {path} is damaged: manifest.json cannot be read: {error}") from None
+    if not isinstance(manifest, dict) or (manifest.get("format"), manifest.get("version")) != (FORMAT, VERSION):
+        raise CheckpointError(f"checkpoint {path} has another format than {FORMAT} version {VERSION}")
+    for name, size in manifest["files"].items():
+        file = path / name
+        found = file.stat().st_size if file.exists() else None
+        if found != size:
+            state = "is missing" if found is None else f"has {found} bytes instead of {size}"
+            raise CheckpointError(f"checkpoint {path} is damaged: {name} {state}")
+    return manifest
+
+
+def committed(folder: Path) -> list[Path]:
+    """The checkpoints of a run, newest first. A name alone says nothing about what is inside."""
+    return sorted((p for p in folder.glob("step-*") if p.name[5:].isdigit()), reverse=True) if folder.is_dir() else []
+
+
+def resolve(path: Path) -> Path:
+    """The checkpoint that a path means: a checkpoint folder itself, or the newest one of a run that is whole."""
+    if (path / "manifest.json").exists():
+        return path
+    folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
+    errors = []
+    for candidate in committed(folder):
+        try:
+            read_manifest(candidate)
+            return candidate
+        except CheckpointError as error:
+            errors.append(str(error))
+    raise CheckpointError(
+        "; ".join(errors) or f"{path} holds no checkpoint: neither manifest.json nor checkpoints/step-*"
+    )
+
+
+def make_manifest(parts: list[dict], step: int, about: dict) -> dict:
+    """Joins what the ranks say of their files.
+
+    Args:
+        parts: `file`, `bytes`, and `tensors`, each with name, shape, dtype, digest of the rectangle, and rectangle.
+    """
+    tensors: dict[str, dict] = {}
+    for part in parts:
+        for item in part["tensors"]:
+            empty = {"shape": item["shape"], "dtype": item["dtype"], "digest": 0, "rectangles": []}
+            entry = tensors.setdefault(item["name"], empty)
+            entry["digest"] += item["digest"]
+            entry["rectangles"].append(item["rectangle"])
+    for entry in tensors.values():
+        entry["digest"] = f"{entry['digest'] % 2**64:016x}"
+    files = {part["file"]: part["bytes"] for part in parts if part["file"]}
+    head = {"format": FORMAT, "version": VERSION, "step": step}
+    return {**head, **about, "files": files, "tensors": dict(sorted(tensors.items()))}
+
+
+def commit(temporary: Path, final: Path, manifest: dict, keep: int) -> None:
+    """Manifest, names, LATEST, and then old ones away, in the order in which a crash at any point leaves a whole
+    checkpoint or none."""
+    write_text(temporary / "manifest.json", _text(manifest))
+    sync(temporary)
+    if final.exists():  # a damaged one that this run has passed again: left for inspection under another name
+        final.rename(_free_name(final))
+    temporary.rename(final)
+    sync(final.parent)
+    write_text(final.parent / "LATEST", final.name + "\n")
+    _drop_old(final.parent, keep)
+
+
+def drop_leftovers(folder: Path, mine: Path | None = None) -> None:
+    """Removes what saves and removals that were cut short have left; not `mine`."""
+    for pattern in (f".step-*{PARTIAL}", ".step-*.dropped"):
+        for left in folder.glob(pattern):
+            if left != mine:
+                shutil.rmtree(left, ignore_errors=True)
+
+
+def _drop_old(folder: Path, keep: int) -> None:
+    """Leaves the `keep` newest; 0 leaves all."""
+    for old in committed(folder)[keep:] if keep else []:
+        # Renamed first: a half-deleted folder must not look like a damaged checkpoint.
+        doomed = folder / f".{old.name}.dropped"
+        old.rename(doomed)
+        shutil.rmtree(doomed, ignore_errors=True)
+
+
+def _free_name(path: Path) -> Path:
+    number = 1
+    while (other := path.with_name(f"{path.name}.damaged-{number}")).exists():
+        number += 1
+    print(f"{path} is damaged and was kept as {other.name}", file=sys.stderr)
+    return other
+
+
+def _text(manifest: dict) -> str:
+    """JSON with one line for each key and each tensor, so that people can read, search and compare it."""
+    tensors = ",\n  ".join(f"{json.dumps(name)}: {json.dumps(entry)}" for name, entry in manifest["tensors"].items())
+    lines = [f"{json.dumps(key)}: {json.dumps(value)}" for key, value in manifest.items() if key != "tensors"]
+    return "{\n " + ",\n ".join([*lines, '"tensors": {\n  ' + tensors + "\n }"]) + "\n}\n"
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a file that is whole, or as it was, whenever the machine stops."""
+    temporary = path.with_name(path.name + ".new")
+    with temporary.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
