@@ -1,5 +1,6 @@
 """A pretraining run, from its configuration to its exit code: open, build, resume, train."""
 
+import os
 import shutil
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from launcher.exits import DONE, bad_input
 from launcher.lifeline import Lifeline
 from launcher.metrics import Metrics
 from launcher.resume import check_same_data, choose_start, data_stamp, resume
+from launcher.run_lock import lock
 from launcher.trainer import Trainer
 from model.flops import summary
 from parallel import mesh as meshes
@@ -34,6 +36,7 @@ def pretrain(config: TrainConfig) -> int:
 def _pretrain(config: TrainConfig, lifeline: Lifeline) -> int:
     folder = Path(config.run.dir) / config.run.name
     with bad_input():
+        held = lock(folder) if folder.is_dir() and int(os.environ.get("RANK", 0)) == 0 else None
         cache, quarantine = build.open_cache(config), Quarantine()
         corpora = build.open_corpora(config.data.train, "train", config, cache, quarantine)
         held_out = build.open_corpora(config.data.validation, "validation", config, cache, quarantine)
@@ -56,6 +59,9 @@ def _pretrain(config: TrainConfig, lifeline: Lifeline) -> int:
         progress, notes = resume(engine, starts, config, stamp)
 
     if mesh.is_main:
+        folder.mkdir(parents=True, exist_ok=True)
+        with bad_input():
+            held = held or lock(folder)
         _write_run_folder(folder, config, tokenizer)
     metrics = Metrics(folder if mesh.is_main else None, steps=config.run.steps, step=progress.step)
     metrics.say(summary(config.model))
@@ -104,6 +110,8 @@ def _pretrain(config: TrainConfig, lifeline: Lifeline) -> int:
         return code
     finally:
         metrics.close()
+        if held is not None:
+            held.close()
         for each in (reader, *readers):
             each.close()
 

@@ -74,6 +74,11 @@ def resume(engine: Engine, starts: list[Path], config: TrainConfig, stamp: dict)
         if not config.data.allow_changed:
             progress.quarantine = [(sha256, bundle) for sha256, bundle in manifest.get("quarantine", [])]
         return progress, notes
+    if not errors and config.run.weights_from is not None:
+        path = checkpoint.resolve(Path(config.run.weights_from))
+        checkpoint.load(path, engine.shards(), only="model/")
+        engine.refresh(0)
+        return Progress(), [f"weights from {path}"]
     if errors:
         raise CheckpointError(
             "; ".join(errors) + ". None of the checkpoints is sound; mend or remove them, or choose another run.name"

@@ -34,7 +34,7 @@ def test_a_run_is_valid_for_one_and_two_ranks_and_builds(path):
 def test_a_run_says_what_matters_instead_of_leaving_it_to_defaults(path):
     """Sections are complete but for options that have no effect there, which these few lists name."""
     silent = {
-        "run": {"dry", "dry_ranks", "device_memory_gb"},
+        "run": {"dry", "dry_ranks", "device_memory_gb", "weights_from"},
         "model": {"head_dim", "num_kv_heads", "rotary_base", "qk_norm", "token_types", "embedding_norm",
                   "head_transform", "head_bias", "pair_head", "attention_dropout", "first_norm", "qkv_bias",
                   "output_bias", "mlp_bias", "norm_bias", "position_offset", "rotary_local_base", "rotary_scaling",
