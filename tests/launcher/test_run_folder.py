@@ -17,7 +17,8 @@ def test_a_second_run_in_a_folder_is_refused_and_the_first_goes_on(corpus, tmp_p
         metrics = tmp_path / "runs/tiny/metrics.jsonl"
         end = time.monotonic() + 120
         while not (metrics.exists() and records(tmp_path / "runs/tiny")):
-            assert first.poll() is None and time.monotonic() < end
+            assert first.poll() is None
+            assert time.monotonic() < end
             time.sleep(0.1)
         second = launch("python", "--config", config, "--run.steps", 3, "--run.resume", "auto", code=2)
         assert f"process {first.pid} on " in second.stderr

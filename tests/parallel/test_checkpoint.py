@@ -48,6 +48,7 @@ def load_with_all(folder: Path, sources: list[str]) -> dict:
     return after
 
 
+@pytest.mark.slow
 @pytest.mark.distributed
 def test_any_engine_loads_what_any_other_saved_on_another_number_of_ranks(tmp_path):
     straight = run_ranks(save_with_all, 2, tmp_path)[0]

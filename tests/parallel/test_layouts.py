@@ -72,7 +72,9 @@ def load_and_go_on(folder) -> list:
         engine = engine_in(model, layout, world)
         for shard in engine.shards():
             shard.tensor.fill_(torch.nan)  # whatever is not read shows
-        checkpoint.load(folder / model / "step-00000004", engine.shards())  # checks every digest
+        reading = checkpoint.Reading()
+        checkpoint.load(folder / model / "step-00000004", engine.shards(), reading=reading)  # checks every digest
+        assert 0 < reading.needed <= reading.read <= 1.02 * reading.needed
         engine.refresh(4)
         after.append(train_on(engine, model, layout, 4, 7))
     meshes.stop()
