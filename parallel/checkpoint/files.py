@@ -116,23 +116,23 @@ class TensorFile:
         if dtype != target.dtype or any(o + n > s for o, n, s in zip(box.offset, box.shape, shape, strict=True)):
             raise FileDamaged(f"{self.path.name} holds {key} as {entry['dtype']} {shape}")
         width, begin = dtype.itemsize, self._start + entry["data_offsets"][0]
-        self._announce(begin, shape, box, width)
+        pages = self._pages(begin, shape, box, width)
+        self._map.madvise(mmap.MADV_WILLNEED, *pages)
         stored = np.ndarray(tuple(shape), dtype=_BITS[width], buffer=self._map, offset=begin)
         part = stored[tuple(slice(o, o + n) for o, n in zip(box.offset, box.shape, strict=True))]
         if target.device.type == "cpu":
             np.copyto(target.view(_TORCH_BITS[width]).numpy(), part)
         else:
             target.view(_TORCH_BITS[width]).copy_(torch.from_numpy(np.ascontiguousarray(part)))
+        self._map.madvise(mmap.MADV_DONTNEED, *pages)  # they count as this process's memory otherwise
         return box.numel * width
 
-    def _announce(self, begin: int, shape: list[int], box: Rectangle, width: int) -> None:
-        """Asks for the pages of a box of whole rows at once, before they are touched one by one."""
-        if not shape or tuple(box.shape[1:]) != tuple(shape[1:]):
-            return
+    def _pages(self, begin: int, shape: list[int], box: Rectangle, width: int) -> tuple[int, int]:
+        """Start and length of the pages with the rows of a box; of all of them, if these are parts of rows."""
         row = math.prod(shape[1:]) * width
-        first = (begin + box.offset[0] * row) // mmap.PAGESIZE * mmap.PAGESIZE
-        last = begin + (box.offset[0] + box.shape[0]) * row
-        self._map.madvise(mmap.MADV_WILLNEED, first, last - first)
+        rows = (box.offset[0], box.shape[0]) if shape else (0, 1)
+        first = (begin + rows[0] * row) // mmap.PAGESIZE * mmap.PAGESIZE
+        return first, begin + (rows[0] + rows[1]) * row - first
 
     def close(self) -> None:
         self._map.close()
