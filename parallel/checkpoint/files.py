@@ -8,6 +8,7 @@ import json
 import math
 import mmap
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -30,15 +31,18 @@ _NAMES = {
 _DTYPES = {name: dtype for dtype, name in _NAMES.items()}
 _BITS = {1: np.uint8, 2: np.int16, 4: np.int32, 8: np.int64}
 _TORCH_BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-_BLOCK = 64 << 20  # bytes written at once
+_BLOCK = 16 << 20  # bytes written at once
 
 
 class FileDamaged(ValueError):
     """A file that is not what its header says."""
 
 
-def write(path: Path, tensors: dict[str, torch.Tensor]) -> int:
+def write(path: Path, tensors: dict[str, torch.Tensor], pause: Callable[[], None] = lambda: None) -> int:
     """Writes tensors, which lie in host memory, and syncs the file. Returns its size in bytes.
+
+    Args:
+        pause: called after each block.
 
     Raises:
         OSError: the file cannot be written.
@@ -61,6 +65,7 @@ def write(path: Path, tensors: dict[str, torch.Tensor]) -> int:
             bits = memoryview(flat.view(torch.uint8).numpy())
             for start in range(0, len(bits), _BLOCK):
                 _write_all(file, bits[start : start + _BLOCK])
+                pause()
         os.fsync(file.fileno())
         return 8 + len(text) + at
 

@@ -23,6 +23,8 @@ from parallel.checkpoint.owners import owned
 from parallel.digest import digest
 from parallel.mesh import sum_over_ranks
 
+PAUSE = 15.0
+"""Where training computes on the CPU too: seconds for which a save rests for each second that it works."""
 ATTEMPTS = 3
 """How often a part is written before a save is given up."""
 
@@ -71,7 +73,8 @@ class Saver:
             torch.cuda.synchronize()
         stalled = time.perf_counter() - start
         temporary = self.folder / f".{step_name(step)}.{self._token}{PARTIAL}"
-        self._save = _Save(temporary, self.folder / step_name(step), copies, step, about)
+        slow = not any(shard.tensor.is_cuda for shard in mine)
+        self._save = _Save(temporary, self.folder / step_name(step), copies, step, about, PAUSE if slow else 0.0)
         self._save.run(self._write)
         return stalled
 
@@ -109,6 +112,7 @@ class Saver:
         """Waits until nothing is under way. Returns the checkpoint that this finished, if there was one."""
         found = None
         while self.busy:
+            self._save.hurry.set()
             self._save.thread.join()
             found = self.settle(*sum_over_ranks(self.state()))[0] or found
         return found
@@ -143,11 +147,15 @@ class Saver:
             drop_leftovers(self.folder, save.temporary)
             self._leftovers_are_there = False
         save.temporary.mkdir(parents=True, exist_ok=True)
-        file, rank = f"rank-{dist.get_rank():05d}.safetensors", save.copies
+        file = f"rank-{dist.get_rank():05d}.safetensors"
         save.part = {"file": None, "bytes": 0, "tensors": []}
-        if rank:
-            size = write(save.temporary / file, {key_of(shard): shard.tensor for shard in rank})
-            save.part = {"file": file, "bytes": size, "tensors": [_describe(shard, file) for shard in rank]}
+        if save.copies:
+            size = write(save.temporary / file, {key_of(shard): shard.tensor for shard in save.copies}, save.rest)
+            described = []
+            for shard in save.copies:
+                described.append(_describe(shard, file))
+                save.rest()
+            save.part = {"file": file, "bytes": size, "tensors": described}
 
     def _commit(self, save: "_Save") -> None:
         if self._main:
@@ -157,13 +165,15 @@ class Saver:
 class _Save:
     """One save under way on this rank."""
 
-    def __init__(self, temporary: Path, final: Path, copies: list[Shard], step: int, about: dict):
+    def __init__(self, temporary: Path, final: Path, copies: list[Shard], step: int, about: dict, pause: float):
         self.temporary, self.final, self.copies, self.step, self.about = temporary, final, copies, step, about
         self.phase, self.attempts = "writing", 0
         self.part: dict = {}
         self.parts: list | None = None
         self.error: Exception | None = None
         self.thread: threading.Thread
+        self.hurry = threading.Event()  # someone waits for it
+        self._pause, self._worked = pause, 0.0
 
     def run(self, work: Callable[["_Save"], None]) -> None:
         self.error = None
@@ -171,6 +181,7 @@ class _Save:
         def target() -> None:
             with contextlib.suppress(OSError, AttributeError):  # of a thread alone, on Linux; training goes first
                 os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
+            self._worked = time.thread_time()
             try:
                 work(self)
             except Exception as error:
@@ -178,6 +189,11 @@ class _Save:
 
         self.thread = threading.Thread(target=target, name="checkpoint")
         self.thread.start()
+
+    def rest(self) -> None:
+        """Leaves the cores to the training, in proportion to what this thread has used of them since the last call."""
+        self.hurry.wait(self._pause * (time.thread_time() - self._worked))
+        self._worked = time.thread_time()
 
 
 def save(folder: Path, shards: list[Shard], *, step: int, about: dict, keep: int) -> Path:
