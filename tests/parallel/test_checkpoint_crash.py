@@ -13,6 +13,7 @@ from parallel import checkpoint
 from parallel import mesh as meshes
 from parallel.checkpoint import files
 from tests.parallel.toy import build, train
+from tests.ranks import run_ranks
 
 STEPS, KEEP = 5, 2
 CALLS = ("fsync", "rename", "replace", "mkdir", "rmdir", "unlink")
@@ -93,14 +94,6 @@ class _Points:
         return counted
 
 
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory) -> tuple[float, int]:
-    """The last loss, and how many points there are."""
-    folder = tmp_path_factory.mktemp("undisturbed")
-    assert in_a_child(run, folder, 0) == 0
-    return float((folder / "last").read_text()), int((folder / "points").read_text())
-
-
 def survive(folder: Path, point: int, expected: float) -> None:
     assert in_a_child(run, folder, point) == -signal.SIGKILL, f"point {point}"
     names = {path.name for path in checkpoint.committed(folder / "checkpoints")}
@@ -117,19 +110,29 @@ def survive(folder: Path, point: int, expected: float) -> None:
         assert left == ["LATEST", "step-00000004", "step-00000005"], f"point {point}"
 
 
-def points(undisturbed, tmp_path, every: int) -> None:
-    expected, number = undisturbed
+def sweep(folder: Path, every: int) -> tuple[int, int]:
+    """Kills at each `every`-th point. In a process that has not computed yet, since one that has cannot be forked.
+
+    Returns:
+        The number of points, and of those that were tried.
+    """
+    (folder / "undisturbed").mkdir()
+    assert in_a_child(run, folder / "undisturbed", 0) == 0
+    expected, number = (float((folder / "undisturbed" / name).read_text()) for name in ("last", "points"))
+    chosen = range(1, int(number) + 1, every)
+    for point in chosen:
+        (folder / str(point)).mkdir()
+        survive(folder / str(point), point, expected)
+    return int(number), len(chosen)
+
+
+def test_a_kill_at_some_points_of_a_save_loses_nothing(tmp_path):
+    ((number, tried),) = run_ranks(sweep, 1, tmp_path, 11)
     assert number > 100
-    for point in range(1, number + 1, every):
-        folder = tmp_path / str(point)
-        folder.mkdir()
-        survive(folder, point, expected)
-
-
-def test_a_kill_at_some_points_of_a_save_loses_nothing(undisturbed, tmp_path):
-    points(undisturbed, tmp_path, every=11)
+    assert tried > 9
 
 
 @pytest.mark.slow
-def test_a_kill_at_any_point_of_a_save_loses_nothing(undisturbed, tmp_path):
-    points(undisturbed, tmp_path, every=1)
+def test_a_kill_at_any_point_of_a_save_loses_nothing(tmp_path):
+    ((number, tried),) = run_ranks(sweep, 1, tmp_path, 1, timeout=1800.0)
+    assert number == tried > 100
