@@ -91,15 +91,19 @@ def make_manifest(parts: list[dict], step: int, about: dict) -> dict:
     return {**head, **about, "files": files, "tensors": dict(sorted(tensors.items()))}
 
 
-def commit(temporary: Path, final: Path, manifest: dict, keep: int) -> None:
-    """Manifest, names, LATEST, and then old ones away, in the order in which a crash at any point leaves a whole
-    checkpoint or none."""
+def publish(temporary: Path, final: Path, manifest: dict) -> None:
+    """Manifest and names, in the order in which a crash at any point leaves a whole checkpoint or none."""
     write_text(temporary / "manifest.json", _text(manifest))
     sync(temporary)
     if final.exists():  # a damaged one that this run has passed again: left for inspection under another name
         final.rename(_free_name(final))
     temporary.rename(final)
     sync(final.parent)
+
+
+def commit(temporary: Path, final: Path, manifest: dict, keep: int) -> None:
+    """Publishes a run's newest checkpoint, names it in LATEST, and drops old ones."""
+    publish(temporary, final, manifest)
     write_text(final.parent / "LATEST", final.name + "\n")
     _drop_old(final.parent, keep)
 

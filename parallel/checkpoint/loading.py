@@ -45,7 +45,7 @@ def load(path: Path, shards: list[Shard], *, only: str = "", reading: Reading | 
     problem, files = "", {}
     try:
         for shard in shards:
-            _read(path, entries[shard.name], shard, files, reading)
+            read_shard(path, entries[shard.name], shard, files, reading)
     except (OSError, CheckpointError, FileDamaged) as error:
         problem = f"{type(error).__name__}: {error}"
     finally:
@@ -68,7 +68,7 @@ def read_tensor(path: Path, manifest: dict, name: str) -> torch.Tensor:
     tensor = torch.empty(shape, dtype=getattr(torch, entry["dtype"]))
     files: dict[str, TensorFile] = {}
     try:
-        _read(path, entry, Shard(name, shape, Rectangle((0,) * len(shape), shape), tensor), files, Reading())
+        read_shard(path, entry, Shard(name, shape, Rectangle((0,) * len(shape), shape), tensor), files, Reading())
     except FileDamaged as error:
         raise CheckpointError(f"checkpoint {path} is damaged: {error}") from None
     finally:
@@ -77,7 +77,17 @@ def read_tensor(path: Path, manifest: dict, name: str) -> torch.Tensor:
     return tensor
 
 
-def _read(path: Path, entry: dict, shard: Shard, files: dict[str, TensorFile], reading: Reading) -> None:
+def read_shard(path: Path, entry: dict, shard: Shard, files: dict[str, TensorFile], reading: Reading) -> None:
+    """Fills a rectangle of a tensor from the files of the checkpoint at `path`.
+
+    Args:
+        entry: the tensor's in the manifest.
+        files: those that are open; what is opened is added.
+
+    Raises:
+        CheckpointError: some of its elements are in no file.
+        FileDamaged, OSError: a file is not what the manifest says, or not there.
+    """
     missing = shard.rectangle.numel
     reading.needed += missing * shard.tensor.element_size()
     for item in entry["rectangles"]:

@@ -153,7 +153,7 @@ class Saver:
             size = write(save.temporary / file, {key_of(shard): shard.tensor for shard in save.copies}, save.rest)
             described = []
             for shard in save.copies:
-                described.append(_describe(shard, file))
+                described.append(describe(shard, file))
                 save.rest()
             save.part = {"file": file, "bytes": size, "tensors": described}
 
@@ -208,7 +208,8 @@ def key_of(shard: Shard) -> str:
     return shard.name + "@" + ",".join(map(str, shard.rectangle.offset))
 
 
-def _describe(shard: Shard, file: str) -> dict:
+def describe(shard: Shard, file: str) -> dict:
+    """What a manifest says of a rectangle."""
     return {
         "name": shard.name,
         "shape": list(shard.global_shape),

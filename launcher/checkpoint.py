@@ -1,0 +1,80 @@
+"""Looks at checkpoints and makes new ones of them, on any machine, without a GPU, some rows of a tensor at a time.
+
+checkpoint.py list RUN                                 what a run has saved, sound or damaged
+checkpoint.py show CKPT                                step, layout, tensors, and who holds which part of them
+checkpoint.py verify CKPT...                           every byte against the digests; 0, or 2 with all that is wrong
+checkpoint.py diff A B                                 0 when they are equal, 1 when they differ
+checkpoint.py average A B... --output RUN              a run folder with the mean of their weights
+checkpoint.py export CKPT --output DIR                 a Hugging Face folder, or, with --format dcp, torch's own
+checkpoint.py import DIR --config FILE --output RUN    from DeepSpeed ZeRO or torch DCP, optimizer included
+checkpoint.py plan CKPT --config FILE --ranks N        whether it loads into another layout
+
+CKPT is a run folder, whose newest sound checkpoint is taken, or the folder of a checkpoint.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+if (
+    __name__ == "__main__"
+):  # as a script, the repository leads the import path, not launcher/, whose files could hide libraries
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from launcher.exits import BadInput, bad_input, run_main
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str):
+        raise BadInput(f"{message}\n{self.format_usage().strip()}")
+
+
+def parser() -> argparse.ArgumentParser:
+    whole = _Parser(prog="checkpoint.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = whole.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
+
+    def add(name: str, text: str) -> argparse.ArgumentParser:
+        return commands.add_parser(name, help=text, description=text)
+
+    command = add("list", "The checkpoints of a run, newest first.")
+    command.add_argument("run", type=Path)
+    command = add("show", "What is in a checkpoint, and which file holds which part.")
+    command.add_argument("checkpoint", type=Path)
+    command.add_argument("--tensor", default="*", help="a pattern of names, such as 'model/blocks.0.*'")
+    command.add_argument("--digests", action="store_true", help="print the digest of each tensor")
+    command = add("verify", "Reads every byte and compares each tensor with its digest.")
+    command.add_argument("checkpoint", type=Path, nargs="+")
+    command = add("diff", "Which tensors and settings of two checkpoints differ, and how far.")
+    command.add_argument("one", type=Path)
+    command.add_argument("other", type=Path)
+    command.add_argument("--weights", action="store_true", help="leave the optimizer out")
+    command = add("average", "The mean of the weights of several checkpoints of one model, without an optimizer.")
+    command.add_argument("checkpoint", type=Path, nargs="+")
+    command.add_argument("--output", type=Path, required=True, help="a new run folder")
+    command.add_argument("--shares", type=float, nargs="+", help="one for each checkpoint; by default all alike")
+    command = add("export", "A folder for other software.")
+    command.add_argument("checkpoint", type=Path)
+    command.add_argument("--output", type=Path, required=True)
+    command.add_argument("--format", choices=["huggingface", "dcp"], default="huggingface")
+    command = add("import", "A run folder from a checkpoint of DeepSpeed ZeRO or of torch.distributed.checkpoint.")
+    command.add_argument("source", type=Path, help="a tag's folder of DeepSpeed, or a DCP folder")
+    command.add_argument("--config", type=Path, required=True, help="configuration of the run; its model is compared")
+    command.add_argument("--output", type=Path, required=True, help="a new run folder")
+    command.add_argument("--step", type=int, default=0, help="optimizer steps that the checkpoint has behind it")
+    command = add("plan", "Whether a checkpoint loads into a configuration, and what each rank would read and hold.")
+    command.add_argument("checkpoint", type=Path)
+    command.add_argument("--config", type=Path, required=True)
+    command.add_argument("--ranks", type=int, required=True)
+    return whole
+
+
+def main(argv: list[str]) -> int:
+    options = parser().parse_args(argv)
+    from launcher import checkpoint_commands
+
+    with bad_input():
+        return checkpoint_commands.COMMANDS[options.command](options)
+
+
+if __name__ == "__main__":
+    run_main(main)
