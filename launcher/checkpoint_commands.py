@@ -198,9 +198,11 @@ def _whole(opened: Opened, name: str) -> torch.Tensor:
 def bring_in(options: argparse.Namespace) -> int:
     config = parse(TrainConfig, ["--config", str(options.config)], "")
     with torch.device("meta"):
-        shapes = {name: tuple(p.shape) for name, p in LanguageModel(config.model).named_parameters()}
+        model = LanguageModel(config.model)
+    shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
+    others = {name for name, _ in model.named_parameters(remove_duplicate=False)} - shapes.keys()
     about = {"cursor": 0, "tokens": 0, "config": config.to_dict(), "imported": str(options.source)}
-    with brought_in(options.source, shapes) as shards:
+    with brought_in(options.source, shapes, others) as shards:
         _new_run(options.output, options.step, shards, about)
     print(f"{options.output}: {len(shapes)} parameters with {' and '.join(STATES)}, at step {options.step}")
     return DONE

@@ -16,10 +16,11 @@ Shapes = dict[str, tuple[int, ...]]
 
 
 @contextmanager
-def brought_in(source: Path, shapes: Shapes) -> Iterator[Iterator[Shard]]:
+def brought_in(source: Path, shapes: Shapes, other_names: set[str]) -> Iterator[Iterator[Shard]]:
     """Weights and AdamW's moments of the parameters in `shapes`, one after the other.
 
     Args:
+        other_names: further names of shared parameters, which the source may list too.
         source: a folder of torch.distributed.checkpoint, or the folder of a tag that DeepSpeed's `save_checkpoint` has
             written at any ZeRO stage. Both are pickles in part: only open those that you trust.
 
@@ -30,7 +31,7 @@ def brought_in(source: Path, shapes: Shapes) -> Iterator[Iterator[Shard]]:
         yield _from_dcp(source, shapes)
     elif any(source.glob("*_optim_states.pt")):
         with tempfile.TemporaryDirectory(dir=source.parent) as folder:
-            yield _from_deepspeed(source, Path(folder) / "universal", shapes)
+            yield _from_deepspeed(source, Path(folder) / "universal", shapes, other_names)
     else:
         raise ValueError(
             f"{source} is no checkpoint of DeepSpeed (a tag's folder with *_optim_states.pt) or torch DCP (.metadata)"
@@ -66,7 +67,7 @@ def _one(source: Path, stored: dict, what: str, ends: tuple[str, ...]) -> str:
     return found[0]
 
 
-def _from_deepspeed(source: Path, universal: Path, shapes: Shapes) -> Iterator[Shard]:
+def _from_deepspeed(source: Path, universal: Path, shapes: Shapes, other_names: set[str]) -> Iterator[Shard]:
     """By way of DeepSpeed's universal format, in which each parameter has a folder."""
     tool = "from deepspeed.checkpoint.ds_to_universal import main, parse_arguments; main(parse_arguments())"
     line = [sys.executable, "-c", tool, "--input_folder", str(source), "--output_folder", str(universal)]
@@ -74,6 +75,7 @@ def _from_deepspeed(source: Path, universal: Path, shapes: Shapes) -> Iterator[S
     if result.returncode:
         raise ValueError(f"DeepSpeed cannot convert {source}: {result.stderr.strip().splitlines()[-1]}")
     folders = {path.name.removeprefix("module."): path for path in (universal / "zero").iterdir() if path.is_dir()}
+    folders = {name: path for name, path in folders.items() if name not in other_names}
     if odd := sorted(folders.keys() ^ shapes.keys()):
         raise ValueError(f"{source} is of another model; on one side only: {', '.join(odd[:5])}")
     for name, folder in folders.items():
