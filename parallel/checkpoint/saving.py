@@ -43,6 +43,7 @@ class Saver:
         dist.broadcast_object_list(token)
         self._token = token[0]
         self._main = dist.get_rank() == 0
+        self._mine: set | None = None  # keys of what this rank writes: the same in each save
         self._buffers: dict[tuple, torch.Tensor] = {}
         self._save: _Save | None = None
         self._leftovers_are_there = True
@@ -66,7 +67,9 @@ class Saver:
             CheckpointError: the earlier save could not be written.
         """
         self.finish()
-        mine = owned(shards)
+        if self._mine is None:
+            self._mine = {shard.key for shard in owned(shards)}
+        mine = [shard for shard in shards if shard.key in self._mine]
         start = time.perf_counter()
         copies = [self._copy(shard) for shard in mine]
         if any(shard.tensor.is_cuda for shard in mine):
