@@ -62,9 +62,8 @@ def measure(ranks: int) -> None:
     manifest = make_manifest(parts, 1, {})
     seconds, peak = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     count = sum(len(entry["rectangles"]) for entry in manifest["tensors"].values())
-    print(
-        f"{ranks:6} ranks: {count:10,} rectangles, shared out {shared:7.1f} s, all {seconds:7.1f} s, {peak / 1e9:6.2f} GB"
-    )
+    print(f"{ranks:6} ranks: {count:10,} rectangles, {shared:6.1f} s to share out, {seconds:6.1f} s in all", end="")
+    print(f", {peak / 1e9:.2f} GB")
 
 
 def main() -> None:
