@@ -49,7 +49,7 @@ def save_with_deepspeed(folder: Path, stage: int) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.distributed
-@pytest.mark.parametrize("stage", [1, pytest.param(2, marks=pytest.mark.slow), 3])
+@pytest.mark.parametrize("stage", [1, *(pytest.param(stage, marks=pytest.mark.slow) for stage in (2, 3))])
 def test_weights_and_moments_are_deepspeeds_to_the_last_bit(tmp_path, stage):
     expected = run_ranks(save_with_deepspeed, 2, tmp_path / "theirs", stage)[0]
     config = TrainConfig()

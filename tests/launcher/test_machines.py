@@ -23,7 +23,7 @@ def start_on_two_machines(launcher: str, folder, arguments: list) -> list[list[s
 
 
 @pytest.mark.distributed
-@pytest.mark.parametrize("launcher", ["torchrun", "deepspeed"])
+@pytest.mark.parametrize("launcher", ["torchrun", pytest.param("deepspeed", marks=pytest.mark.slow)])
 def test_two_launchers_train_what_one_trains(corpus, tmp_path, launcher):
     config = write_config(tmp_path, corpus)
     layout = ["--config", config, "--parallel.precision", "fp32", "--parallel.zero_stage", 2, "--run.steps", 8]

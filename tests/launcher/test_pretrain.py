@@ -14,13 +14,16 @@ from tests.launcher.runs import command, environment, launch, records, write_con
 LAYOUTS = [
     pytest.param("deepspeed 1", "zero", 3, "bf16", marks=pytest.mark.slow),
     ("deepspeed 2", "zero", 1, "bf16"),
-    ("torchrun 2", "zero", 0, "bf16"),
+    pytest.param("torchrun 2", "zero", 0, "bf16", marks=pytest.mark.slow),
     ("torchrun 2", "fsdp", 0, "bf16"),
     pytest.param("deepspeed 2", "zero", 3, "fp32", marks=pytest.mark.slow),
     pytest.param("torchrun 2", "zero", 2, "fp32", marks=pytest.mark.slow),
     ("python", "zero", 1, "fp32"),
 ]
-SHARED = [("torchrun 4", ["fsdp", "--parallel.data_shard", 1]), ("deepspeed 2", ["zero", "--parallel.zero_stage", 3])]
+SHARED = [
+    pytest.param("torchrun 4", ["fsdp", "--parallel.data_shard", 1], marks=pytest.mark.slow),
+    ("deepspeed 2", ["zero", "--parallel.zero_stage", 3]),
+]
 TOLERANCE = {"bf16": 1e-3, "fp32": 1e-5}  # of the first 20 losses, relative
 
 TRAIN_KEYS = {
