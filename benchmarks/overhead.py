@@ -11,6 +11,7 @@ first ones, a side's that of its runs.
 import argparse
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -51,14 +52,10 @@ def config_of(arguments: argparse.Namespace, side: str, folder: Path):
 
 def run_ingot(arguments: argparse.Namespace, side: str, folder: Path) -> list[float]:
     """Seconds of each step, as the run reports them: reading, both passes, update, and reporting."""
-    import shutil
-
     from launcher.pretraining import pretrain
 
     config = config_of(arguments, side, folder)
     run = folder / config.run.name
-    if int(os.environ.get("RANK", 0)) == 0:
-        shutil.rmtree(run, ignore_errors=True)
     pretrain(config)
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return [line["step_seconds"] for line in lines if line["kind"] == "train"]
@@ -185,6 +182,7 @@ def compare(arguments: argparse.Namespace, ranks: int, folder: Path) -> None:
             line = [*line, __file__, "--side", side, "--folder", str(folder), "--steps", str(arguments.steps)]
             for name in ("width", "length", "batch"):
                 line += [f"--{name}", str(getattr(arguments, name))]
+            shutil.rmtree(folder / side.replace(" ", "-"), ignore_errors=True)
             subprocess.run(line, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
             medians.append(statistics.median(json.loads((folder / "seconds.json").read_text())))
     first = statistics.median(found[SIDES[ranks][0]])
