@@ -253,7 +253,11 @@ def main() -> None:
         found = PARTS[arguments.part](arguments.folder, arguments.engine)
         if int(os.environ["RANK"]) == 0:
             (arguments.folder / "found.json").write_text(json.dumps(found))
-        return
+        from launcher.exits import leave
+        from parallel import mesh as meshes
+
+        meshes.stop()
+        leave(0)
     rows: dict[str, list[dict]] = {}
     for _ in range(arguments.repeats):
         with tempfile.TemporaryDirectory() as name:

@@ -78,17 +78,22 @@ def measure(model: str, layout: Layout, world: Mesh, **parallel: object) -> dict
     _engines.append(engine)
     engine.module.train()
     batch = _batch(config)
-    _accumulate(engine, batch, layout)
-    states = {a: n for a, n in live_storages().items() if a not in before}
-    states = sum(states.values()) - sum(t.untyped_storage().nbytes() for t in batch.values())
+    states = 0
+    for number in range(layout.accumulation):  # gradients of the whole model may be there only until the last one
+        engine.accumulate(batch, 100, last=number == layout.accumulation - 1)
+        states = max(states, sum(n for a, n in live_storages().items() if a not in before))
+    states -= sum(t.untyped_storage().nbytes() for t in batch.values())
     engine.step(1e-3)
     kept = _kept_after_forward(engine, batch)
     engine.step(1e-3)
 
     staying = 0.0
-    if layout.engine == "zero-3":  # the buffer of reductions, and small parameters, which are not cut
+    in_between = layout.engine == "zero-1" and layout.precision == "fp32" and layout.accumulation > 1
+    if layout.engine == "zero-3" or in_between:  # the buffer of reductions
+        staying = 4.0 * min(BUCKET, footprint.parameters)
+    if layout.engine == "zero-3":  # small parameters, which are not cut
         weight = 4 if layout.precision == "fp32" else 2
-        staying = 4.0 * min(BUCKET, footprint.parameters) + weight * footprint.small * (1 - 1 / mesh.num_data)
+        staying += weight * footprint.small * (1 - 1 / mesh.num_data)
     return {
         "states": states,
         "planned states": plan.states + staying,
@@ -106,11 +111,6 @@ def _batch(config: TrainConfig) -> dict[str, torch.Tensor]:
         masked = round(LENGTH * config.data.mlm_probability)
         labels[:, :masked] = ids[:, :masked]
     return {"input_ids_BT": ids, "labels_BT": labels}
-
-
-def _accumulate(engine: Engine, batch: dict[str, torch.Tensor], layout: Layout) -> None:
-    for number in range(layout.accumulation):
-        engine.accumulate(batch, 100, last=number == layout.accumulation - 1)
 
 
 def _kept_after_forward(engine: Engine, batch: dict[str, torch.Tensor]) -> float:
