@@ -194,6 +194,7 @@ def beside_training(folder: Path, engine: str) -> dict:
     import torch
 
     from parallel.checkpoint import Saver
+    from parallel.mesh import sum_over_ranks
 
     built, _ = build(engine)
     saver = Saver(folder / "beside", keep=1)
@@ -211,7 +212,7 @@ def beside_training(folder: Path, engine: str) -> dict:
     quiet = statistics.mean(train(built, 8))
     found["waiting"] = saver.begin(built.shards(), step=2, about={})
     busy, steps = 0.0, 0
-    while saver._save.thread.is_alive():
+    while sum_over_ranks([saver._save.thread.is_alive()])[0]:  # steps are collective: no rank ends before the others
         busy += train(built, 1)[0]
         steps += 1
     saver.finish()
