@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from data.task_files import read_text
+from data.text_files import read_text
 
 DOCUMENT_START = "-DOCSTART-"
 SCHEMES = ("IOB2", "IOB1", "BIOES")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data.task_files import parse_json, read_text
+from data.text_files import parse_json, read_text
 
 
 @dataclass(frozen=True)

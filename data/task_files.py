@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from data.text_files import parse_json, read_text
 
 ENDINGS = (".tsv", ".csv", ".jsonl", ".json", ".parquet")
 LONGEST_FIELD = 2**31 - 1  # of a .csv; the csv module's own limit is 131,072 characters
@@ -67,39 +68,6 @@ def read_records(path: str | Path, columns: Sequence[str]) -> list[Record]:
     if not records:
         raise ValueError(f"{path} holds no rows")
     return records
-
-
-def read_text(path: str | Path) -> str:
-    """The text of a UTF-8 file without its byte order mark, line ends as they are.
-
-    Raises:
-        ValueError: not UTF-8, or nothing in it.
-        OSError: a file that cannot be read.
-    """
-    try:
-        text = Path(path).read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 ({error}); convert it, for example with iconv -t utf-8") from error
-    if not text.strip():
-        raise ValueError(f"{path} is empty")
-    return text
-
-
-def parse_json(text: str, place: str) -> Any:
-    """The value that `text` spells.
-
-    Raises:
-        ValueError: no JSON, or half a surrogate pair, which no tokenizer takes; the message begins with `place`.
-    """
-    try:
-        value = json.loads(text)
-        if "\\ud" in text.lower():
-            json.dumps(value, ensure_ascii=False).encode()
-    except UnicodeEncodeError as error:
-        raise ValueError(f"{place} has a text that is not valid Unicode: {error}") from error
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{place} is not valid JSON: {error}") from error
-    return value
 
 
 def _read_tsv(path: Path) -> Iterator[tuple[str, dict]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain, islice
@@ -47,10 +47,6 @@ class Template:
     between: tuple[int, ...]
     after: tuple[int, ...]
     second_type: int = 1
-
-    @property
-    def num_special(self) -> int:
-        return len(self.before) + len(self.between) + len(self.after)
 
     def frame(self, first: Sequence[int], second: Sequence[int] | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Ids and token types of a text or pair, each int64."""
@@ -240,16 +236,13 @@ class PretrainedTokenizer(Tokenizer):
     def encode_with_offsets(self, texts: Sequence[str]) -> list[tuple[list[int], np.ndarray]]:
         if not texts:
             return []
-        found = self._tokenizer(
-            list(texts),
-            add_special_tokens=False,
-            split_special_tokens=True,
-            return_attention_mask=False,
-            return_offsets_mapping=True,
-            verbose=False,
-        )
+        found = self._encode(texts, return_offsets_mapping=True)
         offsets = [np.array(each, dtype=np.int64).reshape(-1, 2) for each in found["offset_mapping"]]
         return list(zip(found["input_ids"], offsets, strict=True))
+
+    def _encode(self, texts: Sequence[str], **options: bool) -> Mapping[str, list]:
+        plain = {"add_special_tokens": False, "split_special_tokens": True, "return_attention_mask": False}
+        return self._tokenizer(list(texts), verbose=False, **plain, **options)
 
     def template(self, pair: bool) -> Template:
         # What a tokenizer adds is configured in many ways; a short text shows it.
@@ -268,9 +261,7 @@ class PretrainedTokenizer(Tokenizer):
         # `threads` is the library's own affair here: it spreads a batch over all cores.
         if not texts:
             return []
-        return self._tokenizer(
-            list(texts), add_special_tokens=False, split_special_tokens=True, return_attention_mask=False, verbose=False
-        )["input_ids"]
+        return self._encode(texts)["input_ids"]
 
     def _decode(self, ids: list[int]) -> str:
         return self._tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)

@@ -1,7 +1,6 @@
 """Where the texts to continue come from: the command line, or a file."""
 
-import json
-from pathlib import Path
+from data.text_files import parse_json, read_text
 
 
 def read_prompts(path: str) -> list[dict]:
@@ -12,10 +11,7 @@ def read_prompts(path: str) -> list[dict]:
         ValueError: a file without prompts, or that is no UTF-8; a line that is no object with a text "prompt".
         OSError: a file that cannot be read.
     """
-    try:
-        lines = Path(path).read_text(encoding="utf-8-sig").split("\n")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 ({error}); prompts are lines of UTF-8 text") from error
+    lines = read_text(path, may_be_empty=True).split("\n")
     numbered = [(number, line.removesuffix("\r")) for number, line in enumerate(lines, start=1) if line.strip()]
     if not numbered:
         raise ValueError(f"{path} holds no prompt; write one a line")
@@ -25,10 +21,7 @@ def read_prompts(path: str) -> list[dict]:
 
 
 def _record(place: str, line: str) -> dict:
-    try:
-        record = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{place} is not valid JSON: {error}") from error
+    record = parse_json(line, place)
     if not isinstance(record, dict) or not isinstance(record.get("prompt"), str):
         raise ValueError(f'{place} is no object with a text "prompt"')
     return record

@@ -7,6 +7,7 @@ import numpy as np
 
 from data.shards import Corpus
 from data.sources import Source, kind_of, read_documents
+from data.text_files import read_text
 from data.tokenizer import Tokenizer
 from data.writer import frame
 
@@ -21,10 +22,7 @@ def read_texts(paths: list[str]) -> Iterator[str]:
     for path in paths:
         kind = kind_of(path)
         if kind == "text":
-            try:
-                yield Path(path).read_bytes().decode("utf-8-sig")
-            except UnicodeDecodeError as error:
-                raise ValueError(f"{path} is not UTF-8: {error}") from error
+            yield read_text(path, may_be_empty=True)
         elif kind == "lines":
             source = Source(Path(path).name, Path(path), 0, "", kind=kind)
             yield from (document.text for document in read_documents([source], refuse_bad=True))
