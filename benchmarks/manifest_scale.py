@@ -1,15 +1,17 @@
 """How sharing out and writing down a checkpoint grow with the number of ranks, for a Llama of 405 billion parameters.
 
-python benchmarks/manifest_scale.py [--ranks 16 64 256]
+python benchmarks/manifest_scale.py [--ranks 64 1024 16384]
 
-No tensor exists: only the rectangles that FSDP2 x tensor 8 gives to each rank, of weights and two moments. Each number
-of ranks has a process of its own.
+No tensor exists: only the rectangles that FSDP2 x tensor 8 gives to each rank, of weights and two moments. What rank 0
+does of it is measured: sharing out, the manifest as text, and finding in it what one rank of another layout (a
+quarter of the ranks) reads. Each number of ranks has a process of its own.
 """
 
 import argparse
 import resource
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -18,8 +20,8 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 TENSOR = 8
 
 
-def rectangles(ranks: int):
-    """For each rank, (key, bytes) of all that it holds."""
+def shapes() -> tuple[dict, dict]:
+    """By tensor: the whole shape, and that of one tensor rank's part."""
     from model.config import ModelConfig
     from model.sizes import held_shapes
 
@@ -28,47 +30,75 @@ def rectangles(ranks: int):
         max_positions=8192, norm="rmsnorm", gated_mlp=True, activation="silu", positions="rotary", bias=False,
         tie_head=False,
     )  # fmt: skip
-    whole, held = held_shapes(config), held_shapes(config, TENSOR)
-    shard = ranks // TENSOR
-    for rank in range(ranks):
-        data, tensor = divmod(rank, TENSOR)
-        mine = []
-        for name, shape in held.items():
-            dim = next((d for d in range(len(shape)) if shape[d] != whole[name][d]), None)
-            rows = -(-shape[0] // shard)
-            offset, size = [0] * len(shape), list(shape)
-            offset[0], size[0] = data * rows, max(0, min(rows, shape[0] - data * rows))
-            if dim is not None:
-                offset[dim] += tensor * shape[dim]
-            if size[0]:
-                count = 4 * size[0] * (size[1] if len(size) > 1 else 1)
-                for kind in ("model/", "optimizer/exp_avg/", "optimizer/exp_avg_sq/"):
-                    mine.append(((kind + name, tuple(offset), tuple(size)), count))
-        yield mine
+    return held_shapes(config), held_shapes(config, TENSOR)
+
+
+def rectangle(whole: tuple, held: tuple, rank: int, ranks: int):
+    """What a rank holds of a tensor; None where there is nothing left for it."""
+    from parallel.catalog import Rectangle
+
+    data, tensor = divmod(rank, TENSOR)
+    dim = next((d for d in range(len(held)) if held[d] != whole[d]), None)
+    rows = -(-held[0] // (ranks // TENSOR))
+    offset, size = [0] * len(held), list(held)
+    offset[0], size[0] = data * rows, max(0, min(rows, held[0] - data * rows))
+    if dim is not None:
+        offset[dim] += tensor * held[dim]
+    return Rectangle(tuple(offset), tuple(size)) if size[0] else None
+
+
+KINDS = ("model/", "optimizer/exp_avg/", "optimizer/exp_avg_sq/")
 
 
 def measure(ranks: int) -> None:
-    from parallel.checkpoint.format import make_manifest
+    import numpy as np
+
+    from parallel.checkpoint.format import file_of, make_manifest, pieces, write_manifest
     from parallel.checkpoint.owners import share_out
 
-    everywhere = list(rectangles(ranks))
+    whole, held = shapes()
+    table = {kind + name: (tuple(whole[name]), "float32") for kind in KINDS for name in sorted(whole)}
+    everywhere = []
+    for rank in range(ranks):
+        boxes = [rectangle(whole[name], held[name], rank, ranks) for name in sorted(whole)]
+        one = np.full((len(whole), 5), -1, np.int32)
+        for number, box in enumerate(boxes):
+            if box is not None:
+                dims = len(box.shape)
+                one[number, 0], one[number, 1 : 1 + dims], one[number, 3 : 3 + dims] = number, box.offset, box.shape
+        one = one[one[:, 0] >= 0]
+        rows = np.concatenate([one] * len(KINDS))
+        rows[:, 0] += np.repeat(np.arange(len(KINDS), dtype=np.int32) * len(whole), len(one))
+        everywhere.append(rows)
     start = time.perf_counter()
-    owner = share_out(everywhere)
+    masks, entries = share_out(everywhere, table)
     shared = time.perf_counter() - start
-    parts = [{"file": f"rank-{rank:05d}.safetensors", "bytes": 0, "tensors": []} for rank in range(ranks)]
-    for (name, offset, size), rank in owner.items():
-        box = {"file": parts[rank]["file"], "key": f"{name}@{offset}", "offset": [*offset], "shape": [*size]}
-        parts[rank]["tensors"].append({"name": name, "shape": [], "dtype": "float32", "digest": 1, "rectangle": box})
-    manifest = make_manifest(parts, 1, {})
+    files = {file_of(rank): 1 for rank in range(ranks)}
+    manifest = make_manifest(entries, dict.fromkeys(entries, 1), files, 1, {})
+    with tempfile.TemporaryDirectory() as folder:
+        write_manifest(Path(folder), manifest)
+        size = (Path(folder) / "manifest.json").stat().st_size
     seconds, peak = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    count = sum(len(entry["rectangles"]) for entry in manifest["tensors"].values())
-    print(f"{ranks:6} ranks: {count:10,} rectangles, {shared:6.1f} s to share out, {seconds:6.1f} s in all", end="")
-    print(f", {peak / 1e9:.2f} GB")
+    start = time.perf_counter()
+    for kind in KINDS:
+        for name in whole:
+            box = rectangle(whole[name], held[name], 0, max(TENSOR, ranks // 4))
+            sum(1 for _ in pieces(kind + name, entries[kind + name], box))
+    found = time.perf_counter() - start
+    count, written = sum(len(part) for part in everywhere), sum(int(mask.sum()) for mask in masks)
+    itemsize = [np.prod(rows[:, 3:], axis=1, where=rows[:, 3:] > 0) * 4 for rows in everywhere]
+    most = max(int(sizes[mask].sum()) for sizes, mask in zip(itemsize, masks, strict=True))
+    mean = sum(int(sizes[mask].sum()) for sizes, mask in zip(itemsize, masks, strict=True)) / ranks
+    print(
+        f"{ranks:6} ranks: {count:,} rectangles, {written:,} written; {shared:.1f} s to share out, {seconds:.1f} s "
+        f"with the manifest of {size / 1e6:.1f} MB, {peak / 1e9:.2f} GB at most; a rank finds its pieces in "
+        f"{found:.1f} s; the fullest rank writes {most / mean:.3f} times the mean"
+    )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--ranks", type=int, nargs="+", default=[16, 64, 256])
+    parser.add_argument("--ranks", type=int, nargs="+", default=[64, 1024, 16384])
     parser.add_argument("--one", type=int, help="for the processes that this command starts")
     options = parser.parse_args()
     if options.one:

@@ -18,6 +18,7 @@ from launcher.planning import footprint_of, layout_of
 from model.transformer import LanguageModel
 from parallel.catalog import Rectangle, Shard
 from parallel.checkpoint import CheckpointError, committed, read_manifest, resolve, step_name
+from parallel.checkpoint.format import pieces
 from parallel.checkpoint.whole import Opened, differences, make, problems
 
 DIFFERENT = 1
@@ -67,20 +68,21 @@ def show(options: argparse.Namespace) -> int:
         )
     for name, entry in chosen.items():
         digest = f"  {entry['digest']}" if options.digests else ""
-        print(f"{name}  {entry['dtype']} {entry['shape']}{digest}  {_drawing(entry, files)}")
+        print(f"{name}  {entry['dtype']} {entry['shape']}{digest}  {_drawing(name, entry, files)}")
     total = sum(math.prod(e["shape"]) for n, e in chosen.items() if n.startswith("model/"))
     print(f"{len(chosen)} tensors, {total:,} parameters")
     return DONE
 
 
-def _drawing(entry: dict, files: dict[str, int], most: int = 8) -> str:
+def _drawing(name: str, entry: dict, files: dict[str, int], most: int = 8) -> str:
     """Who holds what: `file[start:stop, ...]`, a dim that is whole as `:`."""
     parts = []
-    for item in sorted(entry["rectangles"], key=lambda item: item["offset"])[:most]:
-        sides = zip(item["offset"], item["shape"], entry["shape"], strict=True)
+    found = sorted(pieces(name, entry), key=lambda piece: piece.rectangle.offset)
+    for piece in found[:most]:
+        sides = zip(piece.rectangle.offset, piece.rectangle.shape, entry["shape"], strict=True)
         inner = ", ".join(":" if n == whole else f"{o}:{o + n}" for o, n, whole in sides)
-        parts.append(f"{files[item['file']]}[{inner}]")
-    more = len(entry["rectangles"]) - most
+        parts.append(f"{files[piece.file]}[{inner}]")
+    more = len(found) - most
     return " ".join(parts) + (f" and {more} more" if more > 0 else "")
 
 

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 
 from data.quarantine import Quarantine
@@ -16,7 +17,7 @@ from launcher.metrics import Metrics
 from launcher.resume import check_same_data, choose_start, data_stamp, resume
 from launcher.run_lock import lock
 from launcher.trainer import Trainer
-from model.flops import summary
+from model.flops import flops_per_token, summary
 from parallel import mesh as meshes
 
 
@@ -56,7 +57,14 @@ def _pretrain(config: TrainConfig, lifeline: Lifeline) -> int:
         engine = build.engine_of(config, mesh)
         stamp = data_stamp(config, corpora)
         check_same_data(stamp)
-        progress, notes = resume(engine, starts, config, stamp)
+        progress, notes = resume(
+            engine,
+            starts,
+            stamp,
+            asdict(config.model),
+            allow_changed=config.data.allow_changed,
+            weights_from=config.run.weights_from,
+        )
 
     if mesh.is_main:
         folder.mkdir(parents=True, exist_ok=True)
@@ -87,6 +95,7 @@ def _pretrain(config: TrainConfig, lifeline: Lifeline) -> int:
         progress=progress,
         evaluate=evaluate if readers else None,
         watch=watch,
+        flops_per_token=flops_per_token(config.model, config.data.sequence_length),
         about={
             "data": stamp,
             "tokenizer_sha256": tokenizer.sha256,

@@ -37,11 +37,22 @@ def choose_start(resume: str, folder: Path) -> list[Path]:
     return [checkpoint.resolve(Path(resume))]
 
 
-def resume(engine: Engine, starts: list[Path], config: TrainConfig, stamp: dict) -> tuple[Progress, list[str]]:
+def resume(
+    engine: Engine,
+    starts: list[Path],
+    stamp: dict,
+    model: dict,
+    *,
+    allow_changed: bool = False,
+    weights_from: str | None = None,
+) -> tuple[Progress, list[str]]:
     """Loads the first sound checkpoint of `starts` into the engine. Each rank must call it.
 
     Args:
         stamp: what the data of this run are, from `data_stamp`.
+        model: the model's configuration, for a message where it is another.
+        allow_changed: whether the data may be others.
+        weights_from: run or checkpoint for the weights of a run without checkpoints.
 
     Returns:
         The progress to go on from, and what a log should say about it.
@@ -55,14 +66,14 @@ def resume(engine: Engine, starts: list[Path], config: TrainConfig, stamp: dict)
         try:
             manifest = checkpoint.read_manifest(path)
             changed = _changes(manifest.get("data", {}), stamp)
-            if changed and not config.data.allow_changed:
+            if changed and not allow_changed:
                 raise ValueError(
                     f"checkpoint {path} was trained on other data: {'; '.join(changed)}. To go on with the data of "
                     f"this configuration, from the same count of sequences on, set data.allow_changed true"
                 )
             checkpoint.load(path, engine.shards())
         except CheckpointMismatch as error:
-            different = _changes(manifest.get("config", {}).get("model", {}), asdict(config.model))
+            different = _changes(manifest.get("config", {}).get("model", {}), model)
             raise CheckpointMismatch(f"{error}. Of the model's configuration, {'; '.join(different)}") from error
         except CheckpointError as error:
             errors.append(str(error))
@@ -71,11 +82,11 @@ def resume(engine: Engine, starts: list[Path], config: TrainConfig, stamp: dict)
         notes = [f"skipped: {error}" for error in errors] + [f"resumed from {path}"]
         notes += [f"data changed: {change}" for change in changed]
         progress = Progress(manifest["step"], manifest["cursor"], manifest["tokens"], manifest.get("substituted", 0))
-        if not config.data.allow_changed:
+        if not allow_changed:
             progress.quarantine = [(sha256, bundle) for sha256, bundle in manifest.get("quarantine", [])]
         return progress, notes
-    if not errors and config.run.weights_from is not None:
-        path = checkpoint.resolve(Path(config.run.weights_from))
+    if not errors and weights_from is not None:
+        path = checkpoint.resolve(Path(weights_from))
         checkpoint.load(path, engine.shards(), only="model/")
         engine.refresh(0)
         return Progress(), [f"weights from {path}"]

@@ -18,12 +18,14 @@ import numpy as np
 import torch
 
 from data.reader import Reader, StepBatch
+from data.task_reader import TaskReader
 from launcher import exits
 from launcher.batch_ramp import size_of
 from launcher.config import TrainConfig
 from launcher.damage import DamageWatch, Unreadable
+from launcher.finetune_config import FinetuneConfig
 from launcher.metrics import Metrics
-from model.flops import flops_per_token, peak_flops
+from model.flops import peak_flops
 from parallel import checkpoint
 from parallel.engine import Batch, Engine
 from parallel.mesh import sum_over_ranks
@@ -48,13 +50,15 @@ class Trainer:
         evaluate: called between steps on each rank; returns the scores of an `eval` line. None for no evaluation.
         watch: what to do about damaged data.
         about: what checkpoints shall say besides the progress: configuration, layout, what the data are.
+        flops_per_token: of forward and backward, for the tflops and mfu of a train line.
+        enough: asked after each evaluation, on each rank: whether the run shall end here.
     """
 
     def __init__(
         self,
-        config: TrainConfig,
+        config: TrainConfig | FinetuneConfig,
         engine: Engine,
-        reader: Reader,
+        reader: Reader | TaskReader,
         metrics: Metrics,
         folder: Path,
         *,
@@ -62,11 +66,13 @@ class Trainer:
         evaluate: Callable[[], dict] | None,
         watch: DamageWatch,
         about: dict,
+        flops_per_token: float,
+        enough: Callable[[dict], bool] = lambda scores: False,
     ):
         self.config, self.engine, self.reader, self.metrics, self.folder = config, engine, reader, metrics, folder
         self.progress, self.evaluate, self.watch, self.about = progress, evaluate, watch, about
         self.mesh = engine.mesh
-        self.flops_per_token = flops_per_token(config.model, config.data.sequence_length)
+        self.flops_per_token, self.enough = flops_per_token, enough
         dtype = torch.bfloat16 if config.parallel.precision == "bf16" else torch.float32
         self.peak_flops = (
             peak_flops(torch.cuda.get_device_name(self.mesh.device), dtype) if self.mesh.device.type == "cuda" else None
@@ -116,8 +122,10 @@ class Trainer:
                 return exits.GIVE_UP
             if progress.step % run.log_every == 0 or progress.step == run.steps or stop:
                 self._report(record, timer)
+            enough = False
             if self.evaluate and run.eval_every and progress.step % run.eval_every == 0:
                 self._evaluate()
+                enough = self.enough(self.scores)
             if run.save_every and progress.step % run.save_every == 0:
                 self.save()
             if stop:
@@ -125,10 +133,13 @@ class Trainer:
                 self._finish_saving()
                 self.metrics.event(progress.step, "stopped on request; start again to go on")
                 return exits.REQUEUE
+            if enough:
+                break
             timer.lap()  # what evaluating and saving took is no part of a step
         self.save()
-        if self.evaluate:
+        if self.evaluate and self._evaluated_step != progress.step:
             self._evaluate()
+            self.enough(self.scores)
         self._finish_saving()
         return exits.DONE
 
@@ -198,7 +209,7 @@ class Trainer:
             inputs |= {name: weight for name, weight in extra.items() if weight}
             loss_sum += self.engine.accumulate(inputs, max(1, num_targets), last)
         learning_rate = self._learning_rate(step)
-        grad_norm = self.engine.step(learning_rate)
+        grad_norm = self.engine.step(learning_rate, step)
         torch.distributed.all_reduce(loss_sum, group=self.mesh.data_group)
         progress.step, progress.cursor, progress.tokens = step, batch.cursor, progress.tokens + num_tokens
         progress.substituted += substituted
@@ -248,8 +259,6 @@ class Trainer:
         )
 
     def _evaluate(self) -> None:
-        if self._evaluated_step == self.progress.step:
-            return
         start = time.perf_counter()
         self.engine.module.eval()
         scores = self.scores = self.evaluate()
@@ -273,6 +282,7 @@ def to_device(micro: dict[str, np.ndarray], device: torch.device) -> Batch:
         "cu_seqlens": "cu_seqlens",
         "token_types": "token_types_BT",
         "pair_labels": "pair_labels_B",
+        "targets": "labels",
     }
     batch = {names[key]: torch.from_numpy(array) for key, array in micro.items()}
     if device.type == "cuda":  # from pinned memory a copy does not hold up the host

@@ -63,9 +63,13 @@ class InitialValues:
         return self.part(name, (0,) * len(shape), shape)
 
     def _generator(self, name: str, block: int) -> torch.Generator:
-        text = f"{self.seed}/{name}" + (f"/{block}" if block else "")
-        key = hashlib.sha256(text.encode()).digest()[:8]
-        return torch.Generator().manual_seed(int.from_bytes(key, "little"))
+        return named_generator(self.seed, name + (f"/{block}" if block else ""))
+
+
+def named_generator(seed: int, name: str) -> torch.Generator:
+    """A generator of its own for each seed and name."""
+    key = hashlib.sha256(f"{seed}/{name}".encode()).digest()[:8]
+    return torch.Generator().manual_seed(int.from_bytes(key, "little"))
 
 
 def initial_values(model: Transformer, seed: int, only: Container[str] | None = None) -> Iterator[tuple[str, Tensor]]:

@@ -31,7 +31,8 @@ class TaskConfig:
             activation and norm, as before a masked language model's head; ModernBERT).
         bias: Whether the classifier has one.
         dropout: Probability of zeroing an input of the classifier, in training.
-        problem: Of sequences: one of C classes, any number of C "labels", or "regression" of C numbers.
+        problem: Of sequences: one of C classes, any number of C "labels", "regression" of C numbers, or "choice" of one
+            of several examples that follow each other, by a single output (arXiv 1810.04805, SWAG).
         labels: Names of the classifier's outputs, for people and for export. Null for none.
     """
 
@@ -41,7 +42,7 @@ class TaskConfig:
     layer: Literal["none", "tanh", "transform"] = "none"
     bias: bool = True
     dropout: float = 0.0
-    problem: Literal["classes", "labels", "regression"] = "classes"
+    problem: Literal["classes", "labels", "regression", "choice"] = "classes"
     labels: list[str] | None = None
 
 
@@ -104,7 +105,8 @@ class TaskModel(Transformer):
             positions_BT, cu_seqlens, token_types_BT, attention_mask_BS: as in `hidden_states`. Each document is an
                 example where `cu_seqlens` is given, each row where not.
             labels: int64 (S,) of classes, (B, T) of tokens, (S, 2) first and last token of an answer, counted from the
-                example's first one; -100 for none. Float (S, C) of labels (0 or 1) or of regression; NaN for none.
+                example's first one, (S / choices,) of the right choices; -100 for none. Float (S, C) of labels (0 or
+                1) or of regression; NaN for none.
             label_smoothing: of classes, as in torch's cross-entropy.
 
         Returns:
@@ -157,7 +159,9 @@ def pool(hidden_BTD: Tensor, how: str, cu_seqlens: Tensor | None, mask_BT: Tenso
 
 
 def label_loss(logits: Tensor, labels: Tensor, problem: str, label_smoothing: float) -> Tensor:
-    """The summed loss of fp32 logits (..., C): of classes (...), or of labels or numbers (..., C)."""
+    """The summed loss of fp32 logits (..., C), of choices (S, 1): of classes (...), of labels or numbers (..., C)."""
+    if problem == "choice":
+        logits, problem = logits.view(len(labels), -1), "classes"
     if problem == "classes":
         return nn.functional.cross_entropy(
             logits.flatten(0, -2),

@@ -138,11 +138,12 @@ class Transformer(nn.Module):
                 and the new ones. What comes out at padding means nothing. Not with `cu_seqlens`.
 
         Raises:
-            ValueError: more tokens than learned positions, or token types that the model has no embedding for.
+            ValueError: more tokens than learned positions (of documents in `cu_seqlens` the caller takes care), or
+                token types that the model has no embedding for.
         """
         config = self.config
         (batch, length), past = input_ids_BT.shape, cache.length if cache is not None else 0
-        if config.positions == "learned" and past + length > config.max_positions:
+        if config.positions == "learned" and cu_seqlens is None and past + length > config.max_positions:
             raise ValueError(
                 f"a sequence of {past + length} tokens does not fit the model's {config.max_positions} learned "
                 f"positions; shorten it to {config.max_positions}, or train a model with a larger max_positions"

@@ -53,14 +53,15 @@ class Engine(ABC):
             values_of: name, offset and shape of a box of a logical tensor to its fp32 values, the same on all ranks.
         """
         with torch.no_grad():
-            for shard in self.shards():
+            for shard in [*self.shards(), *place(self.frozen_shards(), self.shares.placements)]:
                 if shard.name.startswith("model/"):
                     box = shard.rectangle
                     shard.tensor.copy_(values_of(parameter_of(shard.name), box.offset, box.shape))
         self.refresh(0)
 
     def shards(self) -> list[Shard]:
-        """Live views of this rank's part of the state: fp32 parameters `model/NAME` and `optimizer/STATE/NAME`.
+        """Live views of this rank's part of the state: fp32 parameters `model/NAME` and `optimizer/STATE/NAME`. Frozen
+        parameters are no part of it: they are as they were filled.
 
         Writing into them changes the state; call `refresh` afterwards.
         """
@@ -80,8 +81,12 @@ class Engine(ABC):
         """
 
     @abstractmethod
-    def step(self, learning_rate: float) -> float:
-        """Clips, updates, clears the gradients. Returns the global gradient norm before clipping."""
+    def step(self, learning_rate: float, number: int | None = None) -> float:
+        """Clips, updates, clears the gradients. Returns the global gradient norm before clipping.
+
+        Args:
+            number: of the step, for groups of parameters that begin to learn later. None: all learn.
+        """
 
     @abstractmethod
     def forward(self, batch: Batch) -> torch.Tensor:
@@ -92,20 +97,32 @@ class Engine(ABC):
         """`shards` of the parameters as this rank's module has them, cut or whole."""
 
     @abstractmethod
+    def frozen_shards(self) -> list[Shard]:
+        """Views of this rank's part of the parameters that do not learn, in the type that they are computed in."""
+
+    @abstractmethod
     def refresh(self, step: int) -> None:
         """Brings up to date what follows from the shards, after they were written: bf16 copies, other ranks' replicas,
         Adam's step count."""
 
 
 def whole_tensor_shards(module: nn.Module, optimizer: torch.optim.Optimizer) -> list[Shard]:
-    """The catalog of an engine that keeps whole fp32 parameters and their optimizer states on each rank."""
+    """The catalog of an engine that keeps whole fp32 parameters and their optimizer states on each rank; without the
+    frozen ones."""
     shards = []
     for name, parameter in module.named_parameters():
+        if not parameter.requires_grad:
+            continue
         shards.append(whole(f"model/{name}", parameter.data))
         for state, value in optimizer.state.get(parameter, {}).items():
             if value.shape == parameter.shape and state != "step":
                 shards.append(whole(f"optimizer/{state}/{name}", value))
     return shards
+
+
+def whole_frozen_shards(module: nn.Module) -> list[Shard]:
+    """The parameters that do not learn, of an engine that keeps them whole."""
+    return [whole(f"model/{name}", p.data) for name, p in module.named_parameters() if not p.requires_grad]
 
 
 class Bf16Compute(nn.Module):

@@ -15,7 +15,7 @@ from parallel.clipping import clip_gradients
 from parallel.engine import Batch, Bf16Compute, Engine, MakeOptimizer, Shares
 from parallel.materialise import materialise
 from parallel.mesh import Mesh
-from parallel.optimizer import create_state, set_step
+from parallel.optimizer import create_state, set_learning_rate, set_step
 
 
 class TorchEngine(Engine):
@@ -72,10 +72,9 @@ class TorchEngine(Engine):
             (loss_sum * (self.mesh.num_data / num_targets)).backward()
         return loss_sum.detach()
 
-    def step(self, learning_rate: float) -> float:
+    def step(self, learning_rate: float, number: int | None = None) -> float:
         norm = clip_gradients(self.module, self.shares, self.mesh, self.clip_norm)
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate * group.get("lr_scale", 1.0)
+        set_learning_rate(self.optimizer, learning_rate, number)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return float(norm)
@@ -86,12 +85,16 @@ class TorchEngine(Engine):
 
     def own_shards(self) -> list[Shard]:
         shards = []
-        for name, parameter in self.module.named_parameters():
+        for name, parameter in self.parameters.items():
             shards += _shards(f"model/{name}", parameter.detach())
             for state, value in self.optimizer.state.get(parameter, {}).items():
                 if value.shape == parameter.shape and state != "step":
                     shards += _shards(f"optimizer/{state}/{name}", value)
         return shards
+
+    def frozen_shards(self) -> list[Shard]:
+        frozen = [(name, p.detach()) for name, p in self.module.named_parameters() if not p.requires_grad]
+        return [shard for name, parameter in frozen for shard in _shards(f"model/{name}", parameter)]
 
     def refresh(self, step: int) -> None:
         set_step(self.optimizer, step)

@@ -1,7 +1,7 @@
 """Optimizer and learning rate: AdamW with its parameter groups, and schedules as pure functions of the step."""
 
 import math
-from collections.abc import Container
+from collections.abc import Callable, Container
 
 import torch
 
@@ -11,14 +11,33 @@ def matrices(module: torch.nn.Module) -> frozenset[str]:
     return frozenset(name for name, parameter in module.named_parameters() if parameter.ndim >= 2)
 
 
-def parameter_groups(module: torch.nn.Module, weight_decay: float, decaying: Container[str]) -> list[dict]:
-    """Two groups: the parameters with the names `decaying` (matrices and tables) decay; norms and biases do not."""
-    named = [(name, parameter) for name, parameter in module.named_parameters() if parameter.requires_grad]
-    groups = [
-        {"params": [p for name, p in named if name in decaying], "weight_decay": weight_decay},
-        {"params": [p for name, p in named if name not in decaying], "weight_decay": 0.0},
-    ]
-    return [group for group in groups if group["params"]]
+def parameter_groups(
+    module: torch.nn.Module,
+    weight_decay: float,
+    decaying: Container[str],
+    pace_of: Callable[[str], tuple[float, int]] = lambda name: (1.0, 1),
+) -> list[dict]:
+    """Groups of the parameters that learn: those with the names `decaying` (matrices and tables) decay; norms and
+    biases do not.
+
+    Args:
+        pace_of: of a parameter's name the factor of its learning rate, and the first step at which it learns.
+    """
+    groups: dict[tuple, dict] = {}
+    for name, parameter in module.named_parameters():
+        if parameter.requires_grad:
+            scale, first = pace_of(name)
+            decay = weight_decay if name in decaying else 0.0
+            empty = {"params": [], "weight_decay": decay, "lr_scale": scale, "first_step": first}
+            groups.setdefault((name not in decaying, scale, first), empty)["params"].append(parameter)
+    return [groups[key] for key in sorted(groups)]
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float, step: int | None) -> None:
+    """Gives each group its own, which is 0 before its first step. `step` None: all groups learn."""
+    for group in optimizer.param_groups:
+        learns = step is None or step >= group.get("first_step", 1)
+        group["lr"] = learning_rate * group.get("lr_scale", 1.0) if learns else 0.0
 
 
 def adamw(groups: list[dict], *, learning_rate: float, betas: tuple[float, float], eps: float) -> torch.optim.AdamW:

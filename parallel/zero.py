@@ -25,11 +25,19 @@ from torch import nn
 
 from parallel.catalog import Shard, flat_shards
 from parallel.clipping import clip_gradients
-from parallel.engine import Batch, Bf16Compute, Engine, MakeOptimizer, Shares, whole_tensor_shards
+from parallel.engine import (
+    Batch,
+    Bf16Compute,
+    Engine,
+    MakeOptimizer,
+    Shares,
+    whole_frozen_shards,
+    whole_tensor_shards,
+)
 from parallel.extensions import build_communication
 from parallel.materialise import materialise, shared_places, tie
 from parallel.mesh import Mesh
-from parallel.optimizer import create_state, set_step
+from parallel.optimizer import create_state, set_learning_rate, set_step
 from parallel.plan import BUCKET
 
 # Keys of a DeepSpeed configuration that follow from Ingot's own settings, and where those are set.
@@ -161,8 +169,10 @@ class ZeroEngine(Engine):
                 self._materialise_in_parts(config, groups, dtype)
             else:
                 materialise(module, mesh.device, dtype)
-            self._parameters = [(name, p, shapes[name]) for name, p in module.named_parameters()]
-            for name, parameter, _ in self._parameters:
+            named = [(name, p, shapes[name]) for name, p in module.named_parameters()]
+            self._parameters = [each for each in named if each[1].requires_grad]
+            self._frozen = [each for each in named if not each[1].requires_grad]
+            for name, parameter, _ in named:
                 parameter.model_parallel = mesh.tensor > 1 and name in shares.counted
             self.basic_optimizer = make_optimizer(module)
             compute = Bf16Compute(module) if precision == "bf16" and stage == 0 else module
@@ -185,9 +195,8 @@ class ZeroEngine(Engine):
             self.engine.step()  # not at the boundary: DeepSpeed counts the micro-batch and no more
         return loss_sum.detach()
 
-    def step(self, learning_rate: float) -> float:
-        for group in self.basic_optimizer.param_groups:
-            group["lr"] = learning_rate * group.get("lr_scale", 1.0)
+    def step(self, learning_rate: float, number: int | None = None) -> float:
+        set_learning_rate(self.basic_optimizer, learning_rate, number)
         norm = None
         if self.stage == 0:
             norm = clip_gradients(self.module, self.shares, self.mesh, self.clip_norm)
@@ -207,6 +216,17 @@ class ZeroEngine(Engine):
             for kind, fragment in fragments.items():
                 prefix = "model" if kind == "parameter" else f"optimizer/{kind}"
                 shards += flat_shards(f"{prefix}/{name}", shape, start, fragment)
+        return shards
+
+    def frozen_shards(self) -> list[Shard]:
+        if self.stage < 3:
+            return whole_frozen_shards(self.module)
+        shards = []
+        for name, parameter, shape in self._frozen:
+            part = parameter.ds_tensor
+            start = dist.get_rank(parameter.ds_process_group) * part.numel()
+            length = max(0, min(part.numel(), parameter.ds_numel - start))
+            shards += flat_shards(f"model/{name}", shape, start, part.data.narrow(0, 0, length))
         return shards
 
     def refresh(self, step: int) -> None:

@@ -1,4 +1,4 @@
-"""Checkpoints that any layout can load: `format` (on disk), `files`, `owners`, `saving` and `loading`."""
+"""Checkpoints that any layout can load: `format` (on disk), `grid`, `files`, `owners`, `saving` and `loading`."""
 
 from parallel.checkpoint.format import (
     FORMAT,

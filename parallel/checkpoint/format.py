@@ -12,9 +12,16 @@ import json
 import os
 import shutil
 import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
-FORMAT, VERSION = "ingot-checkpoint", 2
+from parallel.catalog import Rectangle
+from parallel.checkpoint.grid import Grid
+
+FORMAT, VERSION = "ingot-checkpoint", 3
+READABLE = (2, 3)
+"""Versions; 2 has no grids."""
 PARTIAL = ".partial"
 
 
@@ -38,7 +45,7 @@ def read_manifest(path: Path) -> dict:
         raise CheckpointError(f"{path} is no checkpoint: it has no manifest.json") from None
     except (ValueError, OSError) as error:
         raise CheckpointError(f"checkpoint {path} is damaged: manifest.json cannot be read: {error}") from None
-    if not isinstance(manifest, dict) or (manifest.get("format"), manifest.get("version")) != (FORMAT, VERSION):
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT or manifest.get("version") not in READABLE:
         raise CheckpointError(f"checkpoint {path} has another format than {FORMAT} version {VERSION}")
     for name, size in manifest["files"].items():
         file = path / name
@@ -71,29 +78,66 @@ def resolve(path: Path) -> Path:
     )
 
 
-def make_manifest(parts: list[dict], step: int, about: dict) -> dict:
-    """Joins what the ranks say of their files.
+@dataclass(frozen=True)
+class Piece:
+    """A rectangle of a tensor, and the file and key under which it lies."""
+
+    file: str
+    key: str
+    rectangle: Rectangle
+
+
+def pieces(name: str, entry: dict, within: Rectangle | None = None) -> Iterator[Piece]:
+    """Where a tensor lies, by its entry in a manifest.
 
     Args:
-        parts: `file`, `bytes`, and `tensors`, each with name, shape, dtype, digest of the rectangle, and rectangle.
+        within: only pieces that have elements in common with it.
     """
-    tensors: dict[str, dict] = {}
-    for part in parts:
-        for item in part["tensors"]:
-            empty = {"shape": item["shape"], "dtype": item["dtype"], "digest": 0, "rectangles": []}
-            entry = tensors.setdefault(item["name"], empty)
-            entry["digest"] += item["digest"]
-            entry["rectangles"].append(item["rectangle"])
-    for entry in tensors.values():
-        entry["digest"] = f"{entry['digest'] % 2**64:016x}"
-    files = {part["file"]: part["bytes"] for part in parts if part["file"]}
+    if "grid" in entry:
+        for rank, box in Grid.from_json(entry["grid"]).blocks(within):
+            yield Piece(file_of(rank), key_of(name, box), box)
+        return
+    for item in entry["rectangles"]:
+        box = Rectangle(tuple(item["offset"]), tuple(item["shape"]))
+        if within is None or box.intersect(within) is not None:
+            yield Piece(item["file"], item["key"], box)
+
+
+def file_of(rank: int) -> str:
+    return f"rank-{rank:05d}.safetensors"
+
+
+def key_of(name: str, box: Rectangle) -> str:
+    """The name of a rectangle of a tensor in a file."""
+    return name + "@" + ",".join(map(str, box.offset))
+
+
+def listed(name: str, boxes: Iterable[tuple[int, Rectangle]]) -> list[dict]:
+    """The rectangles of a tensor, each with the rank whose file has it, as a manifest lists them."""
+    return [
+        {"file": file_of(rank), "key": key_of(name, box), "offset": list(box.offset), "shape": list(box.shape)}
+        for rank, box in boxes
+    ]
+
+
+def make_manifest(entries: dict[str, dict], digests: dict[str, int], files: dict[str, int], step: int, about: dict):
+    """
+    Args:
+        entries: of each tensor shape, dtype, and rectangles or grid.
+        digests: of each tensor, or a sum that is one modulo 2**64.
+        files: names and bytes.
+    """
     head = {"format": FORMAT, "version": VERSION, "step": step}
-    return {**head, **about, "files": files, "tensors": dict(sorted(tensors.items()))}
+    tensors = {
+        name: {"shape": entry["shape"], "dtype": entry["dtype"], "digest": f"{digests[name] % 2**64:016x}", **entry}
+        for name, entry in sorted(entries.items())
+    }
+    return {**head, **about, "files": files, "tensors": tensors}
 
 
 def publish(temporary: Path, final: Path, manifest: dict) -> None:
     """Manifest and names, in the order in which a crash at any point leaves a whole checkpoint or none."""
-    write_text(temporary / "manifest.json", _text(manifest))
+    write_manifest(temporary, manifest)
     sync(temporary)
     if final.exists():  # a damaged one that this run has passed again: left for inspection under another name
         final.rename(_free_name(final))
@@ -133,11 +177,12 @@ def _free_name(path: Path) -> Path:
     return other
 
 
-def _text(manifest: dict) -> str:
+def write_manifest(folder: Path, manifest: dict) -> None:
     """JSON with one line for each key and each tensor, so that people can read, search and compare it."""
     tensors = ",\n  ".join(f"{json.dumps(name)}: {json.dumps(entry)}" for name, entry in manifest["tensors"].items())
     lines = [f"{json.dumps(key)}: {json.dumps(value)}" for key, value in manifest.items() if key != "tensors"]
-    return "{\n " + ",\n ".join([*lines, '"tensors": {\n  ' + tensors + "\n }"]) + "\n}\n"
+    text = "{\n " + ",\n ".join([*lines, '"tensors": {\n  ' + tensors + "\n }"]) + "\n}\n"
+    write_text(folder / "manifest.json", text)
 
 
 def write_text(path: Path, text: str) -> None:

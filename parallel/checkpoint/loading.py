@@ -4,12 +4,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 
 from parallel.catalog import Rectangle, Shard
 from parallel.checkpoint.files import FileDamaged, TensorFile
-from parallel.checkpoint.format import CheckpointError, CheckpointMismatch, read_manifest
-from parallel.checkpoint.owners import owned
+from parallel.checkpoint.format import CheckpointError, CheckpointMismatch, pieces, read_manifest
+from parallel.checkpoint.owners import agree, union
 from parallel.digest import digest
 from parallel.mesh import sum_over_ranks
 
@@ -90,16 +89,13 @@ def read_shard(path: Path, entry: dict, shard: Shard, files: dict[str, TensorFil
     """
     missing = shard.rectangle.numel
     reading.needed += missing * shard.tensor.element_size()
-    for item in entry["rectangles"]:
-        box = Rectangle(tuple(item["offset"]), tuple(item["shape"]))
-        common = box.intersect(shard.rectangle)
-        if common is None:
-            continue
-        if item["file"] not in files:
-            files[item["file"]] = TensorFile(path / item["file"])
+    for piece in pieces(shard.name, entry, shard.rectangle):
+        box, common = piece.rectangle, piece.rectangle.intersect(shard.rectangle)
+        if piece.file not in files:
+            files[piece.file] = TensorFile(path / piece.file)
         target = shard.tensor[common.slices_within(shard.rectangle)]
         inner = Rectangle(tuple(a - b for a, b in zip(common.offset, box.offset, strict=True)), common.shape)
-        reading.read += files[item["file"]].read_into(target, item["key"], inner)
+        reading.read += files[piece.file].read_into(target, piece.key, inner)
         missing -= common.numel
     if missing:
         raise CheckpointError(f"{missing} elements of {shard.name} are in no file")
@@ -107,9 +103,7 @@ def read_shard(path: Path, entry: dict, shard: Shard, files: dict[str, TensorFil
 
 def _check_names(path: Path, entries: dict[str, dict], shards: list[Shard]) -> None:
     """Names must be the same both ways over all ranks together, and shapes equal."""
-    listed: list = [None] * dist.get_world_size()
-    dist.all_gather_object(listed, {shard.name: shard.global_shape for shard in shards})
-    wanted = {name: shape for part in listed for name, shape in part.items()}
+    wanted = union({shard.name: tuple(shard.global_shape) for shard in shards})
     saved = {name: tuple(entry["shape"]) for name, entry in entries.items()}
     problems = [f"{n} is missing" for n in sorted(wanted.keys() - saved.keys())]
     problems += [f"{n} is not in this model" for n in sorted(saved.keys() - wanted.keys())]
@@ -122,7 +116,7 @@ def _check_names(path: Path, entries: dict[str, dict], shards: list[Shard]) -> N
 
 def _check_digests(path: Path, entries: dict[str, dict], shards: list[Shard]) -> None:
     digests = dict.fromkeys(entries, 0)
-    for shard in owned(shards):
+    for shard in agree(shards).mine:
         digests[shard.name] += digest(shard)
     sums = sum_over_ranks([digests[name] for name in entries])
     wrong = [n for n, value in zip(entries, sums, strict=True) if f"{value:016x}" != entries[n]["digest"]]

@@ -18,8 +18,17 @@ import torch.distributed as dist
 
 from parallel.catalog import Shard
 from parallel.checkpoint.files import write
-from parallel.checkpoint.format import PARTIAL, CheckpointError, commit, drop_leftovers, make_manifest, step_name
-from parallel.checkpoint.owners import owned
+from parallel.checkpoint.format import (
+    PARTIAL,
+    CheckpointError,
+    commit,
+    drop_leftovers,
+    file_of,
+    key_of,
+    make_manifest,
+    step_name,
+)
+from parallel.checkpoint.owners import Ownership, agree
 from parallel.digest import digest
 from parallel.mesh import sum_over_ranks
 
@@ -43,7 +52,8 @@ class Saver:
         dist.broadcast_object_list(token)
         self._token = token[0]
         self._main = dist.get_rank() == 0
-        self._mine: set | None = None  # keys of what this rank writes: the same in each save
+        self._ownership: Ownership | None = None  # the same in each save
+        self._mine: set = set()  # keys of what this rank writes
         self._buffers: dict[tuple, torch.Tensor] = {}
         self._save: _Save | None = None
         self._leftovers_are_there = True
@@ -67,8 +77,9 @@ class Saver:
             CheckpointError: the earlier save could not be written.
         """
         self.finish()
-        if self._mine is None:
-            self._mine = {shard.key for shard in owned(shards)}
+        if self._ownership is None:
+            self._ownership = agree(shards)
+            self._mine = {shard.key for shard in self._ownership.mine}
         mine = [shard for shard in shards if shard.key in self._mine]
         start = time.perf_counter()
         copies = [self._copy(shard) for shard in mine]
@@ -103,9 +114,12 @@ class Saver:
         if failed:
             return None, self._try_again(save)
         if save.phase == "writing":
-            parts = [None] * dist.get_world_size() if self._main else None
-            dist.gather_object(save.part, parts)
-            save.phase, save.parts = "committing", parts
+            names = self._ownership.names
+            sums = sum_over_ranks([save.digests[name] for name in names])
+            sizes: list | None = [None] * dist.get_world_size() if self._main else None
+            dist.gather_object(save.bytes, sizes)
+            save.phase, save.digests = "committing", dict(zip(names, sums, strict=True))
+            save.files = {file_of(rank): size for rank, size in enumerate(sizes or []) if size}
             save.run(self._commit)
             return None, ""
         self._save = None
@@ -150,19 +164,19 @@ class Saver:
             drop_leftovers(self.folder, save.temporary)
             self._leftovers_are_there = False
         save.temporary.mkdir(parents=True, exist_ok=True)
-        file = f"rank-{dist.get_rank():05d}.safetensors"
-        save.part = {"file": None, "bytes": 0, "tensors": []}
+        file = save.temporary / file_of(dist.get_rank())
+        save.digests = dict.fromkeys(self._ownership.names, 0)
         if save.copies:
-            size = write(save.temporary / file, {key_of(shard): shard.tensor for shard in save.copies}, save.rest)
-            described = []
+            tensors = {key_of(shard.name, shard.rectangle): shard.tensor for shard in save.copies}
+            save.bytes = write(file, tensors, save.rest)
             for shard in save.copies:
-                described.append(describe(shard, file))
+                save.digests[shard.name] += digest(shard)
                 save.rest()
-            save.part = {"file": file, "bytes": size, "tensors": described}
 
     def _commit(self, save: "_Save") -> None:
         if self._main:
-            commit(save.temporary, save.final, make_manifest(save.parts, save.step, save.about), self.keep)
+            manifest = make_manifest(self._ownership.entries, save.digests, save.files, save.step, save.about)
+            commit(save.temporary, save.final, manifest, self.keep)
 
 
 class _Save:
@@ -171,8 +185,9 @@ class _Save:
     def __init__(self, temporary: Path, final: Path, copies: list[Shard], step: int, about: dict, pause: float):
         self.temporary, self.final, self.copies, self.step, self.about = temporary, final, copies, step, about
         self.phase, self.attempts = "writing", 0
-        self.part: dict = {}
-        self.parts: list | None = None
+        self.bytes = 0  # of this rank's file
+        self.digests: dict[str, int] = {}  # of this rank's part, then of the whole
+        self.files: dict[str, int] = {}  # on rank 0, of all ranks
         self.error: Exception | None = None
         self.thread: threading.Thread
         self.hurry = threading.Event()  # someone waits for it
@@ -204,24 +219,3 @@ def save(folder: Path, shards: list[Shard], *, step: int, about: dict, keep: int
     saver = Saver(folder, keep)
     saver.begin(shards, step=step, about=about)
     return saver.finish()
-
-
-def key_of(shard: Shard) -> str:
-    """The name of a rectangle of a tensor in a file."""
-    return shard.name + "@" + ",".join(map(str, shard.rectangle.offset))
-
-
-def describe(shard: Shard, file: str) -> dict:
-    """What a manifest says of a rectangle."""
-    return {
-        "name": shard.name,
-        "shape": list(shard.global_shape),
-        "dtype": str(shard.tensor.dtype).removeprefix("torch."),
-        "digest": digest(shard),
-        "rectangle": {
-            "file": file,
-            "key": key_of(shard),
-            "offset": list(shard.rectangle.offset),
-            "shape": list(shard.rectangle.shape),
-        },
-    }

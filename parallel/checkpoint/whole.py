@@ -10,9 +10,8 @@ import torch
 
 from parallel.catalog import Rectangle, Shard
 from parallel.checkpoint.files import FileDamaged, TensorFile, write
-from parallel.checkpoint.format import PARTIAL, CheckpointError, make_manifest, publish
+from parallel.checkpoint.format import PARTIAL, CheckpointError, file_of, key_of, listed, make_manifest, pieces, publish
 from parallel.checkpoint.loading import Reading, read_shard
-from parallel.checkpoint.saving import describe, key_of
 from parallel.digest import digest
 
 BLOCK = 64 << 20
@@ -69,7 +68,7 @@ def problems(path: Path, manifest: dict, progress: Callable[[int], None] = lambd
     found = []
     with Opened(path, manifest) as opened:
         for name, entry in manifest["tensors"].items():
-            boxes = [Rectangle(tuple(item["offset"]), tuple(item["shape"])) for item in entry["rectangles"]]
+            boxes = [piece.rectangle for piece in pieces(name, entry)]
             missing = math.prod(entry["shape"]) - sum(box.numel for box in boxes)
             if missing > 0:
                 found.append(f"{name}: {missing} elements are in no file")
@@ -88,14 +87,14 @@ def problems(path: Path, manifest: dict, progress: Callable[[int], None] = lambd
 def _stored(opened: Opened, name: str, entry: dict, progress: Callable[[int], None]) -> Iterator[Shard]:
     """What the files hold of a tensor, rectangle by rectangle."""
     shape, dtype = tuple(entry["shape"]), getattr(torch, entry["dtype"])
-    for item in entry["rectangles"]:
-        file = opened.files.get(item["file"])
+    for piece in pieces(name, entry):
+        file = opened.files.get(piece.file)
         if file is None:
-            file = opened.files[item["file"]] = TensorFile(opened.path / item["file"])
-        for box in row_blocks(tuple(item["shape"]), dtype.itemsize):
+            file = opened.files[piece.file] = TensorFile(opened.path / piece.file)
+        for box in row_blocks(piece.rectangle.shape, dtype.itemsize):
             tensor = torch.empty(box.shape, dtype=dtype)
-            progress(file.read_into(tensor, item["key"], box))
-            offset = tuple(a + b for a, b in zip(item["offset"], box.offset, strict=True))
+            progress(file.read_into(tensor, piece.key, box))
+            offset = tuple(a + b for a, b in zip(piece.rectangle.offset, box.offset, strict=True))
             yield Shard(name, shape, Rectangle(offset, box.shape), tensor)
 
 
@@ -147,25 +146,33 @@ def make(output: Path, shards: Iterable[Shard], *, step: int, about: dict) -> No
         raise CheckpointError(f"{output} exists; name a new folder")
     temporary = output.with_name(f".{output.name}{PARTIAL}")
     shutil.rmtree(temporary, ignore_errors=True)
-    parts: list[dict] = []
+    entries: dict[str, dict] = {}
+    digests: dict[str, int] = {}
+    files: dict[str, int] = {}
     waiting: list[Shard] = []
+
+    def write_waiting() -> None:
+        file = file_of(len(files))
+        files[file] = write(temporary / file, {key_of(s.name, s.rectangle): s.tensor for s in waiting})
+        for shard in waiting:
+            dtype = str(shard.tensor.dtype).removeprefix("torch.")
+            empty = {"shape": list(shard.global_shape), "dtype": dtype, "rectangles": []}
+            entries.setdefault(shard.name, empty)["rectangles"] += listed(
+                shard.name, [(len(files) - 1, shard.rectangle)]
+            )
+            digests[shard.name] = digests.get(shard.name, 0) + digest(shard)
+        waiting.clear()
+
     try:
         temporary.mkdir(parents=True)
         for shard in shards:
             waiting.append(shard)
             if sum(each.tensor.numel() * each.tensor.element_size() for each in waiting) >= FILE:
-                parts.append(_write(temporary, waiting, len(parts)))
-                waiting = []
+                write_waiting()
         if waiting:
-            parts.append(_write(temporary, waiting, len(parts)))
-        publish(temporary, output, make_manifest(parts, step, about))
+            write_waiting()
+        publish(temporary, output, make_manifest(entries, digests, files, step, about))
     except OSError as error:
         raise CheckpointError(f"cannot write {output}: {error}") from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _write(folder: Path, shards: list[Shard], number: int) -> dict:
-    file = f"rank-{number:05d}.safetensors"
-    size = write(folder / file, {key_of(shard): shard.tensor for shard in shards})
-    return {"file": file, "bytes": size, "tensors": [describe(shard, file) for shard in shards]}

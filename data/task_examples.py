@@ -1,0 +1,55 @@
+"""Examples of downstream tasks as token ids with targets, and their packing into one row without padding."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from data.objectives import IGNORE_INDEX
+
+
+@dataclass(frozen=True)
+class Example:
+    """One example, or one window of a long one.
+
+    Attributes:
+        ids, types: int64 [tokens], of all its documents end to end.
+        target: int64 () for a class or choice, (2,) for the first and last token of an answer, (tokens,) for labels or
+            next tokens; float64 (C,) for labels that are 0 or 1, or numbers.
+        num_targets: how many losses it has: targets that are not -100.
+        source: number of the record that it is of.
+        documents: tokens of each document; one, but for choices.
+        places: int64 (tokens, ...), where in its source each token stands, for those who read the model's answer.
+    """
+
+    ids: np.ndarray
+    types: np.ndarray
+    target: np.ndarray
+    num_targets: int
+    source: int
+    documents: tuple[int, ...]
+    places: np.ndarray | None = None
+
+    def without_target(self) -> Example:
+        """The same, without a loss: a model still computes it."""
+        nothing = np.nan if self.target.dtype.kind == "f" else IGNORE_INDEX
+        return replace(self, target=np.full_like(self.target, nothing), num_targets=0)
+
+
+def pack(examples: Sequence[Example], labels: str) -> dict[str, np.ndarray]:
+    """One row that holds all documents of the examples, in order: `input_ids`, `positions`, `token_types` (int64 [1,
+    tokens]), `cu_seqlens` (int32 [documents + 1]), and the targets under the name `labels`, [1, tokens] where each
+    token has one and [examples, ...] where each example has one."""
+    lengths = [length for example in examples for length in example.documents]
+    ids = np.concatenate([example.ids for example in examples])
+    per_token = examples[0].target.shape == examples[0].ids.shape
+    targets = [example.target for example in examples]
+    return {
+        "input_ids": ids[None],
+        "positions": np.concatenate([np.arange(length) for length in lengths])[None],
+        "token_types": np.concatenate([example.types for example in examples])[None],
+        "cu_seqlens": np.cumsum([0, *lengths], dtype=np.int32),
+        labels: np.concatenate(targets)[None] if per_token else np.stack(targets),
+    }

@@ -1,0 +1,174 @@
+"""Downstream tasks: from a file to examples, kind by kind.
+
+classification  one label of a set for a text or pair        label: class
+multi_label     any number of labels of a set                label: 0 or 1 for each
+regression      numbers                                      label: numbers
+choice          which of several endings follows a text      label: class
+tagging         a label for each word                        data/task_words.py
+answers         a passage of a paragraph                     data/task_answers.py
+generation      a text that follows a text, or a chat        data/task_generation.py
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+
+from data.task_answers import read_answers
+from data.task_examples import Example
+from data.task_files import Record, read_records
+from data.task_framing import Framer, text_of
+from data.task_generation import read_generation
+from data.task_labels import class_name, find_labels, label_names, number, number_of
+from data.task_words import read_words
+from data.tokenizer import Tokenizer
+
+Kind = Literal["classification", "multi_label", "regression", "choice", "tagging", "answers", "generation"]
+
+
+@dataclass
+class TaskSettings:
+    """How a file is read.
+
+    Attributes:
+        texts: columns of the text, or of the two texts of a pair. choice: of the text, then of each ending, or of one
+            list of endings. tagging: of the words, in files that are no CoNLL. answers: question, context. generation:
+            of the input and the output, or of one list of messages.
+        label: column of the label; regression may have several, with commas between.
+        labels: the set of labels; None finds them in the file.
+        word_column, label_column: of CoNLL files.
+        max_length: most tokens of an example.
+        refuse: whether longer ones are refused, instead of cut.
+        stride: tokens by which the windows of a long paragraph overlap.
+        prompt: of generation, a text with {input} where the input goes.
+    """
+
+    kind: Kind
+    texts: list[str]
+    label: str = "label"
+    labels: list[str] | None = None
+    word_column: int = 0
+    label_column: int = -1
+    max_length: int = 512
+    refuse: bool = False
+    stride: int = 128
+    prompt: str = "{input}"
+
+
+@dataclass
+class TaskData:
+    """The examples of a file.
+
+    Attributes:
+        sources: what the examples are of, by `Example.source`: records, sentences, questions.
+        labels: the set of labels; empty for tasks without one.
+        truncated: examples that were cut to max_length.
+    """
+
+    examples: list[Example]
+    sources: list[Any]
+    labels: list[str] = field(default_factory=list)
+    truncated: int = 0
+
+
+def read_task(path: str, settings: TaskSettings, tokenizer: Tokenizer, *, labelled: bool = True) -> TaskData:
+    """The examples of a file; the formats are those of `read_records`, CoNLL columns and SQuAD's JSON.
+
+    Args:
+        labelled: whether to read labels; without, examples have no target.
+
+    Raises:
+        ValueError, OSError: what is wrong in the file, with the line.
+    """
+    framer = Framer(tokenizer, settings.max_length, settings.refuse)
+    if settings.kind == "tagging":
+        columns = [settings.texts[0] if settings.texts else "words", settings.label]
+        places = settings.word_column, settings.label_column
+        found = read_words(path, columns, places, settings.labels, framer, labelled)
+        return TaskData(*found, truncated=framer.truncated)
+    if settings.kind == "answers":
+        examples, questions = read_answers(path, settings.texts, framer, settings.stride, labelled)
+        return TaskData(examples, questions, truncated=framer.truncated)
+    if settings.kind == "generation":
+        examples, records = read_generation(path, settings.texts, framer, settings.prompt, labelled)
+        return TaskData(examples, records, truncated=framer.truncated)
+    label_columns = settings.label.split(",") if settings.kind == "regression" else [settings.label]
+    records = read_records(path, [*settings.texts, *(label_columns if labelled else ())])
+    targets, labels = _targets(records, settings, label_columns, labelled)
+    if settings.kind == "choice":
+        framed = _choices(records, settings.texts, framer)
+    else:
+        framed = [(ids, types, (len(ids),)) for ids, types in _framed(records, settings.texts, framer)]
+    if settings.kind == "choice" and labelled:
+        for record, (_, _, documents), target in zip(records, framed, targets, strict=True):
+            if target >= len(documents):
+                raise ValueError(f"{record.where}: the label is {target}, and there are {len(documents)} endings")
+    examples = [
+        Example(ids, types, target, int(labelled), source, documents)
+        for source, ((ids, types, documents), target) in enumerate(zip(framed, targets, strict=True))
+    ]
+    return TaskData(examples, records, labels, framer.truncated)
+
+
+def _targets(
+    records: list[Record], settings: TaskSettings, label_columns: list[str], labelled: bool
+) -> tuple[list[np.ndarray], list[str]]:
+    kind, labels = settings.kind, settings.labels
+    if kind == "regression":
+        labels = label_columns
+        read = lambda r: np.array([number(r, column) for column in label_columns])  # noqa: E731
+        blank: Any = np.full(len(label_columns), np.nan)
+    elif kind == "multi_label":
+        if labels is None:
+            labels = find_labels(name for record in records for name in label_names(record, settings.label))
+        blank = np.full(len(labels), np.nan)
+
+        def read(record: Record) -> np.ndarray:
+            target = np.zeros(len(labels))
+            for name in label_names(record, settings.label):
+                target[number_of(name, labels, record.where)] = 1
+            return target
+    else:
+        if labels is None and labelled and kind == "classification":
+            labels = find_labels(class_name(record, settings.label) for record in records)
+        blank = np.array(-100)
+        names = labels if kind == "classification" else [str(n) for n in range(1000)]  # of a choice: its number
+        read = lambda r: np.array(number_of(class_name(r, settings.label), names, r.where))  # noqa: E731
+    return [read(record) if labelled else blank for record in records], list(labels or [])
+
+
+def _framed(records: list[Record], columns: Sequence[str], framer: Framer) -> list[tuple[np.ndarray, np.ndarray]]:
+    where = [record.where for record in records]
+    texts = [[text_of(record.values, column, record.where) for record in records] for column in columns]
+    if len(columns) == 1:
+        return framer.texts(texts[0], where)
+    if len(columns) == 2:
+        return framer.pairs(texts[0], texts[1], where)
+    raise ValueError(f"task.texts names {len(columns)} columns; name one, or two for pairs")
+
+
+def _choices(
+    records: list[Record], columns: Sequence[str], framer: Framer
+) -> list[tuple[np.ndarray, np.ndarray, tuple[int, ...]]]:
+    """Each record as one document for each ending."""
+    endings = []
+    for record in records:
+        found = record.values[columns[1]] if len(columns) == 2 else [record.values[column] for column in columns[1:]]
+        if not isinstance(found, list) or len(found) < 2 or not all(isinstance(text, str) and text for text in found):
+            raise ValueError(f"{record.where}: the endings are {found!r}; give two or more texts, in columns or a list")
+        if endings and len(found) != len(endings[0]):
+            raise ValueError(f"{record.where} has {len(found)} endings, and {records[0].where} {len(endings[0])}")
+        endings.append(found)
+    count = len(endings[0])
+    firsts = [text_of(record.values, columns[0], record.where) for record in records for _ in range(count)]
+    where = [record.where for record in records for _ in range(count)]
+    pairs = framer.pairs(firsts, [text for found in endings for text in found], where)
+    framed = []
+    for start in range(0, len(pairs), count):
+        parts = pairs[start : start + count]
+        ids, types = (np.concatenate(side) for side in zip(*parts, strict=True))
+        framed.append((ids, types, tuple(len(part[0]) for part in parts)))
+    return framed
