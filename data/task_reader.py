@@ -63,6 +63,11 @@ class TaskReader:
         self._content = np.array([_hash(example, factors) for example in examples], np.uint64)
 
     @property
+    def fingerprint(self) -> str:
+        """What the examples are, in order: 16 hex digits."""
+        return f"{int(mix(0, _CONTENT, np.arange(len(self._content)), self._content).sum(dtype=np.uint64)):016x}"
+
+    @property
     def num_instances(self) -> int:
         """Examples of an epoch."""
         return len(self.examples)

@@ -1,6 +1,7 @@
 """From the configuration to the parts of a run: corpora and readers, model, engine."""
 
 import copy
+from collections.abc import Callable
 
 import torch
 
@@ -11,18 +12,18 @@ from data.shards import Corpus
 from data.sharing import check_corpora
 from data.tokenizer import Tokenizer, load_tokenizer
 from launcher.batch_ramp import largest, slots_of
-from launcher.config import CorpusSource, TrainConfig
+from launcher.config import CorpusSource, Optimizer, Parallel, TrainConfig
 from model.attention_blocks import OPERATORS
 from model.initialise import InitialValues
 from model.tensor_plan import tensor_plan
-from model.transformer import LanguageModel
+from model.transformer import LanguageModel, Transformer
 from parallel.engine import Engine
 from parallel.fsdp import TorchEngine
 from parallel.mesh import Mesh
 from parallel.muon import MuonWithAdamW, choose
 from parallel.optimizer import adamw, matrices, parameter_groups
 from parallel.recompute import recompute
-from parallel.tensor import share
+from parallel.tensor import Plan, share
 from parallel.zero import ZeroEngine
 
 
@@ -125,40 +126,65 @@ def engine_of(config: TrainConfig, mesh: Mesh) -> Engine:
     with torch.device("meta"):
         model = LanguageModel(copy.copy(config.model))
     values = InitialValues(model, config.run.seed)
-    engine = _build_engine(model, config, mesh)
+    engine = put_under_engine(
+        model,
+        config.optimizer,
+        config.parallel,
+        mesh,
+        plan=tensor_plan(config.model),
+        micro_batch=config.batch.micro_size,
+        num_micro_batches=largest(config.batch) // mesh.num_data // config.batch.micro_size,
+    )
     engine.fill(values.part)
     return engine
 
 
-def _build_engine(model: LanguageModel, config: TrainConfig, mesh: Mesh) -> Engine:
-    settings, decaying = config.optimizer, matrices(model)
+def put_under_engine(
+    model: Transformer,
+    settings: Optimizer,
+    parallel: Parallel,
+    mesh: Mesh,
+    *,
+    plan: Plan,
+    micro_batch: int = 1,
+    num_micro_batches: int = 1,
+    pace_of: Callable[[str], tuple[float, int]] = lambda name: (1.0, 1),
+) -> Engine:
+    """The engine that the configuration asks for, its parameters still to be filled.
 
+    Args:
+        model: on the meta device; it is changed: cut for tensor ranks, recomputed and compiled as configured.
+        plan: of the cut over tensor ranks.
+        micro_batch, num_micro_batches: what DeepSpeed is told of the batch.
+        pace_of: as in `parameter_groups`.
+    """
+    decaying = matrices(model)
     common = {"learning_rate": settings.learning_rate, "betas": tuple(settings.betas), "eps": settings.eps}
 
     def make_optimizer(module: torch.nn.Module) -> torch.optim.Optimizer:
         if settings.kind == "adamw":
-            return adamw(parameter_groups(module, settings.weight_decay, decaying), **common)
+            return adamw(parameter_groups(module, settings.weight_decay, decaying, pace_of), **common)
         chosen = choose(decaying, settings.muon_matrices)
         rest = {"momentum": settings.momentum, "weight_decay": settings.weight_decay, **common}
         return MuonWithAdamW(module, chosen, decaying, **rest)
 
-    shares = share(model, tensor_plan(config.model), mesh)
-    recompute(model.blocks, config.parallel.recompute, kept=OPERATORS)
-    if config.parallel.compile:
+    shares = share(model, plan, mesh)
+    recompute(model.blocks, parallel.recompute, kept=OPERATORS)
+    if parallel.compile:
         for block in model.blocks:
             block.compile()
-    basis = {"mesh": mesh, "shares": shares, "precision": config.parallel.precision, "clip_norm": settings.clip_norm}
-    if config.parallel.engine == "fsdp":
-        offload = config.parallel.offload == "all"
+    basis = {"mesh": mesh, "shares": shares, "precision": parallel.precision, "clip_norm": settings.clip_norm}
+    if parallel.engine == "fsdp":
+        offload = parallel.offload == "all"
         return TorchEngine(model, make_optimizer, blocks=list(model.blocks), offload=offload, **basis)
     return ZeroEngine(
         model,
         make_optimizer,
-        stage=config.parallel.zero_stage,
-        micro_batch=config.batch.micro_size,
-        num_micro_batches=largest(config.batch) // mesh.num_data // config.batch.micro_size,
-        offload=config.parallel.offload,
-        offload_folder=config.parallel.offload_dir,
-        settings=config.parallel.deepspeed,
+        stage=parallel.zero_stage,
+        micro_batch=micro_batch,
+        num_micro_batches=num_micro_batches,
+        offload=parallel.offload,
+        offload_folder=parallel.offload_dir,
+        settings=parallel.deepspeed,
         **basis,
     )

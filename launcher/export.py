@@ -2,6 +2,8 @@
 
 python launcher/export.py --checkpoint runs/demo --output exported
 python launcher/export.py --checkpoint runs/demo/checkpoints/step-00000320 --output exported --dtype bfloat16
+python launcher/export.py --checkpoint runs/sst2 --output classifier                  # of a fine-tuning run, merged
+python launcher/export.py --checkpoint runs/sst2-lora --output adapter --adapter true   # what LoRA has learned alone
 """
 
 import sys
@@ -23,7 +25,7 @@ class ExportOptions:
     """What to write, and where."""
 
     checkpoint: str
-    """A run folder (its newest sound checkpoint is taken) or a checkpoint folder."""
+    """A run folder (its newest sound checkpoint is taken, of a fine-tuning run its best) or a checkpoint folder."""
     output: str
     """The new folder. It must not exist, or be empty."""
     family: str | None = None
@@ -34,6 +36,9 @@ class ExportOptions:
     """Largest file of weights; a larger model is written in several."""
     tokenizer: str | None = None
     """Tokenizer folder; by default the one in the run's folder."""
+    adapter: bool = False
+    """Of a run with method lora or ia3, write what it has learned alone, for the peft library, instead of the whole
+    model with it merged."""
     exact_tokenizer: bool = True
     """Refuse a tokenizer whose tokenizer.json gives other ids for some text, as unigram models do for long runs of one
     character, where several ways to cut them are equally likely. False only warns."""
@@ -54,8 +59,13 @@ def export(options: ExportOptions) -> None:
     from model.huggingface.save import write
     from parallel.checkpoint import read_tensor
 
-    folder, manifest, config = open_checkpoint(options.checkpoint)
-    tokenizer = open_tokenizer(folder, manifest, options.tokenizer)
+    finetuned = _finetuned(options)
+    if finetuned is not None:
+        config, task, read, tokenizer = finetuned
+    else:
+        folder, manifest, config = open_checkpoint(options.checkpoint)
+        tokenizer, task = open_tokenizer(folder, manifest, options.tokenizer), None
+        read = lambda name: read_tensor(folder, manifest, f"model/{name}")  # noqa: E731
     names = ("bos", "eos", "pad", "mask")
     token_ids = {name: getattr(tokenizer, f"{name}_id") for name in names}
     if not config.causal:
@@ -71,8 +81,8 @@ def export(options: ExportOptions) -> None:
         write(
             temporary,
             config,
-            None,
-            lambda name: read_tensor(folder, manifest, f"model/{name}"),
+            task,
+            read,
             getattr(torch, options.dtype),
             options.family,
             options.max_shard_bytes,
@@ -80,10 +90,60 @@ def export(options: ExportOptions) -> None:
         )
 
 
+def _finetuned(options: ExportOptions):
+    """Configuration, task, tensors by name and tokenizer of a fine-tuned model, additions merged; None for others."""
+    import torch
+
+    from launcher.finetuned import find_finetuned, merge, open_finetuned
+    from parallel.checkpoint import CheckpointError
+
+    try:
+        find_finetuned(options.checkpoint)
+    except CheckpointError:
+        return None  # whatever is wrong will be said again of a pretraining run
+    found = open_finetuned(options.checkpoint, torch.device("cpu"), options.tokenizer)
+    merge(found.model)
+    parameters = dict(found.model.named_parameters())
+    return found.model.config, getattr(found.model, "task", None), lambda name: parameters[name], found.tokenizer
+
+
+def export_adapter(options: ExportOptions) -> None:
+    """Writes a folder of the peft library, with the tokenizer.
+
+    Raises:
+        ValueError: no run of that kind, or a folder that is there.
+    """
+    import torch
+
+    from launcher.finetuned import additions, open_finetuned
+    from model.huggingface.adapter import write_adapter
+    from model.huggingface.folder import new_folder
+
+    found = open_finetuned(options.checkpoint, torch.device("cpu"), options.tokenizer)
+    kind = found.config.method.kind
+    if kind not in ("lora", "ia3"):
+        raise ValueError(f"{found.folder} was trained with method {kind}; adapter needs lora or ia3")
+    task = getattr(found.model, "task", None)
+    head = {} if task is None else {f"head.{name}": p for name, p in found.model.head.named_parameters()}
+    with new_folder(options.output) as temporary:
+        found.tokenizer.save(temporary)
+        (temporary / "config.json").unlink(missing_ok=True)  # of the tokenizer's folder; peft looks for its own
+        write_adapter(
+            temporary,
+            found.model.config,
+            task,
+            additions(found.model),
+            head,
+            base=found.config.init.path,
+            alpha=found.config.method.alpha,
+            family=options.family,
+        )
+
+
 def main(argv: list[str]) -> int:
     with bad_input():
         options = parse(ExportOptions, argv, __doc__)
-        export(options)
+        export_adapter(options) if options.adapter else export(options)
     print(f"wrote {options.output}")
     return DONE
 

@@ -86,6 +86,11 @@ class Metrics:
         if self.folder is not None:
             self._say(text)
 
+    def figure(self, name: str, figure, step: int) -> None:
+        """A picture in TensorBoard, of matplotlib."""
+        if self.folder is not None:
+            self._board.add_figure(name, figure, step)
+
     def close(self) -> None:
         if self.folder is not None:
             self._bar.close()
@@ -99,8 +104,8 @@ class Metrics:
         clean = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
         self._file.write(json.dumps({"kind": kind, **clean, "time": round(time.time(), 3)}) + "\n")
         for name, value in record.items():
-            if name in TENSORBOARD_NAMES and value is not None:
-                self._board.add_scalar(f"{kind}/{TENSORBOARD_NAMES[name]}", value, record["step"])
+            if value is not None and (name in TENSORBOARD_NAMES or (kind == "eval" and isinstance(value, float))):
+                self._board.add_scalar(f"{kind}/{TENSORBOARD_NAMES.get(name, name)}", value, record["step"])
         self._board.flush()
 
     def _say(self, text: str, on_terminal: bool = True) -> None:

@@ -12,6 +12,7 @@ from launcher.config import TrainConfig
 from launcher.damage import DamageWatch
 from launcher.evaluation import validation_scores
 from launcher.exits import DONE, bad_input
+from launcher.finetune_config import FinetuneConfig
 from launcher.lifeline import Lifeline
 from launcher.metrics import Metrics
 from launcher.resume import check_same_data, choose_start, data_stamp, resume
@@ -70,10 +71,10 @@ def _pretrain(config: TrainConfig, lifeline: Lifeline) -> int:
         folder.mkdir(parents=True, exist_ok=True)
         with bad_input():
             held = held or lock(folder)
-        _write_run_folder(folder, config, tokenizer)
+        write_run_folder(folder, config, tokenizer)
     metrics = Metrics(folder if mesh.is_main else None, steps=config.run.steps, step=progress.step)
     metrics.say(summary(config.model))
-    metrics.say(f"{_engine_name(config)} on {mesh.describe()}")
+    metrics.say(f"{engine_name(config)} on {mesh.describe()}")
     for note in notes:
         metrics.event(progress.step, note)
     metrics.event(progress.step, "start", steps=config.run.steps, samples=progress.cursor, tokens=progress.tokens)
@@ -100,7 +101,7 @@ def _pretrain(config: TrainConfig, lifeline: Lifeline) -> int:
             "data": stamp,
             "tokenizer_sha256": tokenizer.sha256,
             "layout": {
-                "engine": _engine_name(config),
+                "engine": engine_name(config),
                 "data_replicate": mesh.num_data // mesh.shard,
                 "data_shard": mesh.shard,
                 "tensor": mesh.tensor,
@@ -125,12 +126,12 @@ def _pretrain(config: TrainConfig, lifeline: Lifeline) -> int:
             each.close()
 
 
-def _engine_name(config: TrainConfig) -> str:
+def engine_name(config: TrainConfig | FinetuneConfig) -> str:
     name = f"DeepSpeed ZeRO-{config.parallel.zero_stage}" if config.parallel.engine == "zero" else "torch"
     return f"{name}, {config.parallel.precision}"
 
 
-def _write_run_folder(folder: Path, config: TrainConfig, tokenizer: Tokenizer) -> None:
+def write_run_folder(folder: Path, config: TrainConfig | FinetuneConfig, tokenizer: Tokenizer) -> None:
     """config.yaml, complete, and the tokenizer: with a checkpoint this is all that generating text needs."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.yaml").write_text(cli.to_yaml(config))

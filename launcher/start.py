@@ -69,10 +69,7 @@ def open_start(
     start = _own(path, kind, labels, seed) if _is_own(path) else _released(path, kind, labels, seed)
     model = start.model
     config = model.config
-    if kind == "generation" and not config.causal:
-        raise ValueError(f"generation needs a model that reads from left to right, and {path} holds one that does not")
-    if kind == "answers" and config.causal:
-        raise ValueError(f"answers need a model that sees a paragraph as a whole, and {path} reads from left to right")
+    _check_direction(kind, path, config)
     task = getattr(model, "task", None)
     if dropout is not None:
         config = replace(config, dropout=dropout, attention_dropout=dropout)
@@ -95,6 +92,13 @@ def task_of(kind: str, labels: list[str], config: ModelConfig) -> TaskConfig:
     return TaskConfig("sequence", number, problem=PROBLEMS[kind], labels=labels or None, bias=not config.causal, **body)
 
 
+def _check_direction(kind: str, path: str, config: ModelConfig) -> None:
+    if kind == "generation" and not config.causal:
+        raise ValueError(f"generation needs a model that reads from left to right, and {path} holds one that does not")
+    if kind == "answers" and config.causal:
+        raise ValueError(f"answers need a model that sees a paragraph as a whole, and {path} reads from left to right")
+
+
 def _is_own(path: str) -> bool:
     folder = Path(path)
     return folder.is_dir() and not (folder / "config.json").is_file()
@@ -102,6 +106,7 @@ def _is_own(path: str) -> bool:
 
 def _released(path: str, kind: str, labels: list[str], seed: int) -> Start:
     if kind == "generation":
+        _check_direction(kind, path, Source(path, "features").config)
         source = Source(path, "language")
     else:
         number: int | list[str] = 1 if kind == "choice" else 2 if kind == "answers" else labels

@@ -5,11 +5,13 @@ count of target tokens of the whole step over all ranks; each engine must produc
 (that count).
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+import torch.distributed as dist
 from torch import nn
 
 from parallel.catalog import Placement, Shard, parameter_of, place, whole
@@ -66,6 +68,16 @@ class Engine(ABC):
         Writing into them changes the state; call `refresh` afterwards.
         """
         return place(self.own_shards(), self.shares.placements)
+
+    def num_parameters(self, learning: bool = False) -> int:
+        """Parameters of the whole module, or those of them that learn. Each rank must call it."""
+        shards = [s for s in self.own_shards() if s.name.startswith("model/")]
+        shapes = {s.name: s.global_shape for s in place(shards, self.shares.placements)}
+        if not learning:
+            shapes |= {s.name: s.global_shape for s in place(self.frozen_shards(), self.shares.placements)}
+        everywhere: list = [None] * dist.get_world_size()  # a ZeRO rank may hold nothing of some
+        dist.all_gather_object(everywhere, shapes)
+        return sum(math.prod(shape) for shape in {n: s for part in everywhere for n, s in part.items()}.values())
 
     @abstractmethod
     def accumulate(self, batch: Batch, num_targets: int, last: bool) -> torch.Tensor:

@@ -1,0 +1,106 @@
+"""Opening what a fine-tuning run has made: the model with its head and additions, in one process."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from data.tokenizer import Tokenizer
+from launcher import methods
+from launcher.config import Optimizer, Parallel, Run
+from launcher.finetune_config import FinetuneConfig, Init, Method, Task, TaskBatch
+from launcher.inference import open_tokenizer
+from launcher.start import open_start
+from model.adapters import WithAdapter
+from model.config import ModelConfig
+from model.task_model import TaskConfig, TaskModel
+from model.transformer import LanguageModel
+from parallel import checkpoint
+from parallel.checkpoint import CheckpointError, read_manifest, read_tensor, resolve
+
+SECTIONS = {"run": Run, "init": Init, "task": Task, "method": Method, "batch": TaskBatch, "optimizer": Optimizer,
+            "parallel": Parallel}  # fmt: skip
+
+
+@dataclass
+class Finetuned:
+    """A fine-tuned model, fp32 and in evaluation mode, and what it was made from."""
+
+    folder: Path
+    model: LanguageModel | TaskModel
+    tokenizer: Tokenizer
+    config: FinetuneConfig
+    labels: list[str]
+
+
+def find_finetuned(path: str) -> tuple[Path, dict]:
+    """The checkpoint that a path means, and its manifest: of a run the best one, or the newest where none was scored.
+
+    Raises:
+        ValueError: nothing there, or no checkpoint of a fine-tuning run.
+    """
+    best = checkpoint.committed(Path(path) / "best")
+    folder = best[0] if best else resolve(Path(path))
+    manifest = read_manifest(folder)
+    if "labels" not in manifest:
+        raise CheckpointError(f"{folder} is no checkpoint of a fine-tuning run")
+    return folder, manifest
+
+
+def open_finetuned(path: str, device: torch.device, tokenizer: str | None = None) -> Finetuned:
+    """
+    Args:
+        path: a run, of which the best checkpoint is taken, or a checkpoint.
+
+    Raises:
+        ValueError: nothing there, no fine-tuned model, or its start is gone where only additions were trained.
+    """
+    folder, manifest = find_finetuned(path)
+    config = FinetuneConfig(**{name: made(**manifest["config"][name]) for name, made in SECTIONS.items()})
+    task = None if manifest["task"] is None else TaskConfig(**manifest["task"])
+    with torch.device("meta"):
+        body = ModelConfig(**manifest["model"])
+        model = LanguageModel(body) if task is None else TaskModel(body, task)
+    methods.apply(config.method, model, has_head=task is not None)
+    learned = {name for name, p in model.named_parameters() if p.requires_grad}
+    start = None
+    if any(not p.requires_grad for p in model.parameters()):
+        try:
+            start = open_start(config.init.path, config.task.kind, manifest["labels"], seed=config.run.seed)
+        except (ValueError, OSError) as error:
+            raise CheckpointError(
+                f"{folder} holds what {config.method.kind} has trained, and needs the model that it began with: {error}"
+            ) from None
+    model.to_empty(device=device)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name in learned:
+                parameter.copy_(read_tensor(folder, manifest, f"model/{name}"))
+            else:
+                shape = tuple(parameter.shape)
+                parameter.copy_(start.part(methods.plain_name(name), (0,) * len(shape), shape))
+    return Finetuned(folder, model.eval(), open_tokenizer(folder, manifest, tokenizer), config, manifest["labels"])
+
+
+def additions(model: nn.Module) -> dict[str, Tensor]:
+    """What a method has added to the model, by name."""
+    return {name: p.detach() for name, p in model.named_parameters() if methods.is_added(name)}
+
+
+@torch.no_grad()
+def merge(model: nn.Module) -> None:
+    """Takes the additions into the matrices that they were added to; the model computes the same without them.
+
+    Raises:
+        ValueError: bottlenecks, which are no part of a matrix.
+    """
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    if any(isinstance(module, WithAdapter) for module in model.modules()):
+        raise ValueError("adapters are networks of their own and cannot be merged into the model's matrices")
+    for name, module in list(model.named_modules()):
+        if isinstance(module, BaseTunerLayer):
+            module.merge()
+            parent, _, last = name.rpartition(".")
+            setattr(model.get_submodule(parent), last, module.get_base_layer())

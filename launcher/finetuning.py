@@ -1,0 +1,313 @@
+"""A fine-tuning run, from its configuration to its exit code."""
+
+import json
+import math
+import statistics
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+
+from data.quarantine import Quarantine
+from data.task_reader import TaskReader
+from data.tasks import TaskData, TaskSettings, read_task
+from data.tokenizer import Tokenizer
+from launcher import methods
+from launcher.best import Best
+from launcher.build import put_under_engine
+from launcher.damage import DamageWatch
+from launcher.exits import DONE, bad_input
+from launcher.finetune_config import SCORES, TEXTS, FinetuneConfig
+from launcher.lifeline import Lifeline
+from launcher.metrics import Metrics
+from launcher.pictures import draw_confusion, draw_curves
+from launcher.pretraining import engine_name, write_run_folder
+from launcher.resume import check_same_data, choose_start, resume
+from launcher.run_lock import lock
+from launcher.start import Start, find_tokenizer, open_start
+from launcher.task_evaluation import evaluate
+from launcher.task_results import report, truth
+from launcher.trainer import Trainer
+from model.flops import flops_per_token
+from model.robust import make_robust
+from parallel import mesh as meshes
+from parallel.engine import Engine
+from parallel.mesh import Mesh
+
+
+def finetune(config: FinetuneConfig) -> int:
+    """Runs, once or for each of task.seeds, and returns the exit code. Each rank calls it.
+
+    Raises:
+        BadInput: anything that the user can mend, before the run folder is touched.
+    """
+    try:
+        with Lifeline() as lifeline:
+            with bad_input():
+                parallel = config.parallel
+                mesh = meshes.start(
+                    config.run.device,
+                    parallel.timeout_seconds,
+                    parallel.tensor,
+                    parallel.data_shard,
+                    parallel.rendezvous_seconds,
+                )
+                lifeline.tie(mesh.rank, mesh.world_size)
+            results = []
+            for seed in config.task.seeds or [config.run.seed]:
+                name = f"{config.run.name}-seed{seed}" if config.task.seeds else config.run.name
+                one = replace(config, run=replace(config.run, seed=seed, name=name))
+                code, scores = _run(one, mesh)
+                if code != DONE:
+                    return code
+                results.append(scores)
+            if mesh.is_main and len(results) > 1:
+                _tell_together(config, results)
+            return DONE
+    finally:
+        meshes.stop()  # threads of a process group that is left alone can abort the process as it exits
+
+
+@dataclass
+class Prepared:
+    """What a run needs besides its engine."""
+
+    tokenizer: Tokenizer
+    train: TaskData
+    validation: TaskData | None
+    start: Start
+
+
+def prepare(config: FinetuneConfig) -> Prepared:
+    """Reads the task's files and finds the model.
+
+    Raises:
+        ValueError, OSError: what is wrong with them, or what does not fit.
+    """
+    tokenizer = find_tokenizer(config.init.path, config.init.tokenizer)
+    settings = task_settings(config)
+    train = read_task(config.task.train, settings, tokenizer)
+    if config.task.kind in ("classification", "multi_label", "tagging") and len(train.labels) < 2:
+        raise ValueError(f"{config.task.train} has only the label {train.labels[0]!r}; there must be two or more")
+    validation = None
+    if config.task.validation is not None:
+        validation = read_task(config.task.validation, replace(settings, labels=train.labels or None), tokenizer)
+    start = open_start(
+        config.init.path,
+        config.task.kind,
+        train.labels,
+        seed=config.run.seed,
+        dropout=config.task.dropout,
+        pooling=config.task.pooling,
+    )
+    model = start.model.config
+    if tokenizer.vocab_size > model.vocab_size:
+        raise ValueError(
+            f"tokenizer {tokenizer.folder} has {tokenizer.vocab_size} ids, and the model in {config.init.path} knows "
+            f"{model.vocab_size}; name its own with init.tokenizer"
+        )
+    if config.task.max_length > model.max_positions:
+        raise ValueError(
+            f"task.max_length {config.task.max_length} is beyond the model's {model.max_positions} positions; lower it"
+        )
+    return Prepared(tokenizer, train, validation, start)
+
+
+def task_settings(config: FinetuneConfig) -> TaskSettings:
+    task = config.task
+    return TaskSettings(
+        task.kind,
+        task.texts or TEXTS[task.kind],
+        label=task.label,
+        labels=task.labels,
+        word_column=task.word_column,
+        label_column=task.label_column,
+        max_length=task.max_length,
+        refuse=task.long == "refuse",
+        stride=task.stride,
+        prompt=task.prompt,
+    )
+
+
+def reader_of(config: FinetuneConfig, data: TaskData, start: Start, mesh: Mesh | None, shuffle: bool) -> TaskReader:
+    rank, num_ranks = (mesh.data_rank, mesh.num_data) if mesh is not None else (0, 1)
+    return TaskReader(
+        data.examples,
+        global_size=config.batch.global_size,
+        micro_tokens=config.batch.micro_tokens,
+        labels="labels" if config.task.kind == "generation" else "targets",
+        seed=config.run.seed,
+        shuffle=shuffle,
+        token_types=start.model.config.token_types > 1,
+        rank=rank,
+        num_ranks=num_ranks,
+    )
+
+
+def values_of(start: Start, shapes: dict[str, tuple[int, ...]], seed: int) -> Callable[..., Tensor]:
+    """The first values of a model with a method's additions, box by box."""
+
+    def part(name: str, offset: tuple[int, ...], shape: tuple[int, ...]) -> Tensor:
+        if not methods.is_added(name):
+            return start.part(methods.plain_name(name), offset, shape)
+        whole = methods.first_values(name, shapes[name], seed)
+        return whole[tuple(slice(o, o + n) for o, n in zip(offset, shape, strict=True))]
+
+    return part
+
+
+def engine_of(config: FinetuneConfig, start: Start, mesh: Mesh) -> Engine:
+    """The model with the method's additions under its engine, filled."""
+    model, method = start.model, config.method
+    methods.apply(method, model, has_head=config.task.kind != "generation")
+    make_robust(model, method.adversarial, method.adversarial_norm, method.adversarial_steps, method.r_drop)
+    shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    pace_of = methods.pace(method, model.config.num_layers)
+    engine = put_under_engine(model, config.optimizer, config.parallel, mesh, plan=(), pace_of=pace_of)
+    engine.fill(values_of(start, shapes, config.run.seed))
+    return engine
+
+
+def _run(config: FinetuneConfig, mesh: Mesh) -> tuple[int, dict]:
+    """One run: its exit code, and the best or last scores."""
+    folder = Path(config.run.dir) / config.run.name
+    with bad_input():
+        held = lock(folder) if folder.is_dir() and mesh.is_main else None
+        prepared = prepare(config)
+        train, validation, start = prepared.train, prepared.validation, prepared.start
+        reader = reader_of(config, train, start, mesh, shuffle=True)
+        held_out = reader_of(config, validation, start, mesh, shuffle=False) if validation is not None else None
+        steps = config.run.steps or max(1, math.ceil(config.task.epochs * reader.num_instances / reader.global_size))
+        config = replace(config, run=replace(config.run, steps=steps))
+        engine = engine_of(config, start, mesh)
+        stamp = {"examples": reader.fingerprint, "count": reader.num_instances, "seed": config.run.seed}
+        check_same_data(stamp)
+        starts = choose_start(config.run.resume, folder)
+        progress, notes = resume(engine, starts, stamp, asdict(start.model.config))
+    if mesh.is_main:
+        folder.mkdir(parents=True, exist_ok=True)
+        with bad_input():
+            held = held or lock(folder)
+        write_run_folder(folder, config, prepared.tokenizer)
+    metrics = Metrics(folder if mesh.is_main else None, steps=steps, step=progress.step)
+    for note in (start.note, _about_data(config, train, reader), _about_model(engine, config, mesh)):
+        metrics.say(note)
+    for note in notes:
+        metrics.event(progress.step, note)
+    metrics.event(progress.step, "start", steps=steps, samples=progress.cursor, tokens=progress.tokens)
+    watch = DamageWatch(Quarantine(), metrics, folder, max_bad_fraction=0.0)
+    watch.start([])
+    task = getattr(start.model, "task", None)
+    about = {
+        "data": stamp,
+        "tokenizer_sha256": prepared.tokenizer.sha256,
+        "layout": {
+            "engine": engine_name(config),
+            "data_replicate": mesh.num_data // mesh.shard,
+            "data_shard": mesh.shard,
+            "tensor": mesh.tensor,
+        },
+        "config": config.to_dict(),
+        "model": asdict(start.model.config),
+        "task": asdict(task) if task is not None else None,
+        "labels": train.labels,
+    }
+    predicted: list = []
+
+    def evaluate_now() -> dict:
+        nonlocal predicted
+        scores, predicted = evaluate(engine, held_out, validation, config.task.kind, config.task.max_answer_tokens)
+        return scores
+
+    best = Best(
+        folder / "best",
+        config.task.score or SCORES[config.task.kind],
+        engine,
+        metrics,
+        progress,
+        patience=config.task.patience,
+        every=config.run.eval_every,
+        about=about,
+    )
+
+    def enough(scores: dict) -> bool:
+        result = best(scores)
+        if best.is_new and predicted and mesh.is_main:
+            _write_predictions(folder, config, validation, predicted, metrics, best.step)
+        return result
+
+    lengths = [len(example.ids) for example in train.examples]
+    trainer = Trainer(
+        config,
+        engine,
+        reader,
+        metrics,
+        folder,
+        progress=progress,
+        evaluate=evaluate_now if held_out is not None else None,
+        watch=watch,
+        about=about,
+        flops_per_token=flops_per_token(start.model.config, round(float(np.mean(lengths)))),
+        enough=enough,
+    )
+    try:
+        code = trainer.run()
+        if code == DONE and best.scores:
+            shown = ", ".join(f"{name} {value:.4f}" for name, value in best.scores.items())
+            metrics.say(f"done: best at step {best.step}: {shown}")
+            if mesh.is_main:
+                (folder / "best.json").write_text(json.dumps({"step": best.step, **best.scores}) + "\n")
+                metrics.figure("curves", draw_curves(folder / "metrics.jsonl"), progress.step)
+        return code, best.scores
+    finally:
+        metrics.close()
+        if held is not None:
+            held.close()
+
+
+def _write_predictions(
+    folder: Path, config: FinetuneConfig, data: TaskData, predicted: list, metrics: Metrics, step: int
+) -> None:
+    """RUN/predictions.jsonl and RUN/report.txt of the best step, and a confusion matrix in TensorBoard."""
+    kind, true = config.task.kind, truth(config.task.kind, data, data.labels)
+    with (folder / "predictions.jsonl").open("w") as file:
+        for source, mine, right in zip(data.sources, predicted, true, strict=True):
+            line = {"where": source.where, "predicted": mine, "true": right}
+            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+    table = report(kind, predicted, true, data.labels)
+    if table:
+        (folder / "report.txt").write_text(table)
+    if kind == "classification":
+        metrics.figure("confusion", draw_confusion(predicted, true, data.labels), step)
+
+
+def _about_data(config: FinetuneConfig, train: TaskData, reader: TaskReader) -> str:
+    lengths = [len(example.ids) for example in train.examples]
+    text = f"{config.task.train}: {len(lengths):,} examples of {np.mean(lengths):.1f} tokens, at most {max(lengths)}"
+    if train.truncated:
+        text += f"; {train.truncated:,} longer than task.max_length {config.task.max_length}"
+    labels = train.labels
+    return text + (f"; labels: {', '.join(labels[:20])}{', ...' if len(labels) > 20 else ''}" if labels else "")
+
+
+def _about_model(engine: Engine, config: FinetuneConfig, mesh: Mesh) -> str:
+    learning = engine.num_parameters(learning=True)
+    total = engine.num_parameters()
+    return (
+        f"{config.method.kind}: {learning:,} of {total:,} parameters learn ({learning / total:.2%}); "
+        f"{engine_name(config)} on {mesh.describe()}"
+    )
+
+
+def _tell_together(config: FinetuneConfig, results: list[dict]) -> None:
+    """Mean and standard deviation of each score over the seeds, also in RUN-seeds.json."""
+    together = {}
+    for name in results[0]:
+        values = [result[name] for result in results]
+        together[name] = {"mean": statistics.mean(values), "deviation": statistics.stdev(values), "values": values}
+    path = Path(config.run.dir) / f"{config.run.name}-seeds.json"
+    path.write_text(json.dumps({"seeds": config.task.seeds, **together}, indent=1) + "\n")
+    for name, found in together.items():
+        print(f"{name}: {found['mean']:.4f} +- {found['deviation']:.4f} over seeds {config.task.seeds}")
