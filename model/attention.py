@@ -2,15 +2,16 @@
 
 | back-end  | runs on | takes                                                          | file                   |
 |-----------|---------|----------------------------------------------------------------|------------------------|
-| sdpa      | all     | everything: no mask where causal or nothing is to hide, else a dense one | here         |
+| sdpa      | all     | all: no mask where causal or nothing is to hide, else a dense  | here                   |
 | blocks    | CPU     | all but cached tokens and holes in padding; for bf16           | attention_blocks.py    |
 | documents | CPU     | packed documents and padded rows                               | attention_documents.py |
+|           |         | with dropout                                                   | attention_dropout.py   |
 | windows   | CPU     | local windows, with documents and padding                      | attention_windows.py   |
 | varlen    | CUDA    | packed documents, local windows; bf16 and fp16                 | attention_varlen.py    |
 | flex      | CUDA    | the same in other types and head sizes                         | attention_flex.py      |
 
-Only sdpa has dropout, and only sdpa takes cached tokens. A further back-end is a name in `Backend`, its limits in
-`why_not`, its place in `preferred` (both in attention_choice.py), and its call in `attention`.
+Only sdpa and documents have dropout, and only sdpa takes cached tokens. A further back-end is a name in `Backend`, its
+limits in `why_not`, its place in `preferred` (both in attention_choice.py), and its call in `attention`.
 
 Legend: B batch, T time (of queries), S time (of keys), H query heads, K key and value heads, E head size, N flattened
 tokens (B * T), M documents.
@@ -27,6 +28,7 @@ from torch.nn.attention.flex_attention import BlockMask
 from model.attention_blocks import blockwise_attention
 from model.attention_choice import Backend, Request, preferred, simplified, why_not
 from model.attention_documents import document_attention
+from model.attention_dropout import document_attention_with_dropout
 from model.attention_flex import flex_attention, flex_block_mask
 from model.attention_masks import dense_mask, seen_intervals, segments_of
 from model.attention_varlen import varlen_attention
@@ -207,7 +209,7 @@ def attention(q_BTHE: Tensor, k_BSKE: Tensor, v_BSKE: Tensor, layout: AttentionL
     """
     if layout.backend == "sdpa":
         return _sdpa(q_BTHE, k_BSKE[:, layout.first_key :], v_BSKE[:, layout.first_key :], layout, dropout)
-    if dropout:
+    if dropout and layout.backend != "documents":
         raise ValueError(
             f"dropout {dropout} was asked of the back-end {layout.backend!r}, which has none; tell prepare_layout of it"
         )
@@ -221,10 +223,12 @@ def attention(q_BTHE: Tensor, k_BSKE: Tensor, v_BSKE: Tensor, layout: AttentionL
         out_NHE = varlen_attention(*qkv, layout.documents, length, layout.is_causal, layout.window)
         return out_NHE.unflatten(0, (batch, length))
     share = q_BTHE.shape[2] // k_BSKE.shape[2]
-    if share > 1 and not _CPU_SHARES_KEYS:
+    if share > 1 and (dropout or not _CPU_SHARES_KEYS):
         qkv[1:] = [x.repeat_interleave(share, dim=1) for x in qkv[1:]]
     if layout.backend == "windows":
         out_NHE, _ = window_attention(*qkv, layout.mask, layout.window)
+    elif dropout:
+        out_NHE = document_attention_with_dropout(*qkv, layout.documents, layout.is_causal, dropout)
     else:
         out_NHE, _ = document_attention(*qkv, layout.documents, layout.is_causal)
     return out_NHE.unflatten(0, (batch, length))

@@ -87,7 +87,7 @@ def why_not(backend: Backend, request: Request) -> str | None:
         return why_not_flex(request.device, request.head_size, request.dropout)
     if request.device.type != "cpu":
         return "it runs on the CPU"
-    if request.dropout:
+    if request.dropout and backend != "documents":
         return "it has no dropout"
     if backend == "windows" and request.window is None:
         return "there is no window, or one that reaches over every document"

@@ -168,7 +168,24 @@ def test_bf16_is_no_more_than_twice_as_far_as_plain_bf16(case, causal):
 def test_the_back_end_is_the_quickest_that_can(case, backend):
     for causal in (True, False):
         assert layout_of(case, causal).backend == backend
-        assert layout_of(case, causal, dropout=0.1).backend == "sdpa"
+        assert layout_of(case, causal, dropout=0.1).backend == ("documents" if backend == "documents" else "sdpa")
+
+
+@pytest.mark.parametrize("case", ["packed", "packed and empty", "left padding"])
+@pytest.mark.parametrize("causal", [True, False])
+def test_documents_with_dropout_compute_what_they_do_without(case, causal):
+    """But for what is dropped: a probability too small to drop anything shows it."""
+    _, is_token_BT = who_sees_whom(case, causal)
+    ours, theirs = random_qkv(2), random_qkv(2)
+    out = attention(*ours, layout_of(case, causal, dropout=1e-9), 1e-9)
+    expected = attention(*theirs, layout_of(case, causal, backend="sdpa"))
+    torch.testing.assert_close(out[is_token_BT], expected[is_token_BT])
+    torch.manual_seed(1)
+    gradient = torch.randn_like(out) * is_token_BT[:, :, None, None]
+    out.backward(gradient)
+    expected.backward(gradient)
+    for mine, right in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(mine.grad, right.grad, atol=5e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("causal", [True, False])
@@ -249,4 +266,4 @@ def test_what_cannot_be_is_refused():
     with pytest.raises(ValueError, match="there are only sdpa"):
         layout_of("plain", True, backend="fast")
     with pytest.raises(ValueError, match="tell prepare_layout"):
-        attention(*random_qkv(2), layout_of("packed", True), 0.1)
+        attention(*random_qkv(2), layout_of("window", True), 0.1)
