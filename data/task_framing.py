@@ -39,16 +39,17 @@ class Framer:
         return framed
 
     def cut_pair(self, one: list[int], two: list[int], where: str) -> tuple[list[int], list[int]]:
-        """As `longest_first` in transformers: token by token from the end of the longer one."""
+        """As `longest_first` in transformers' fast tokenizers: the longer one loses its end; where half the room is too
+        small for the shorter one, both do."""
         room = self.max_length - len(self.two.before) - len(self.two.between) - len(self.two.after)
-        surplus = len(one) + len(two) - room
-        if surplus <= 0:
+        if len(one) + len(two) <= room:
             return one, two
         self._count(len(one) + len(two), room, where)
-        keep = [len(one), len(two)]
-        for _ in range(surplus):
-            keep[keep[1] > keep[0]] -= 1
-        return one[: keep[0]], two[: keep[1]]
+        shorter = min(len(one), len(two))
+        if 2 * shorter > room:
+            shorter = room // 2
+        longer = room - shorter
+        return (one[:longer], two[:shorter]) if len(one) > len(two) else (one[:shorter], two[:longer])
 
     def cut(self, ids: list[int], room: int, where: str) -> list[int]:
         if len(ids) > room:

@@ -10,6 +10,7 @@ import yaml
 
 from launcher.cli import parse
 from launcher.config import TrainConfig
+from launcher.finetune_config import FinetuneConfig
 from launcher.prepare import PrepareOptions, check
 from model.transformer import LanguageModel
 
@@ -93,3 +94,37 @@ def test_layouts_that_cannot_be_are_refused_with_what_can(settings, message):
     config = parse(TrainConfig, ["--config", str(CONFIGS / "demo.yaml"), *arguments], "")
     with pytest.raises(ValueError, match=re.escape(message)):
         config.check(4)
+
+
+@pytest.mark.parametrize("path", sorted((CONFIGS / "finetune").glob("*.yaml")), ids=lambda path: path.stem)
+def test_a_fine_tuning_run_is_valid_and_needs_only_files_and_a_start(path):
+    given = ["--config", str(path), "--init.path", "released", "--task.train", "a.tsv", "--task.validation", "b.tsv"]
+    config = parse(FinetuneConfig, given, "")
+    for num_ranks in (1, 2):
+        config.check(num_ranks)
+    assert config.run.name == path.stem
+    assert f"--config configs/finetune/{path.name}" in path.read_text()
+    with pytest.raises(ValueError, match=r"init.path names nothing .* task.train names no file"):
+        parse(FinetuneConfig, ["--config", str(path)], "").check(1)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"parallel.tensor": 2}, "fine-tuning has no tensor parallelism"),
+        ({"optimizer.kind": "muon"}, "optimizer.kind muon is for pretraining"),
+        ({"task.patience": 2}, "task.patience needs task.validation"),
+        ({"method.r_drop": 1, "task.kind": "tagging"}, "are of classification and choice, not tagging"),
+        ({"method.adversarial": "fgm", "method.r_drop": 1}, "do not go together"),
+        ({"method.adversarial": "fgm", "parallel.zero_stage": 3}, "set parallel.zero_stage to 2 or less"),
+        ({"optimizer.label_smoothing": 0.1, "task.kind": "regression"}, "label_smoothing is of classes"),
+        ({"optimizer.z_loss": 0.1}, "z_loss is of language models"),
+        ({"method.unfreeze_steps": 5, "method.kind": "lora"}, "needs method.kind full, which is lora"),
+        ({"batch.micro_tokens": 0, "task.epochs": -1}, "batch.micro_tokens is 0; it must be positive"),
+    ],
+)
+def test_what_does_not_go_together_in_fine_tuning_is_refused(settings, message):
+    arguments = [text for name, value in settings.items() for text in (f"--{name}", str(value))]
+    config = parse(FinetuneConfig, ["--init.path", "x", "--task.train", "a.tsv", *arguments], "")
+    with pytest.raises(ValueError, match=re.escape(message)):
+        config.check(2)

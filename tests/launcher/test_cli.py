@@ -7,9 +7,21 @@ import pytest
 
 from launcher.cli import parse, to_yaml, without_launcher_flags
 from launcher.config import TrainConfig
+from launcher.finetune_config import FinetuneConfig
 from tests.launcher.runs import ROOT
 
-SCRIPTS = ["pretrain", "prepare", "generate", "evaluate", "export", "plan", "torchrun"]
+SCRIPTS = [
+    "pretrain",
+    "finetune",
+    "predict",
+    "classify",
+    "prepare",
+    "generate",
+    "evaluate",
+    "export",
+    "plan",
+    "torchrun",
+]
 
 
 def options(cls: type, prefix: str = "") -> list[str]:
@@ -37,10 +49,11 @@ def test_help_answers_without_importing_torch(script):
     assert result.stdout.startswith("usage:")
 
 
-def test_help_names_every_option_with_meaning_and_default():
-    result = subprocess.run([sys.executable, ROOT / "launcher/pretrain.py", "--help"], capture_output=True, text=True)
+@pytest.mark.parametrize(("script", "config"), [("pretrain", TrainConfig), ("finetune", FinetuneConfig)])
+def test_help_names_every_option_with_meaning_and_default(script, config):
+    result = subprocess.run([sys.executable, ROOT / f"launcher/{script}.py", "--help"], capture_output=True, text=True)
     text = " ".join(result.stdout.split("options:")[1].split())
-    for name in options(TrainConfig):
+    for name in options(config):
         # Lists are named twice, --name and --name+; the meaning follows the second.
         entry = re.split(r" --(?!print)", re.split(rf"--{re.escape(name)}\+? ", text)[-1], maxsplit=1)[0]
         meaning, _, rest = entry.partition("(type: ")

@@ -1,0 +1,174 @@
+"""Fine-tuning beside the Trainer of transformers: the same losses, the same accuracy, and how many examples a second.
+
+python benchmarks/finetuning.py --model FOLDER --train train.tsv --test test.tsv losses speed accuracy
+
+`losses`: the first steps of both without dropout, on the same examples in the same order, the Trainer's padded.
+`speed`: examples a second with dropout, the Trainer with its dynamic padding. `accuracy`: both to the end of an epoch
+of --examples examples, for three seeds. Files are SST-2's: columns sentence and label.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import numpy as np
+import torch
+
+BATCH, RATE = 32, 5e-5
+
+
+def ours(options, steps: int, seed: int, dropout: float | None, precision: str, folder: Path, test: bool = False):
+    """The lines of metrics.jsonl of a run of ours."""
+    from launcher import finetune
+
+    given = [
+        "--init.path", options.model, "--task.train", options.train, "--task.texts", "[sentence]",
+        "--run.device", "cpu", "--run.dir", folder, "--run.name", f"{time.time_ns()}", "--run.seed", seed,
+        "--run.steps", steps, "--run.log_every", 1, "--batch.global_size", BATCH, "--optimizer.learning_rate", RATE,
+        "--optimizer.schedule", "constant", "--parallel.engine", "fsdp", "--parallel.precision", precision,
+    ]  # fmt: skip
+    given += [] if dropout is None else ["--task.dropout", dropout]
+    given += ["--task.validation", options.test] if test else []
+    start = time.perf_counter()
+    assert finetune.main([str(part) for part in given]) == 0
+    seconds = time.perf_counter() - start
+    (run,) = [path for path in folder.glob("*") if path.is_dir() and path.name == given[given.index("--run.name") + 1]]
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()], seconds
+
+
+class Theirs:
+    """The Trainer on the same examples, in the order of our reader, from the same first classifier."""
+
+    def __init__(self, options, steps: int, seed: int, dropout: float | None):
+        import transformers
+
+        from data.task_reader import TaskReader
+        from data.tasks import TaskSettings, read_task
+        from data.tokenizer import load_tokenizer
+        from launcher.start import open_start
+
+        transformers.utils.logging.disable_progress_bar()
+        settings = TaskSettings("classification", ["sentence"], max_length=128)
+        data = read_task(options.train, settings, load_tokenizer(options.model))
+        reader = TaskReader(data.examples, global_size=BATCH, micro_tokens=4096, labels="targets", seed=seed)
+        order = reader.order(np.arange(steps * BATCH))
+        self.rows = [
+            {"input_ids": data.examples[n].ids.tolist(), "labels": int(data.examples[n].target)} for n in order
+        ]
+        extra = (
+            {} if dropout is None else dict.fromkeys(["hidden_dropout_prob", "attention_probs_dropout_prob"], dropout)
+        )
+        self.model = transformers.AutoModelForSequenceClassification.from_pretrained(
+            options.model, num_labels=len(data.labels), dtype=torch.float32, **extra
+        )
+        start = open_start(options.model, "classification", data.labels, seed=seed)
+        with torch.no_grad():
+            for name, parameter in (("weight", self.model.classifier.weight), ("bias", self.model.classifier.bias)):
+                shape = tuple(parameter.shape)
+                parameter.copy_(start.part(f"head.classifier.{name}", (0,) * len(shape), shape))
+        self.tokenizer = transformers.AutoTokenizer.from_pretrained(options.model)
+        self.losses, self.marks, self.seed, self.steps = [], [], seed, steps
+
+    def train(self, folder: Path) -> None:
+        import transformers
+
+        outer = self
+
+        class Observed(transformers.Trainer):
+            def compute_loss(self, *args, **more):
+                outer.marks.append(time.perf_counter())
+                loss = super().compute_loss(*args, **more)
+                outer.losses.append(float(loss[0] if isinstance(loss, tuple) else loss))
+                return loss
+
+        arguments = transformers.TrainingArguments(
+            output_dir=str(folder), per_device_train_batch_size=BATCH, max_steps=self.steps, learning_rate=RATE,
+            weight_decay=0.01, lr_scheduler_type="constant", max_grad_norm=1.0, seed=self.seed, use_cpu=True,
+            report_to=[], save_strategy="no", logging_strategy="no", train_sampling_strategy="sequential",
+            adam_beta1=0.9, adam_beta2=0.999, adam_epsilon=1e-8, disable_tqdm=True,
+        )  # fmt: skip
+        trainer = Observed(
+            self.model, arguments, train_dataset=self.rows,
+            data_collator=transformers.DataCollatorWithPadding(self.tokenizer),
+        )  # fmt: skip
+        trainer.train()
+        self.marks.append(time.perf_counter())
+
+    @torch.no_grad()
+    def accuracy(self, path: str) -> float:
+        lines = [line.split("\t") for line in Path(path).read_text().splitlines()[1:]]
+        self.model.eval()
+        right = 0
+        for first in range(0, len(lines), 64):
+            part = lines[first : first + 64]
+            inputs = self.tokenizer([text for text, _ in part], padding=True, truncation=True, return_tensors="pt")
+            found = self.model(**inputs).logits.argmax(-1)
+            right += int((found == torch.tensor([int(label) for _, label in part])).sum())
+        return right / len(lines)
+
+
+def compare_losses(options, folder: Path) -> None:
+    lines, _ = ours(options, options.steps, 1, 0.0, "fp32", folder)
+    mine = [line["loss"] for line in lines if line["kind"] == "train"]
+    theirs = Theirs(options, options.steps, 1, 0.0)
+    theirs.train(folder)
+    apart = max(abs(a - b) for a, b in zip(mine, theirs.losses, strict=True))
+    print(f"losses of {options.steps} steps: {mine[0]:.4f} ... {mine[-1]:.4f}, at most {apart:.1e} apart (asked 1e-4)")
+
+
+def compare_speed(options, folder: Path) -> None:
+    found: dict[str, list[float]] = {"ours, fp32": [], "ours, bf16": [], "Trainer, fp32": []}
+    for repeat in range(options.repeats):
+        for precision in ("fp32", "bf16"):
+            lines, _ = ours(options, options.steps, 1 + repeat, None, precision, folder)
+            seconds = [line["step_seconds"] for line in lines if line["kind"] == "train"][5:]
+            found[f"ours, {precision}"].append(BATCH * len(seconds) / sum(seconds))
+        theirs = Theirs(options, options.steps, 1 + repeat, None)
+        theirs.train(folder)
+        marks = theirs.marks[5:]
+        found["Trainer, fp32"].append(BATCH * (len(marks) - 1) / (marks[-1] - marks[0]))
+    base = statistics.median(found["Trainer, fp32"])
+    for name, values in found.items():
+        value = statistics.median(values)
+        print(f"{name}: {value:.1f} examples/s ({min(values):.1f} to {max(values):.1f}), {value / base:.2f} times")
+
+
+def compare_accuracy(options, folder: Path) -> None:
+    steps = options.examples // BATCH
+    found: dict[str, list[float]] = {"ours": [], "Trainer": []}
+    for seed in (1, 2, 3):
+        lines, _ = ours(options, steps, seed, None, "fp32", folder, test=True)
+        found["ours"].append([line["accuracy"] for line in lines if line["kind"] == "eval"][-1])
+        theirs = Theirs(options, steps, seed, None)
+        theirs.train(folder)
+        found["Trainer"].append(theirs.accuracy(options.test))
+        print(f"seed {seed}: ours {found['ours'][-1]:.4f}, Trainer {found['Trainer'][-1]:.4f}", flush=True)
+    for name, values in found.items():
+        print(f"{name}: {statistics.mean(values):.4f} +- {statistics.stdev(values):.4f} after {steps} steps")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", nargs="+", choices=["losses", "speed", "accuracy"])
+    parser.add_argument("--model", required=True, help="a BERT in Hugging Face's form")
+    parser.add_argument("--train", required=True)
+    parser.add_argument("--test", required=True)
+    parser.add_argument("--steps", type=int, default=50)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--examples", type=int, default=12_000, help="of the comparison of accuracies")
+    options = parser.parse_args()
+    for what in options.what:
+        with tempfile.TemporaryDirectory() as folder:
+            {"losses": compare_losses, "speed": compare_speed, "accuracy": compare_accuracy}[what](
+                options, Path(folder)
+            )
+
+
+if __name__ == "__main__":
+    main()
