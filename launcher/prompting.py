@@ -40,9 +40,7 @@ class Template:
         if len(slots) == 1:
             raise ValueError(f"the template {self.text!r} has no slot for a text, such as {{text}}")
         if causal and not re.search(rf"\S\s*\{{{LABEL}\}}", self.text):
-            raise ValueError(
-                f"a model that reads from left to right needs something before {{{LABEL}}} in the template"
-            )
+            raise ValueError(f"a model that reads from left to right needs a text before {{{LABEL}}} in the template")
 
     @property
     def slots(self) -> list[str]:

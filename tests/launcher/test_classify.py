@@ -1,6 +1,7 @@
 """Classification by prompts: scores are the likelihoods that transformers gives, and what does not fit is refused."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -66,10 +67,11 @@ def test_examples_stand_before_the_text_with_their_words(gpt2):
     shots = [({"text": "music"}, "c"), ({"text": "the film"}, "a")]
     template = Template("{text} was {label} .")
     prompter = Prompter(load(gpt2, "language"), tokenizer, template, WORDS, shots, separator=" , ")
+    said = "music was awful . , the film was good . , "
     plain = Prompter(
         load(gpt2, "language"),
         tokenizer,
-        Template("music was awful . , the film was good . , {text} was {label} ."),
+        Template(said + "{text} was {label} ."),
         WORDS,
     )
     assert np.allclose(list(prompter.scores(TEXTS)), list(plain.scores(TEXTS)), atol=1e-6)
@@ -121,7 +123,7 @@ def test_the_command_writes_predictions_and_scores(gpt2, tmp_path, capsys):
     assert classify.main([*given, *more]) == 0
     lines = [json.loads(line) for line in output.read_text().splitlines()]
     assert len(lines) == 40
-    right = [json.loads(line)["target"] for line in open(task[5])]
+    right = [json.loads(line)["target"] for line in Path(task[5]).read_text().splitlines()]
     accuracy = np.mean([line["predicted"] == label for line, label in zip(lines, right, strict=True)])
     assert json.loads(capsys.readouterr().out.splitlines()[0])["accuracy"] == pytest.approx(accuracy)
 

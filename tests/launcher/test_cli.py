@@ -28,9 +28,8 @@ def options(cls: type, prefix: str = "") -> list[str]:
     """Dotted names of all options that a dataclass stands for."""
     names = []
     for field in fields(cls):
-        inner = field.default_factory if callable(field.default_factory) else None
-        if inner is not None and is_dataclass(inner):
-            names += options(inner, f"{prefix}{field.name}.")
+        if is_dataclass(field.type):
+            names += options(field.type, f"{prefix}{field.name}.")
         else:
             names.append(prefix + field.name)
     return names
