@@ -35,7 +35,8 @@ class Run:
     """auto: go on from the newest sound checkpoint of this run, if there is one; never: start anew, in a folder without
     checkpoints; or the PATH of a run or checkpoint to go on from."""
     weights_from: str | None = None
-    """A run or checkpoint whose weights a run that has none of its own starts with, anew in all else."""
+    """A run, checkpoint or Hugging Face folder whose weights a run that has none of its own starts with, anew in all
+    else."""
     device: Literal["auto", "cuda", "cpu"] = "auto"
     """Where to compute; auto takes CUDA where there is one."""
     dry: bool = False

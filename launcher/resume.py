@@ -8,6 +8,9 @@ from pathlib import Path
 from data.shards import Corpus
 from launcher.config import TrainConfig
 from launcher.trainer import Progress
+from model.config import ModelConfig
+from model.huggingface.family import computing_fields
+from model.huggingface.load import Source
 from parallel import checkpoint
 from parallel.checkpoint import CheckpointError, CheckpointMismatch
 from parallel.engine import Engine
@@ -85,6 +88,9 @@ def resume(
         if not allow_changed:
             progress.quarantine = [(sha256, bundle) for sha256, bundle in manifest.get("quarantine", [])]
         return progress, notes
+    if not errors and weights_from is not None and (Path(weights_from) / "config.json").is_file():
+        fill_from_released(engine, weights_from, ModelConfig(**model))
+        return Progress(), [f"weights from {weights_from}"]
     if not errors and weights_from is not None:
         path = checkpoint.resolve(Path(weights_from))
         checkpoint.load(path, engine.shards(), only="model/")
@@ -95,6 +101,20 @@ def resume(
             "; ".join(errors) + ". None of the checkpoints is sound; mend or remove them, or choose another run.name"
         )
     return Progress(), []
+
+
+def fill_from_released(engine: Engine, path: str, config: ModelConfig) -> None:
+    """Gives the engine the weights of a Hugging Face folder.
+
+    Raises:
+        ValueError: no weights there, or of a model that computes something else.
+    """
+    kind = "pretraining" if config.pair_head else "language"
+    source = Source(path, kind)
+    theirs, mine = computing_fields(source.config, kind, None), computing_fields(config, kind, None)
+    if different := [f"model.{n} {theirs.get(n)}" for n in sorted(theirs | mine) if theirs.get(n) != mine.get(n)]:
+        raise ValueError(f"the model in {path} is another: it has {', '.join(different)}")
+    engine.fill(source.part)
 
 
 def data_stamp(config: TrainConfig, corpora: list[Corpus]) -> dict:
