@@ -118,6 +118,23 @@ class Method:
     """Steps of freelb."""
     r_drop: float = 0.0
     """Weight of the divergence between two passes with different dropout (Liang et al. 2021); 0 is one pass."""
+    teacher: str | None = None
+    """A fine-tuned run, or a Hugging Face folder, with the same task, labels and tokenizer, whose answers are learned
+    too (Hinton et al. 2015)."""
+    teacher_weight: float = 0.5
+    """Share of the teacher's answers in the loss; the rest is that of the labels."""
+    temperature: float = 2.0
+    """By which both models' logits are divided where they are compared."""
+    hidden_weight: float = 0.0
+    """Weight of the squared difference from the teacher's last hidden states, which must be as wide."""
+    sparsity: float = 0.0
+    """Share of the weights of each block's matrices that are 0 in the end, the smallest ones; 0 prunes nothing."""
+    sparsity_begin: int = 0
+    """Step from which pruning sets in."""
+    sparsity_end: int = 0
+    """Step at which the sparsity is reached; 0 is two thirds of the run."""
+    sparsity_every: int = 20
+    """Steps between two times of pruning."""
 
 
 @dataclass
@@ -183,8 +200,16 @@ class FinetuneConfig:
                 f"method.adversarial {method.adversarial} needs whole parameters; set parallel.zero_stage to 2 or "
                 f"less, or parallel.data_shard to 1"
             )
-        if method.adversarial != "none" and method.r_drop:
-            problems.append("method.adversarial and method.r_drop do not go together; set one of them to none or 0")
+        if (method.adversarial != "none") + bool(method.r_drop) + (method.teacher is not None) > 1:
+            problems.append("method.adversarial, method.r_drop and method.teacher do not go together; set only one")
+        if method.teacher is not None and task.kind not in ("classification", "choice", "tagging"):
+            problems.append(f"method.teacher is of classification, choice and tagging, not {task.kind}")
+        if not 0 <= method.teacher_weight <= 1:
+            problems.append(f"method.teacher_weight is {method.teacher_weight}; it must lie between 0 and 1")
+        if not 0 <= method.sparsity < 1:
+            problems.append(f"method.sparsity is {method.sparsity}; it must be at least 0 and below 1")
+        if method.sparsity and method.kind != "full":
+            problems.append(f"method.sparsity needs method.kind full, which is {method.kind}")
         if task.patience and not (task.validation and self.run.eval_every):
             problems.append("task.patience needs task.validation and run.eval_every above 0")
         if method.unfreeze_steps and method.kind != "full":
@@ -197,6 +222,8 @@ class FinetuneConfig:
             "optimizer.learning_rate": self.optimizer.learning_rate,
             "method.rank": method.rank,
             "method.layer_decay": method.layer_decay,
+            "method.temperature": method.temperature,
+            "method.sparsity_every": method.sparsity_every,
         }
         if not self.run.steps:
             positive["task.epochs"] = task.epochs

@@ -6,14 +6,16 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from data.tokenizer import Tokenizer
+from data.tokenizer import Tokenizer, load_tokenizer
 from launcher import methods
 from launcher.config import Optimizer, Parallel, Run
 from launcher.finetune_config import FinetuneConfig, Init, Method, Task, TaskBatch
 from launcher.inference import open_tokenizer
-from launcher.start import open_start
+from launcher.start import HEADS, open_start
 from model.adapters import WithAdapter
 from model.config import ModelConfig
+from model.huggingface.family import default_labels
+from model.huggingface.load import load
 from model.task_model import TaskConfig, TaskModel
 from model.transformer import LanguageModel
 from parallel import checkpoint
@@ -83,6 +85,27 @@ def open_finetuned(path: str, device: torch.device, tokenizer: str | None = None
     return Finetuned(folder, model.eval(), open_tokenizer(folder, manifest, tokenizer), config, manifest["labels"])
 
 
+def open_teacher(path: str, kind: str, labels: list[str], tokenizer: Tokenizer, device: torch.device) -> TaskModel:
+    """A model that has learned the task already, of a run or a Hugging Face folder.
+
+    Raises:
+        ValueError: nothing there, or it was trained on other labels or with another tokenizer.
+    """
+    if (Path(path) / "config.json").is_file():
+        model, own = load(path, HEADS.get(kind, "sequence"), device=device), load_tokenizer(path)
+        names = model.task.labels or default_labels(model.task.num_labels)
+    else:
+        found = open_finetuned(path, device)
+        model, own, names = found.model, found.tokenizer, found.labels
+    if kind != "choice" and list(names) != labels:
+        raise ValueError(
+            f"the teacher {path} knows the labels {', '.join(names)}, and the task has {', '.join(labels)}"
+        )
+    if own.pieces() != tokenizer.pieces():
+        raise ValueError(f"the teacher {path} has another tokenizer than the model that is to learn")
+    return model
+
+
 def additions(model: nn.Module) -> dict[str, Tensor]:
     """What a method has added to the model, by name."""
     return {name: p.detach() for name, p in model.named_parameters() if methods.is_added(name)}
@@ -104,3 +127,24 @@ def merge(model: nn.Module) -> None:
             module.merge()
             parent, _, last = name.rpartition(".")
             setattr(model.get_submodule(parent), last, module.get_base_layer())
+
+
+def quantize(model: nn.Module, how: str) -> None:
+    """Turns the matrices of the blocks into int8 by torchao: `weights` alone, which are widened where they are used, or
+    `dynamic`, with activations that are rounded to int8 as they come."""
+    from torchao.quantization import Int8DynamicActivationInt8WeightConfig, Int8WeightOnlyConfig, quantize_
+
+    chosen = Int8WeightOnlyConfig() if how == "weights" else Int8DynamicActivationInt8WeightConfig()
+    quantize_(model.blocks, chosen)
+
+
+def size_of(model: nn.Module) -> int:
+    """Bytes of the parameters as they lie in memory."""
+    return sum(_bytes(parameter) for parameter in model.parameters())
+
+
+def _bytes(tensor: Tensor) -> int:
+    if not hasattr(tensor, "__tensor_flatten__"):
+        return tensor.numel() * tensor.element_size()
+    names, _ = tensor.__tensor_flatten__()
+    return sum(_bytes(getattr(tensor, name)) for name in names)

@@ -20,18 +20,22 @@ from launcher.build import put_under_engine
 from launcher.damage import DamageWatch
 from launcher.exits import DONE, bad_input
 from launcher.finetune_config import SCORES, TEXTS, FinetuneConfig
+from launcher.finetuned import open_teacher
 from launcher.lifeline import Lifeline
 from launcher.metrics import Metrics
 from launcher.pictures import draw_confusion, draw_curves
 from launcher.pretraining import engine_name, write_run_folder
+from launcher.pruning import Pruner
 from launcher.resume import check_same_data, choose_start, resume
 from launcher.run_lock import lock
 from launcher.start import Start, find_tokenizer, open_start
 from launcher.task_evaluation import evaluate
 from launcher.task_results import report, truth
 from launcher.trainer import Trainer
+from model.distillation import distil
 from model.flops import flops_per_token
 from model.robust import make_robust
+from model.task_model import TaskModel
 from parallel import mesh as meshes
 from parallel.engine import Engine
 from parallel.mesh import Mesh
@@ -158,11 +162,14 @@ def values_of(start: Start, shapes: dict[str, tuple[int, ...]], seed: int) -> Ca
     return part
 
 
-def engine_of(config: FinetuneConfig, start: Start, mesh: Mesh) -> Engine:
+def engine_of(config: FinetuneConfig, start: Start, mesh: Mesh, teacher: TaskModel | None = None) -> Engine:
     """The model with the method's additions under its engine, filled."""
     model, method = start.model, config.method
     methods.apply(method, model, has_head=config.task.kind != "generation")
     make_robust(model, method.adversarial, method.adversarial_norm, method.adversarial_steps, method.r_drop)
+    if method.teacher is not None:
+        weights = {"weight": method.teacher_weight, "temperature": method.temperature}
+        distil(model, teacher, **weights, hidden_weight=method.hidden_weight)
     shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
     pace_of = methods.pace(method, model.config.num_layers)
     engine = put_under_engine(model, config.optimizer, config.parallel, mesh, plan=(), pace_of=pace_of)
@@ -181,7 +188,12 @@ def _run(config: FinetuneConfig, mesh: Mesh) -> tuple[int, dict]:
         held_out = reader_of(config, validation, start, mesh, shuffle=False) if validation is not None else None
         steps = config.run.steps or max(1, math.ceil(config.task.epochs * reader.num_instances / reader.global_size))
         config = replace(config, run=replace(config.run, steps=steps))
-        engine = engine_of(config, start, mesh)
+        teacher = None
+        if config.method.teacher is not None:
+            teacher = open_teacher(
+                config.method.teacher, config.task.kind, train.labels, prepared.tokenizer, mesh.device
+            )
+        engine = engine_of(config, start, mesh, teacher)
         stamp = {"examples": reader.fingerprint, "count": reader.num_instances, "seed": config.run.seed}
         check_same_data(stamp)
         starts = choose_start(config.run.resume, folder)
@@ -238,6 +250,11 @@ def _run(config: FinetuneConfig, mesh: Mesh) -> tuple[int, dict]:
             _write_predictions(folder, config, validation, predicted, metrics, best.step)
         return result
 
+    method, pruner = config.method, None
+    if method.sparsity:
+        end = method.sparsity_end or max(1, 2 * steps // 3)
+        span = {"begin": method.sparsity_begin, "end": end, "every": method.sparsity_every, "last": steps}
+        pruner = Pruner(engine, final=method.sparsity, **span)
     lengths = [len(example.ids) for example in train.examples]
     trainer = Trainer(
         config,
@@ -251,6 +268,7 @@ def _run(config: FinetuneConfig, mesh: Mesh) -> tuple[int, dict]:
         about=about,
         flops_per_token=flops_per_token(start.model.config, round(float(np.mean(lengths)))),
         enough=enough,
+        after_step=pruner or (lambda step: None),
     )
     try:
         code = trainer.run()

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 if (
     __name__ == "__main__"
@@ -38,6 +39,8 @@ class PredictOptions:
     """The input has labels: print the scores and the report instead of predictions, or beside an output file."""
     probabilities: bool = True
     """Give the probability of each label for classes and choices."""
+    int8: Literal["none", "weights", "dynamic"] = "none"
+    """Compute with the blocks' matrices in int8, by torchao: weights alone, or dynamic, activations too."""
     micro_tokens: int = 4096
     """Most tokens that are computed at a time."""
     max_tokens: int = 256
@@ -66,11 +69,13 @@ def predict(options: PredictOptions) -> None:
 
     from data.tasks import read_task
     from launcher.device import open_device
-    from launcher.finetuned import open_finetuned
+    from launcher.finetuned import open_finetuned, quantize
     from launcher.finetuning import task_settings
 
     device = open_device(options.device)
     found = open_finetuned(options.checkpoint, device, options.tokenizer)
+    if options.int8 != "none":
+        quantize(found.model, options.int8)
     settings = replace(task_settings(found.config), labels=found.labels or None)
     with tempfile.TemporaryDirectory() as folder:
         path = options.input
@@ -163,6 +168,7 @@ def _prompt_length(example) -> int:
 
 
 def _print_scores(found, data, predicted: list) -> None:
+    from launcher.finetuned import size_of
     from launcher.scores import text_scores
     from launcher.task_results import report, scores, truth
 
@@ -177,7 +183,7 @@ def _print_scores(found, data, predicted: list) -> None:
     else:
         true = truth(kind, data, labels)
         values = scores(kind, predicted, true, labels)
-    print(json.dumps(values))
+    print(json.dumps({**values, "model_bytes": size_of(found.model)}))
     if kind != "generation" and (table := report(kind, predicted, true, labels)):
         print(table)
 

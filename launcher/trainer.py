@@ -52,6 +52,7 @@ class Trainer:
         about: what checkpoints shall say besides the progress: configuration, layout, what the data are.
         flops_per_token: of forward and backward, for the tflops and mfu of a train line.
         enough: asked after each evaluation, on each rank: whether the run shall end here.
+        after_step: called with the number of each step that is done, on each rank.
     """
 
     def __init__(
@@ -68,11 +69,12 @@ class Trainer:
         about: dict,
         flops_per_token: float,
         enough: Callable[[dict], bool] = lambda scores: False,
+        after_step: Callable[[int], object] = lambda step: None,
     ):
         self.config, self.engine, self.reader, self.metrics, self.folder = config, engine, reader, metrics, folder
         self.progress, self.evaluate, self.watch, self.about = progress, evaluate, watch, about
         self.mesh = engine.mesh
-        self.flops_per_token, self.enough = flops_per_token, enough
+        self.flops_per_token, self.enough, self.after_step = flops_per_token, enough, after_step
         dtype = torch.bfloat16 if config.parallel.precision == "bf16" else torch.float32
         self.peak_flops = (
             peak_flops(torch.cuda.get_device_name(self.mesh.device), dtype) if self.mesh.device.type == "cuda" else None
@@ -210,6 +212,7 @@ class Trainer:
             loss_sum += self.engine.accumulate(inputs, max(1, num_targets), last)
         learning_rate = self._learning_rate(step)
         grad_norm = self.engine.step(learning_rate, step)
+        self.after_step(step)
         torch.distributed.all_reduce(loss_sum, group=self.mesh.data_group)
         progress.step, progress.cursor, progress.tokens = step, batch.cursor, progress.tokens + num_tokens
         progress.substituted += substituted

@@ -12,22 +12,17 @@ from launcher import classify
 from launcher.exits import BadInput
 from launcher.prompting import Prompter, Template, choose_shots
 from model.huggingface.load import load
-from tests.launcher.tiny_models import released_bert, released_gpt2, write_task
+from tests.launcher.tiny_models import released_bert, write_task
 
 WORDS = {"a": "good", "b": "very bad", "c": "awful"}
 TEXTS = [{"text": "the film was great"}, {"text": "music"}, {"text": "anna lives in rome with carl"}]
 
 
 @pytest.fixture(scope="module")
-def gpt2(tmp_path_factory):
-    return released_gpt2(tmp_path_factory.mktemp("released") / "gpt2")
-
-
-@pytest.fixture(scope="module")
-def bert(tmp_path_factory):
+def masked(tmp_path_factory):
     from transformers import BertConfig, BertForMaskedLM
 
-    folder = released_bert(tmp_path_factory.mktemp("released") / "bert")
+    folder = released_bert(tmp_path_factory.mktemp("released") / "masked")
     torch.manual_seed(1)
     BertForMaskedLM(BertConfig.from_pretrained(folder)).save_pretrained(folder)
     return folder
@@ -53,8 +48,8 @@ def likelihoods(folder, prompt: str, after: str, causal: bool) -> list[float]:
 
 
 @pytest.mark.parametrize("family", ["gpt2", "bert"])
-def test_scores_are_the_likelihoods_of_transformers(family, gpt2, bert):
-    folder, causal = (gpt2, True) if family == "gpt2" else (bert, False)
+def test_scores_are_the_likelihoods_of_transformers(family, gpt2, masked):
+    folder, causal = (gpt2, True) if family == "gpt2" else (masked, False)
     template = Template("film : {text} was {label} and music")
     prompter = Prompter(load(folder, "language"), load_tokenizer(folder), template, WORDS, most=40)
     for values, scores in zip(TEXTS, prompter.scores(TEXTS), strict=True):

@@ -11,45 +11,9 @@ import torch
 from launcher import export, finetune, predict
 from launcher.exits import BadInput
 from launcher.finetuned import open_finetuned
+from tests.launcher.finetune_runs import BASE, CPU, last_scores, lines, losses, run
 from tests.launcher.runs import launch
-from tests.launcher.tiny_models import released_bert, released_gpt2, write_task
-
-CPU = torch.device("cpu")
-BASE = [
-    "--run.device", "cpu", "--run.log_every", "1", "--parallel.engine", "fsdp", "--parallel.precision", "fp32",
-    "--optimizer.learning_rate", "3e-3", "--batch.global_size", "16", "--batch.micro_tokens", "256",
-    "--task.max_length", "48",
-]  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def bert(tmp_path_factory) -> Path:
-    return released_bert(tmp_path_factory.mktemp("released") / "bert")
-
-
-@pytest.fixture(scope="module")
-def gpt2(tmp_path_factory) -> Path:
-    return released_gpt2(tmp_path_factory.mktemp("released") / "gpt2")
-
-
-def run(start: Path, folder: Path, task: list[str], *more: object, code: int = 0) -> list[dict]:
-    """Fine-tunes in this process; the lines of metrics.jsonl."""
-    given = ["--init.path", start, "--run.dir", folder / "runs", *BASE, *task, *more]
-    assert finetune.main([str(part) for part in given]) == code
-    return lines(folder)
-
-
-def lines(folder: Path, name: str = "run") -> list[dict]:
-    return [json.loads(line) for line in (folder / "runs" / name / "metrics.jsonl").read_text().splitlines()]
-
-
-def losses(records: list[dict]) -> list[float]:
-    return [record["loss"] for record in records if record["kind"] == "train"]
-
-
-def last_scores(records: list[dict]) -> dict:
-    return [record for record in records if record["kind"] == "eval"][-1]
-
+from tests.launcher.tiny_models import write_task
 
 CHANCE = {"classification": 0.65, "choice": 0.5, "multi_label": 0.75, "regression": 0.5, "tagging": 0.5, "answers": 50}
 
@@ -88,15 +52,6 @@ METHODS = {
     "r-drop": ["--method.r_drop", "1.0", "--task.dropout", "0.1"],
     "label smoothing": ["--optimizer.label_smoothing", "0.1"],
 }
-
-
-@pytest.fixture(scope="module")
-def knowing(bert, tmp_path_factory) -> Path:
-    """A body that has learned the task under other labels, so that little is left to learn."""
-    folder = tmp_path_factory.mktemp("knowing")
-    run(bert, folder, write_task("classification", folder, 240), "--task.epochs", 8)
-    export.main(["--checkpoint", str(folder / "runs/run"), "--output", str(folder / "out")])
-    return folder / "out"
 
 
 @pytest.mark.parametrize("method", METHODS)

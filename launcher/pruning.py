@@ -1,0 +1,85 @@
+"""Magnitude pruning while training (Zhu and Gupta 2017, arXiv 1710.01878): the smallest weights of a matrix become 0.
+
+The share of zeros grows with the cube of the way that is left. What is small is decided anew each time from the
+weights themselves, so there is no state: a weight that was 0 may grow again before the next time, and after the last
+one, at the end, all zeros stay.
+"""
+
+import torch
+import torch.distributed as dist
+
+from parallel.catalog import Shard
+from parallel.engine import Engine
+
+HALVINGS = 40  # of the interval in which a threshold lies: finer than fp32
+
+
+def sparsity_at(step: int, *, final: float, begin: int, end: int) -> float:
+    """The share of zeros after a step: 0 until `begin`, `final` from `end` on."""
+    done = min(1.0, max(0.0, (step - begin) / max(1, end - begin)))
+    return final * (1 - (1 - done) ** 3)
+
+
+class Pruner:
+    """Prunes the matrices of an engine's blocks.
+
+    Args:
+        final: share of zeros in the end.
+        begin, end: steps between which it grows.
+        every: steps between two times.
+        last: the run's last step, after which it is done once more.
+    """
+
+    def __init__(self, engine: Engine, *, final: float, begin: int, end: int, every: int, last: int):
+        self.engine, self.final, self.begin, self.end, self.every, self.last = engine, final, begin, end, every, last
+
+    def __call__(self, step: int) -> float | None:
+        """Prunes after a step, on all ranks, where it is time; the share of zeros, or None."""
+        if step < self.begin or (step % self.every and step not in (self.end, self.last)):
+            return None
+        share = sparsity_at(step, final=self.final, begin=self.begin, end=self.end)
+        if share <= 0:
+            return None
+        parts: dict[str, list[Shard]] = {}
+        for shard in self.engine.shards():
+            if is_pruned(shard.name, shard.global_shape):
+                parts.setdefault(shard.name, []).append(shard)
+        names = self._names(parts)
+        thresholds = self._thresholds(names, parts, share)
+        with torch.no_grad():
+            for name, threshold in zip(names, thresholds.tolist(), strict=True):
+                for shard in parts.get(name, ()):
+                    shard.tensor.masked_fill_(shard.tensor.abs() <= threshold, 0.0)
+        self.engine.refresh(step)
+        return share
+
+    def _names(self, parts: dict[str, list[Shard]]) -> list[str]:
+        everywhere: list = [None] * dist.get_world_size()
+        dist.all_gather_object(everywhere, sorted(parts))
+        return sorted({name for each in everywhere for name in each})
+
+    def _thresholds(self, names: list[str], parts: dict[str, list[Shard]], share: float) -> torch.Tensor:
+        """For each matrix the magnitude up to which that share of its weights lies, by halving an interval; ranks that
+        hold the same parts each count them, which changes no share."""
+        held = [[s.tensor.detach().abs().flatten() for s in parts.get(name, ())] for name in names]
+        flat = [torch.cat(each) if each else torch.zeros(0) for each in held]
+        sizes = torch.tensor([values.numel() for values in flat], dtype=torch.float64)
+        high = torch.tensor([float(values.max()) if values.numel() else 0.0 for values in flat], dtype=torch.float64)
+        dist.all_reduce(sizes)
+        dist.all_reduce(high, op=dist.ReduceOp.MAX)
+        low, wanted = torch.full_like(high, -1e-12), share * sizes
+        for _ in range(HALVINGS):
+            middle = (low + high) / 2
+            counts = torch.tensor(
+                [int((values <= bound).sum()) for values, bound in zip(flat, middle.tolist(), strict=True)],
+                dtype=torch.float64,
+            )
+            dist.all_reduce(counts)
+            enough = counts >= wanted
+            high, low = torch.where(enough, middle, high), torch.where(enough, low, middle)
+        return high
+
+
+def is_pruned(name: str, shape: tuple[int, ...]) -> bool:
+    """Whether a tensor is a matrix of the blocks; embeddings, heads, norms and biases stay."""
+    return name.startswith("model/blocks.") and name.endswith(".weight") and len(shape) == 2
