@@ -4,12 +4,14 @@ python benchmarks/finetuning.py --model FOLDER --train train.tsv --test test.tsv
 
 `losses`: the first steps of both without dropout, on the same examples in the same order, the Trainer's padded.
 `speed`: examples a second with dropout, the Trainer with its dynamic padding. `accuracy`: both to the end of an epoch
-of --examples examples, for three seeds. Files are SST-2's: columns sentence and label.
+of --examples examples, for three seeds. `methods`: each method of ours on as many. Files are SST-2's: columns sentence and label.
 """
 
 import argparse
 import json
+import re
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -21,12 +23,29 @@ import numpy as np
 import torch
 
 BATCH, RATE = 32, 5e-5
+METHODS = {
+    "full": ["--optimizer.learning_rate", 1e-4],
+    "full, layer decay 0.8": ["--optimizer.learning_rate", 1e-4, "--method.layer_decay", 0.8],
+    "full, unfreezing": ["--optimizer.learning_rate", 1e-4, "--method.unfreeze_steps", 15],
+    "full, label smoothing 0.1": ["--optimizer.learning_rate", 1e-4, "--optimizer.label_smoothing", 0.1],
+    "full, R-Drop": ["--optimizer.learning_rate", 1e-4, "--method.r_drop", 1],
+    "full, FGM": ["--optimizer.learning_rate", 1e-4, "--method.adversarial", "fgm"],
+    "full, FreeLB": ["--optimizer.learning_rate", 1e-4, "--method.adversarial", "freelb"],
+    "full, half of the blocks' weights 0": ["--optimizer.learning_rate", 1e-4, "--method.sparsity", 0.5],
+    "LoRA, rank 8": [
+        "--optimizer.learning_rate", 1e-3, "--method.kind", "lora", "--method.targets",
+        "[query, key, value, output, up, down]",
+    ],
+    "IA3": ["--optimizer.learning_rate", 5e-3, "--method.kind", "ia3"],
+    "adapters, width 8": ["--optimizer.learning_rate", 1e-3, "--method.kind", "adapters"],
+    "head": ["--optimizer.learning_rate", 2e-3, "--method.kind", "head"],
+}  # fmt: skip
 
 
-def ours(options, steps: int, seed: int, dropout: float | None, precision: str, folder: Path, test: bool = False):
+def ours(
+    options, steps: int, seed: int, dropout: float | None, precision: str, folder: Path, test: bool = False, more=()
+):
     """The lines of metrics.jsonl of a run of ours."""
-    from launcher import finetune
-
     given = [
         "--init.path", options.model, "--task.train", options.train, "--task.texts", "[sentence]",
         "--run.device", "cpu", "--run.dir", folder, "--run.name", f"{time.time_ns()}", "--run.seed", seed,
@@ -34,12 +53,11 @@ def ours(options, steps: int, seed: int, dropout: float | None, precision: str, 
         "--optimizer.schedule", "constant", "--parallel.engine", "fsdp", "--parallel.precision", precision,
     ]  # fmt: skip
     given += [] if dropout is None else ["--task.dropout", dropout]
-    given += ["--task.validation", options.test] if test else []
-    start = time.perf_counter()
-    assert finetune.main([str(part) for part in given]) == 0
-    seconds = time.perf_counter() - start
-    (run,) = [path for path in folder.glob("*") if path.is_dir() and path.name == given[given.index("--run.name") + 1]]
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()], seconds
+    given += [*(["--task.validation", options.test] if test else []), *more]
+    script = Path(__file__).resolve().parents[1] / "launcher/finetune.py"
+    subprocess.run([sys.executable, script, *map(str, given)], check=True, stderr=subprocess.DEVNULL)
+    run = folder / given[given.index("--run.name") + 1]
+    return [{**json.loads(line), "run": run.name} for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
 class Theirs:
@@ -114,7 +132,7 @@ class Theirs:
 
 
 def compare_losses(options, folder: Path) -> None:
-    lines, _ = ours(options, options.steps, 1, 0.0, "fp32", folder)
+    lines = ours(options, options.steps, 1, 0.0, "fp32", folder)
     mine = [line["loss"] for line in lines if line["kind"] == "train"]
     theirs = Theirs(options, options.steps, 1, 0.0)
     theirs.train(folder)
@@ -126,7 +144,7 @@ def compare_speed(options, folder: Path) -> None:
     found: dict[str, list[float]] = {"ours, fp32": [], "ours, bf16": [], "Trainer, fp32": []}
     for repeat in range(options.repeats):
         for precision in ("fp32", "bf16"):
-            lines, _ = ours(options, options.steps, 1 + repeat, None, precision, folder)
+            lines = ours(options, options.steps, 1 + repeat, None, precision, folder)
             seconds = [line["step_seconds"] for line in lines if line["kind"] == "train"][5:]
             found[f"ours, {precision}"].append(BATCH * len(seconds) / sum(seconds))
         theirs = Theirs(options, options.steps, 1 + repeat, None)
@@ -143,7 +161,7 @@ def compare_accuracy(options, folder: Path) -> None:
     steps = options.examples // BATCH
     found: dict[str, list[float]] = {"ours": [], "Trainer": []}
     for seed in (1, 2, 3):
-        lines, _ = ours(options, steps, seed, None, "fp32", folder, test=True)
+        lines = ours(options, steps, seed, None, "fp32", folder, test=True)
         found["ours"].append([line["accuracy"] for line in lines if line["kind"] == "eval"][-1])
         theirs = Theirs(options, steps, seed, None)
         theirs.train(folder)
@@ -153,21 +171,37 @@ def compare_accuracy(options, folder: Path) -> None:
         print(f"{name}: {statistics.mean(values):.4f} +- {statistics.stdev(values):.4f} after {steps} steps")
 
 
+def compare_methods(options, folder: Path) -> None:
+    """Each method on the same examples, bf16, with a learning rate of its own."""
+    steps = options.examples // BATCH
+    print("| method | parameters that learn | accuracy | seconds |\n|---|---|---|---|")
+    for name, given in METHODS.items():
+        if options.only and name not in options.only:
+            continue
+        start = time.perf_counter()
+        lines = ours(options, steps, 1, None, "bf16", folder, test=True, more=given)
+        seconds = time.perf_counter() - start
+        (log,) = [path / "log.txt" for path in folder.glob("*") if path.name == lines[0]["run"]]
+        learning = re.search(r"([\d,]+) of ([\d,]+) parameters learn \((.*?)\)", log.read_text())
+        accuracy = [line["accuracy"] for line in lines if line["kind"] == "eval"][-1]
+        print(f"| {name} | {learning[1]} ({learning[3]}) | {accuracy:.4f} | {seconds:.0f} |", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", nargs="+", choices=["losses", "speed", "accuracy"])
+    parser.add_argument("what", nargs="+", choices=["losses", "speed", "accuracy", "methods"])
     parser.add_argument("--model", required=True, help="a BERT in Hugging Face's form")
     parser.add_argument("--train", required=True)
     parser.add_argument("--test", required=True)
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--examples", type=int, default=12_000, help="of the comparison of accuracies")
+    parser.add_argument("--only", nargs="+", choices=METHODS, help="of the methods")
     options = parser.parse_args()
     for what in options.what:
         with tempfile.TemporaryDirectory() as folder:
-            {"losses": compare_losses, "speed": compare_speed, "accuracy": compare_accuracy}[what](
-                options, Path(folder)
-            )
+            comparison = {"losses": compare_losses, "speed": compare_speed, "accuracy": compare_accuracy}
+            (comparison | {"methods": compare_methods})[what](options, Path(folder))
 
 
 if __name__ == "__main__":
