@@ -4,7 +4,8 @@ python benchmarks/finetuning.py --model FOLDER --train train.tsv --test test.tsv
 
 `losses`: the first steps of both without dropout, on the same examples in the same order, the Trainer's padded.
 `speed`: examples a second with dropout, the Trainer with its dynamic padding. `accuracy`: both to the end of an epoch
-of --examples examples, for three seeds. `methods`: each method of ours on as many. Files are SST-2's: columns sentence and label.
+of --examples examples, for three seeds. `methods`: each method of ours on as many. Files are SST-2's: columns sentence
+and label.
 """
 
 import argparse

@@ -19,6 +19,7 @@ SCRIPTS = [
     "generate",
     "evaluate",
     "export",
+    "images",
     "plan",
     "torchrun",
 ]

@@ -1,0 +1,145 @@
+"""Images as sequences of tokens: each patch is the nearest of a codebook's, row after row.
+
+An image is written as a text of words such as "p17 p3 p255", and a tokenizer that knows these words makes it a document
+like any other; so all that reads, pretrains and fine-tunes on text does so on images.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import struct
+from pathlib import Path
+
+import numpy as np
+
+SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+_TYPES = {0x08: np.uint8}
+
+
+def read_idx(path: str | Path) -> np.ndarray:
+    """The array of a file in the idx format of MNIST (LeCun et al. 1998), plain or .gz; uint8.
+
+    Raises:
+        ValueError: no such file format, another type than bytes, or a size that is not what its header says.
+    """
+    content = Path(path).read_bytes()
+    if content[:2] == b"\x1f\x8b":
+        try:
+            content = gzip.decompress(content)
+        except (OSError, EOFError) as error:
+            raise ValueError(f"{path} is damaged: {error}") from error
+    if len(content) < 4 or content[:2] != b"\0\0" or content[2] not in _TYPES:
+        raise ValueError(f"{path} is no idx file of bytes")
+    dims = content[3]
+    shape = struct.unpack_from(f">{dims}I", content, 4) if len(content) >= 4 + 4 * dims else ()
+    data = np.frombuffer(content, np.uint8, offset=min(len(content), 4 + 4 * dims))
+    if data.size != int(np.prod(shape, dtype=np.int64)) or not shape:
+        raise ValueError(f"{path} has {data.size} bytes of data, and its header says {shape}; it is cut or damaged")
+    return data.reshape(shape)
+
+
+def patches_of(images_NHW: np.ndarray, size: int) -> np.ndarray:
+    """uint8 [N, patches, size * size], row after row of square patches.
+
+    Raises:
+        ValueError: a size that does not divide height and width.
+    """
+    count, height, width = images_NHW.shape
+    if height % size or width % size:
+        raise ValueError(f"patches of {size} pixels do not divide images of {height} x {width}")
+    cut = images_NHW.reshape(count, height // size, size, width // size, size).transpose(0, 1, 3, 2, 4)
+    return cut.reshape(count, -1, size * size)
+
+
+class Codebook:
+    """The patches that words stand for.
+
+    Args:
+        centres: float32 [codes, size * size], from 0 to 255.
+    """
+
+    def __init__(self, centres: np.ndarray):
+        self.centres = centres
+        self.size = round(centres.shape[1] ** 0.5)
+
+    @classmethod
+    def fit(cls, images_NHW: np.ndarray, size: int, codes: int, seed: int) -> Codebook:
+        """k-means over the patches of the images (scikit-learn's MiniBatchKMeans), the darkest first; all of
+        them where there are no more."""
+        from sklearn.cluster import MiniBatchKMeans
+
+        patches = patches_of(images_NHW, size).reshape(-1, size * size).astype(np.float32)
+        centres = np.unique(patches, axis=0)
+        if len(centres) > codes:
+            means = MiniBatchKMeans(codes, random_state=seed, batch_size=8192, n_init=1, max_iter=20).fit(centres)
+            centres = means.cluster_centers_.astype(np.float32)
+        return cls(centres[np.argsort(centres.sum(axis=1), kind="stable")])
+
+    def encode(self, images_NHW: np.ndarray) -> np.ndarray:
+        """int64 [N, patches], the nearest code of each patch."""
+        patches = patches_of(images_NHW, self.size)
+        flat = patches.reshape(-1, patches.shape[-1])
+        distinct, place = np.unique(flat, axis=0, return_inverse=True)
+        nearest = np.empty(len(distinct), np.int64)
+        squares = (self.centres**2).sum(axis=1)
+        for first in range(0, len(distinct), 16384):
+            part = distinct[first : first + 16384].astype(np.float32)
+            nearest[first : first + len(part)] = (squares - 2 * part @ self.centres.T).argmin(axis=1)
+        return nearest[place.ravel()].reshape(patches.shape[:2])
+
+    def decode(self, codes_NP: np.ndarray, width: int) -> np.ndarray:
+        """uint8 [N, H, W], images of the codes; `width` in patches."""
+        count, size = len(codes_NP), self.size
+        cut = self.centres[codes_NP].reshape(count, -1, width, size, size).transpose(0, 1, 3, 2, 4)
+        return cut.reshape(count, -1, width * size).round().clip(0, 255).astype(np.uint8)
+
+
+def words(codes: np.ndarray) -> str:
+    """The text of an image's codes."""
+    return " ".join(f"p{code}" for code in codes)
+
+
+def write_tokenizer(folder: Path, codes: int, names: list[str]) -> None:
+    """A tokenizer that `transformers` opens, whose words are the codes and `names`, such as those of labels."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    vocabulary = [*SPECIAL, *(f"p{code}" for code in range(codes)), *dict.fromkeys(names)]
+    ids = {word: number for number, word in enumerate(vocabulary)}
+    tokenizer = Tokenizer(models.WordLevel(ids, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    marks = [(mark, ids[mark]) for mark in ("[CLS]", "[SEP]")]
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=marks
+    )
+    special = {"unk_token": "[UNK]", "pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
+    wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, mask_token="[MASK]", **special)
+    wrapped.save_pretrained(str(folder))
+
+
+def shifted(images_NHW: np.ndarray, rows: int, columns: int) -> np.ndarray:
+    """The images moved so many pixels down and to the right, with zeros where nothing was."""
+    result = np.zeros_like(images_NHW)
+    _, height, width = images_NHW.shape
+    source = images_NHW[:, max(0, -rows) : height - max(0, rows), max(0, -columns) : width - max(0, columns)]
+    result[:, max(0, rows) : height + min(0, rows), max(0, columns) : width + min(0, columns)] = source
+    return result
+
+
+def save_codebook(path: Path, codebook: Codebook) -> None:
+    path.write_text(json.dumps(codebook.centres.round(3).tolist()) + "\n")
+
+
+def load_codebook(path: Path) -> Codebook:
+    """
+    Raises:
+        ValueError: no codebook there.
+    """
+    try:
+        centres = np.array(json.loads(path.read_text()), np.float32)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} is no codebook: {error}") from error
+    if centres.ndim != 2 or round(centres.shape[1] ** 0.5) ** 2 != centres.shape[1]:
+        raise ValueError(f"{path} is no codebook of square patches: its shape is {centres.shape}")
+    return Codebook(centres)

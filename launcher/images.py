@@ -1,0 +1,116 @@
+"""Writes images as texts of patch tokens, which everything else reads like text, and a tokenizer for them.
+
+python launcher/images.py --images train-images.idx.gz --labels train-labels.idx.gz --output mnist/train.jsonl
+python launcher/images.py --images test-images.idx.gz --labels test-labels.idx.gz --output mnist/test.jsonl
+"""
+
+import json
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+if (
+    __name__ == "__main__"
+):  # as a script, the repository leads the import path, not launcher/, whose files could hide libraries
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from launcher.cli import parse
+from launcher.exits import DONE, bad_input, run_main
+from launcher.prepare import spread_lists
+
+NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+
+
+@dataclass
+class ImageOptions:
+    """What to read, and how images are cut."""
+
+    images: str
+    """File of images in the idx format, plain or .gz."""
+    output: str
+    """File for the texts, .jsonl: text, label, and the label's name. Its folder gets the codebook and the tokenizer, or
+    has them already, of a file before."""
+    labels: str | None = None
+    """File of their labels in the idx format."""
+    patch: int = 4
+    """Width and height of a patch in pixels."""
+    codes: int = 512
+    """Patches of the codebook at most."""
+    fit: int = 10_000
+    """Images that the codebook is made from."""
+    copies: int = 0
+    """Copies of each image that are added, each moved by some pixels."""
+    move: int = 1
+    """Pixels by which a copy is moved at most, each way."""
+    share: float = 1.0
+    """Share of the images that is written, from the beginning: for few labels."""
+    names: list[str] = field(default_factory=lambda: list(NAMES))
+    """Names of the labels 0, 1, ..."""
+    seed: int = 1234
+    """Of the codebook and of the copies."""
+
+
+def write_images(options: ImageOptions) -> str:
+    """Writes the file, and says what it holds.
+
+    Raises:
+        ValueError, OSError: files that cannot be read or do not fit together.
+    """
+    import numpy as np
+
+    from data.images import Codebook, load_codebook, read_idx, save_codebook, shifted, words, write_tokenizer
+    from data.keyed import mix
+
+    images = read_idx(options.images)
+    if images.ndim != 3:
+        raise ValueError(f"{options.images} has {images.ndim} dims; images have 3: number, height, width")
+    labels = read_idx(options.labels) if options.labels is not None else None
+    if labels is not None and labels.shape != images.shape[:1]:
+        raise ValueError(f"{options.labels} has {len(labels)} labels, and {options.images} {len(images)} images")
+    if labels is not None and labels.max() >= len(options.names):
+        raise ValueError(f"the labels go up to {labels.max()}, and names are {len(options.names)}")
+    if not 0 < options.share <= 1:
+        raise ValueError(f"share is {options.share}; it must be above 0 and at most 1")
+    output = Path(options.output)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    place = output.parent / "codebook.json"
+    if place.exists():
+        codebook = load_codebook(place)
+    else:
+        codebook = Codebook.fit(images[: options.fit], options.patch, options.codes, options.seed)
+        save_codebook(place, codebook)
+        write_tokenizer(output.parent / "tokenizer", len(codebook.centres), options.names)
+        codebook = load_codebook(place)
+    count = max(1, round(options.share * len(images)))
+    images = images[:count]
+    with output.open("w") as file:
+        for copy in range(options.copies + 1):
+            moved = images
+            if copy:
+                span = 2 * options.move + 1
+                ways = mix(options.seed, copy, np.arange(count)) % np.uint64(span * span)
+                moved = np.empty_like(images)
+                for way in range(span * span):
+                    rows, columns = way // span - options.move, way % span - options.move
+                    moved[ways == way] = shifted(images[ways == way], rows, columns)
+            for number, codes in enumerate(codebook.encode(moved)):
+                record = {"text": words(codes)}
+                if labels is not None:
+                    record |= {"label": int(labels[number]), "name": options.names[labels[number]]}
+                file.write(json.dumps(record) + "\n")
+    back = codebook.decode(codebook.encode(images[:1000]), images.shape[2] // codebook.size)
+    error = float(np.sqrt(np.mean((back.astype(float) - images[:1000]) ** 2)))
+    return (
+        f"{output}: {count * (options.copies + 1):,} images of {codebook.encode(images[:1]).shape[1]} tokens, "
+        f"{len(codebook.centres)} codes, root mean square error {error:.1f} of 255"
+    )
+
+
+def main(argv: list[str]) -> int:
+    with bad_input():
+        print(write_images(parse(ImageOptions, spread_lists(argv, ("names",)), __doc__)))
+    return DONE
+
+
+if __name__ == "__main__":
+    run_main(main)

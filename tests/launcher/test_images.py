@@ -1,0 +1,34 @@
+"""The command that writes images as texts."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+
+from data.images import load_codebook
+from launcher import images as command
+from launcher.exits import BadInput
+from tests.data.test_images import draw, idx, images
+
+
+def test_the_command_writes_texts_with_labels_and_the_same_codes_for_the_next_file(tmp_path, capsys):
+    array, labels = images(30), draw.integers(0, 10, 30).astype(np.uint8)
+    (tmp_path / "images").write_bytes(idx(array))
+    (tmp_path / "labels").write_bytes(idx(labels))
+    given = ["--images", str(tmp_path / "images"), "--labels", str(tmp_path / "labels"), "--patch", "2"]
+    for name, more in (("train", ["--copies", "2"]), ("few", ["--share", "0.1"])):
+        assert command.main([*given, "--output", str(tmp_path / f"out/{name}.jsonl"), *more]) == 0
+    read = lambda name: (tmp_path / f"out/{name}.jsonl").read_text().splitlines()  # noqa: E731
+    train, few = ([json.loads(line) for line in read(name)] for name in ("train", "few"))
+    assert len(train) == 90
+    assert train[:3] == few
+    assert [record["label"] for record in train] == labels.tolist() * 3
+    assert train[0]["name"] == command.NAMES[labels[0]]
+    assert [record["text"] for record in train[30:60]] != [record["text"] for record in train[:30]]
+    codebook = load_codebook(tmp_path / "out/codebook.json")
+    codes = np.array([[int(word) for word in re.findall(r"p(\d+)", record["text"])] for record in train[:30]])
+    assert (codebook.decode(codes, 4) == array).all()
+    (tmp_path / "labels").write_bytes(idx(labels[:-1]))
+    with pytest.raises(BadInput, match=r"has 29 labels, and .* 30 images"):
+        command.main([*given, "--output", str(tmp_path / "out/x.jsonl")])
