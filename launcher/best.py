@@ -40,7 +40,10 @@ class Best:
         self.step, self.scores = 0, {}
         self.is_new = False
         for path in checkpoint.committed(folder):
-            found = checkpoint.read_manifest(path)
+            try:
+                found = checkpoint.read_manifest(path)
+            except checkpoint.CheckpointError:
+                continue  # the next evaluation makes another
             if found["step"] <= progress.step:
                 self.step, self.scores = found["step"], found["scores"]
                 break

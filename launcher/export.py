@@ -103,8 +103,10 @@ def _finetuned(options: ExportOptions):
         return None  # whatever is wrong will be said again of a pretraining run
     found = open_finetuned(options.checkpoint, torch.device("cpu"), options.tokenizer)
     merge(found.model)
-    parameters = dict(found.model.named_parameters())
-    return found.model.config, getattr(found.model, "task", None), lambda name: parameters[name], found.tokenizer
+    parameters, task = dict(found.model.named_parameters()), getattr(found.model, "task", None)
+    if task is not None and task.problem == "choice":
+        raise ValueError(f"{found.folder} chooses between endings, which cannot be exported; predict.py applies it")
+    return found.model.config, task, lambda name: parameters[name], found.tokenizer
 
 
 def export_adapter(options: ExportOptions) -> None:

@@ -189,6 +189,10 @@ class FinetuneConfig:
             problems.append(f"optimizer.kind {self.optimizer.kind} is for pretraining; set it to adamw")
         if self.run.dry:
             problems.append("run.dry is for pretraining; leave it out")
+        if self.run.weights_from is not None:
+            problems.append("run.weights_from is for pretraining; init.path says where fine-tuning starts")
+        if self.run.eval_samples:
+            problems.append("run.eval_samples is for pretraining; shorten task.validation instead")
         if task.kind != "generation" and self.optimizer.z_loss:
             problems.append("optimizer.z_loss is of language models; set it to 0")
         if task.kind in ("regression", "multi_label") and self.optimizer.label_smoothing:

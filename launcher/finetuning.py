@@ -62,7 +62,9 @@ def finetune(config: FinetuneConfig) -> int:
             results = []
             for seed in config.task.seeds or [config.run.seed]:
                 name = f"{config.run.name}-seed{seed}" if config.task.seeds else config.run.name
-                one = replace(config, run=replace(config.run, seed=seed, name=name))
+                one = replace(
+                    config, run=replace(config.run, seed=seed, name=name), task=replace(config.task, seeds=[])
+                )
                 code, scores = _run(one, mesh)
                 if code != DONE:
                     return code

@@ -46,7 +46,7 @@ def resume(
     stamp: dict,
     model: dict,
     *,
-    allow_changed: bool = False,
+    allow_changed: bool | None = None,
     weights_from: str | None = None,
 ) -> tuple[Progress, list[str]]:
     """Loads the first sound checkpoint of `starts` into the engine. Each rank must call it.
@@ -54,7 +54,7 @@ def resume(
     Args:
         stamp: what the data of this run are, from `data_stamp`.
         model: the model's configuration, for a message where it is another.
-        allow_changed: whether the data may be others.
+        allow_changed: whether the data may be others; None where there is no such setting.
         weights_from: run or checkpoint for the weights of a run without checkpoints.
 
     Returns:
@@ -70,10 +70,13 @@ def resume(
             manifest = checkpoint.read_manifest(path)
             changed = _changes(manifest.get("data", {}), stamp)
             if changed and not allow_changed:
-                raise ValueError(
-                    f"checkpoint {path} was trained on other data: {'; '.join(changed)}. To go on with the data of "
-                    f"this configuration, from the same count of sequences on, set data.allow_changed true"
-                )
+                remedy = "Choose another run.name to start anew with these"
+                if allow_changed is not None:
+                    remedy = (
+                        "To go on with the data of this configuration, from the same count of sequences on, set "
+                        "data.allow_changed true"
+                    )
+                raise ValueError(f"checkpoint {path} was trained on other data: {'; '.join(changed)}. {remedy}")
             checkpoint.load(path, engine.shards())
         except CheckpointMismatch as error:
             different = _changes(manifest.get("config", {}).get("model", {}), model)
