@@ -18,6 +18,7 @@ def test_slots_are_the_sum_of_the_sizes_of_the_steps():
     assert size_of(Batch(global_size=4), 1) == (4, None)
 
 
+@pytest.mark.slow
 @pytest.mark.distributed
 def test_a_ramp_trains_the_same_in_another_layout_and_after_a_stop(corpus, tmp_path):
     config = write_config(tmp_path, corpus)

@@ -106,6 +106,7 @@ def test_sentence_pairs_add_their_mean_loss_to_that_of_the_masks(reference, corp
     assert losses(tmp_path / "runs/tiny")[0] == pytest.approx(plain + math.log(2), abs=0.15)  # a pair is a toss-up yet
 
 
+@pytest.mark.slow
 def test_what_is_added_to_the_loss_is_the_same_under_zero_3(reference, corpus, tmp_path):
     """Of the training loss alone: an evaluation is of the cross-entropy."""
     extra = ["--run.steps", 3, "--parallel.precision", "fp32", "--optimizer.schedule_steps", 20]
