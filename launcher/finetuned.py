@@ -11,15 +11,14 @@ from launcher import methods
 from launcher.config import Optimizer, Parallel, Run
 from launcher.finetune_config import FinetuneConfig, Init, Method, Task, TaskBatch
 from launcher.inference import open_tokenizer
-from launcher.start import HEADS, open_start
+from launcher.start import HEADS, newest_or_best, open_start
 from model.adapters import WithAdapter
 from model.config import ModelConfig
 from model.huggingface.family import default_labels
 from model.huggingface.load import load
 from model.task_model import TaskConfig, TaskModel
 from model.transformer import LanguageModel
-from parallel import checkpoint
-from parallel.checkpoint import CheckpointError, read_manifest, read_tensor, resolve
+from parallel.checkpoint import CheckpointError, read_manifest, read_tensor
 
 SECTIONS = {"run": Run, "init": Init, "task": Task, "method": Method, "batch": TaskBatch, "optimizer": Optimizer,
             "parallel": Parallel}  # fmt: skip
@@ -42,8 +41,7 @@ def find_finetuned(path: str) -> tuple[Path, dict]:
     Raises:
         ValueError: nothing there, or no checkpoint of a fine-tuning run.
     """
-    best = checkpoint.committed(Path(path) / "best")
-    folder = best[0] if best else resolve(Path(path))
+    folder = newest_or_best(path)
     manifest = read_manifest(folder)
     if "labels" not in manifest:
         raise CheckpointError(f"{folder} is no checkpoint of a fine-tuning run")

@@ -15,7 +15,8 @@ def load_for_inference(path: str, tokenizer: str | None, device: torch.device) -
     """The model, fp32 and in evaluation mode, and its tokenizer.
 
     Args:
-        path: a run folder, whose newest sound checkpoint is taken, a checkpoint folder, or a Hugging Face folder.
+        path: a run folder, whose newest sound checkpoint is taken (of a fine-tuning run the best), a checkpoint
+            folder, or a Hugging Face folder.
         tokenizer: its folder; None for the one in the run's or the Hugging Face folder.
 
     Raises:
@@ -32,6 +33,13 @@ def load_for_inference(path: str, tokenizer: str | None, device: torch.device) -
                 f"{model.config.vocab_size}; name its own with --tokenizer"
             )
         return model, found
+    if "labels" in read_manifest(resolve(Path(path))):
+        from launcher.finetuned import open_finetuned
+
+        found = open_finetuned(path, device, tokenizer)
+        if not isinstance(found.model, LanguageModel):
+            raise ValueError(f"{path} holds a model for {found.config.task.kind}, which launcher/predict.py applies")
+        return found.model, found.tokenizer
     folder, manifest, config = open_checkpoint(path)
     with torch.device("meta"):
         model = LanguageModel(config)

@@ -15,7 +15,7 @@ from model.huggingface.load import Source
 from model.initialise import InitialValues
 from model.task_model import TaskConfig, TaskModel
 from model.transformer import LanguageModel
-from parallel.checkpoint import read_manifest, read_tensor, resolve
+from parallel.checkpoint import committed, read_manifest, read_tensor, resolve
 
 PROBLEMS = {"classification": "classes", "multi_label": "labels", "regression": "regression", "choice": "choice"}
 HEADS = {"tagging": "token", "answers": "span"}
@@ -47,7 +47,7 @@ def find_tokenizer(path: str, tokenizer: str | None) -> Tokenizer:
     if tokenizer is not None:
         return load_tokenizer(tokenizer)
     if _is_own(path):
-        folder = resolve(Path(path))
+        folder = newest_or_best(path)
         return open_tokenizer(folder, read_manifest(folder), None)
     return load_tokenizer(find_folder(path))
 
@@ -99,6 +99,12 @@ def _check_direction(kind: str, path: str, config: ModelConfig) -> None:
         raise ValueError(f"answers need a model that sees a paragraph as a whole, and {path} reads from left to right")
 
 
+def newest_or_best(path: str) -> Path:
+    """The checkpoint that a path means: of a fine-tuning run the best one, where there is one."""
+    best = committed(Path(path) / "best")
+    return best[0] if best else resolve(Path(path))
+
+
 def _is_own(path: str) -> bool:
     folder = Path(path)
     return folder.is_dir() and not (folder / "config.json").is_file()
@@ -127,7 +133,7 @@ def _labels_of(path: str) -> list[str]:
 
 
 def _own(path: str, kind: str, labels: list[str], seed: int) -> Start:
-    folder = resolve(Path(path))
+    folder = newest_or_best(path)
     manifest = read_manifest(folder)
     config = ModelConfig(**manifest.get("model", manifest["config"].get("model")))
     saved = {name.removeprefix("model/") for name in manifest["tensors"] if name.startswith("model/")}

@@ -287,3 +287,18 @@ def test_bad_input_gets_one_message_and_no_run_folder(what, bert, tmp_path):
     with pytest.raises((BadInput, ValueError), match=message):
         run(bert, tmp_path, task, *options)
     assert what == "no such score" or not (tmp_path / "runs").exists()
+
+
+def test_a_fine_tuned_gpt_writes_and_others_are_refused(gpt2, bert, tmp_path, capsys):
+    from launcher import generate
+
+    for method in ("full", "lora"):
+        task = write_task("generation", tmp_path / method)
+        run(gpt2, tmp_path / method, task, "--run.steps", "3", *METHODS[method])
+        given = ["--checkpoint", str(tmp_path / method / "runs/run"), "--prompt", "the film", "--max_tokens", "3"]
+        assert generate.main(given) == 0
+        assert capsys.readouterr().out.startswith("the film")
+    task = write_task("classification", tmp_path / "other")
+    run(bert, tmp_path / "other", task, "--run.steps", "3")
+    with pytest.raises(BadInput, match=r"a model for classification, which launcher/predict.py applies"):
+        generate.main(["--checkpoint", str(tmp_path / "other/runs/run"), "--prompt", "x"])
