@@ -38,6 +38,27 @@ class Example:
         return replace(self, target=np.full_like(self.target, nothing), num_targets=0)
 
 
+def with_prompts(example: Example, count: int, at: int) -> Example:
+    """The same with the ids -1 to -count put in at place `at` of each document: tokens that a model learns."""
+    starts = np.cumsum([0, *example.documents[:-1]])
+    places = np.repeat(starts + at, count)  # in the ids as they were
+    ids = np.insert(example.ids, places, np.tile(-1 - np.arange(count), len(starts)))
+    target = example.target
+    if target.shape == example.ids.shape and target.ndim:
+        target = np.insert(target, places, IGNORE_INDEX)
+    elif target.shape == (2,) and target.dtype.kind == "i":
+        target = np.where(target >= at, target + count, target)
+    found = None if example.places is None else np.insert(example.places, places, -1, axis=0)
+    return replace(
+        example,
+        ids=ids,
+        types=np.insert(example.types, places, 0),
+        target=target,
+        documents=tuple(length + count for length in example.documents),
+        places=found,
+    )
+
+
 def pack(examples: Sequence[Example], labels: str) -> dict[str, np.ndarray]:
     """One row that holds all documents of the examples, in order: `input_ids`, `positions`, `token_types` (int64 [1,
     tokens]), `cu_seqlens` (int32 [documents + 1]), and the targets under the name `labels`, [1, tokens] where each

@@ -93,9 +93,12 @@ class Task:
 class Method:
     """Which parameters learn, and how they are kept from over-fitting."""
 
-    kind: Literal["full", "head", "lora", "ia3", "adapters"] = "full"
+    kind: Literal["full", "head", "lora", "ia3", "adapters", "prompt", "p_tuning", "prefix"] = "full"
     """full: all. head: the task's head alone. lora and ia3: small additions to the matrices, by the peft library.
-    adapters: bottlenecks behind attention and MLP (Houlsby et al. 2019). The head of a task learns with each."""
+    adapters: bottlenecks behind attention and MLP (Houlsby et al. 2019). prompt, p_tuning and prefix: tokens before the
+    text. The head of a task learns with each."""
+    tokens: int = 20
+    """Tokens that prompt, p_tuning and prefix learn."""
     rank: int = 8
     """Rank of lora, width of adapters."""
     alpha: float = 16.0
@@ -225,6 +228,7 @@ class FinetuneConfig:
             "run.log_every": self.run.log_every,
             "optimizer.learning_rate": self.optimizer.learning_rate,
             "method.rank": method.rank,
+            "method.tokens": method.tokens,
             "method.layer_decay": method.layer_decay,
             "method.temperature": method.temperature,
             "method.sparsity_every": method.sparsity_every,

@@ -16,6 +16,7 @@ from model.adapters import WithAdapter
 from model.config import ModelConfig
 from model.huggingface.family import default_labels
 from model.huggingface.load import load
+from model.soft_prompts import PromptedEmbedding
 from model.task_model import TaskConfig, TaskModel
 from model.transformer import LanguageModel
 from parallel.checkpoint import CheckpointError, read_manifest, read_tensor
@@ -118,8 +119,8 @@ def merge(model: nn.Module) -> None:
     """
     from peft.tuners.tuners_utils import BaseTunerLayer
 
-    if any(isinstance(module, WithAdapter) for module in model.modules()):
-        raise ValueError("adapters are networks of their own and cannot be merged into the model's matrices")
+    if any(isinstance(module, WithAdapter | PromptedEmbedding) for module in model.modules()):
+        raise ValueError("adapters and learned tokens are no part of the model's matrices and cannot be merged")
     for name, module in list(model.named_modules()):
         if isinstance(module, BaseTunerLayer):
             module.merge()

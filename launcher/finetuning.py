@@ -114,10 +114,16 @@ def prepare(config: FinetuneConfig) -> Prepared:
             f"tokenizer {tokenizer.folder} has {tokenizer.vocab_size} ids, and the model in {config.init.path} knows "
             f"{model.vocab_size}; name its own with init.tokenizer"
         )
-    if config.task.max_length > model.max_positions:
+    learned = config.method.tokens if config.method.kind in methods.PROMPTS else 0
+    if config.task.max_length + learned > model.max_positions:
         raise ValueError(
-            f"task.max_length {config.task.max_length} is beyond the model's {model.max_positions} positions; lower it"
+            f"task.max_length {config.task.max_length} and {learned} learned tokens are beyond the model's "
+            f"{model.max_positions} positions; lower task.max_length"
         )
+    template = tokenizer.template(pair=False)
+    train = methods.with_learned_tokens(config.method, train, model, template)
+    if validation is not None:
+        validation = methods.with_learned_tokens(config.method, validation, model, template)
     return Prepared(tokenizer, train, validation, start)
 
 

@@ -7,15 +7,22 @@ first values that change nothing or follow from the seed.
 import math
 import re
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
+from data.task_examples import with_prompts
+from data.tasks import TaskData
+from data.tokenizer import Template
 from launcher.finetune_config import Method
 from model.adapters import add_adapters
+from model.config import ModelConfig
 from model.initialise import named_generator
+from model.soft_prompts import add_prompts
 from model.transformer import Transformer
 
+PROMPTS = ("prompt", "p_tuning", "prefix")
 TARGETS = {"lora": ["query", "value"], "ia3": ["key", "value", "down"]}
 KNOWN = ("query", "key", "value", "output", "up", "gate", "down")
 
@@ -38,6 +45,8 @@ def apply(method: Method, model: Transformer, has_head: bool) -> None:
         _inject(method, model)
     elif method.kind == "adapters":
         add_adapters(model, method.rank)
+    elif method.kind in PROMPTS:
+        add_prompts(model, method.kind, method.tokens)
     for name, parameter in model.named_parameters():
         if is_added(name) or (has_head and name.startswith("head.")):
             parameter.requires_grad_(True)
@@ -63,9 +72,18 @@ def _inject(method: Method, model: Transformer) -> None:
     inject_adapter_in_model(settings, model)
 
 
+def with_learned_tokens(method: Method, data: TaskData, model: ModelConfig, template: Template) -> TaskData:
+    """The examples with the tokens that the method learns: first where a model reads from left to right, else behind
+    the token that stands for the whole."""
+    if method.kind not in PROMPTS:
+        return data
+    at = 0 if model.causal else len(template.before)
+    return replace(data, examples=[with_prompts(example, method.tokens, at) for example in data.examples])
+
+
 def is_added(name: str) -> bool:
     """Whether a parameter is one that a method adds."""
-    return any(part.startswith(("lora_", "ia3_", "adapter_")) for part in name.split("."))
+    return any(part.startswith(("lora_", "ia3_", "adapter_", "prompt_")) for part in name.split("."))
 
 
 def plain_name(name: str) -> str:
@@ -75,13 +93,14 @@ def plain_name(name: str) -> str:
 
 def first_values(name: str, shape: tuple[int, ...], seed: int) -> Tensor:
     """The whole first value of an added parameter: LoRA's B, the up-projections of adapters and biases are 0, IA3's
-    vectors 1, LoRA's A as in peft uniform within 1 / sqrt(inputs), down-projections normal with 0.02."""
+    vectors 1, LoRA's A as in peft uniform within 1 / sqrt(inputs), down-projections and learned tokens normal with
+    0.02, the layers of their encoder as LoRA's A."""
     if "ia3_" in name:
         return torch.ones(shape)
     if "lora_B" in name or "adapter_up" in name or name.endswith("bias"):
         return torch.zeros(shape)
     generator = named_generator(seed, name)
-    if "lora_A" in name:
+    if "lora_A" in name or "mlp_head" in name:
         bound = 1 / math.sqrt(shape[1])
         return torch.empty(shape).uniform_(-bound, bound, generator=generator)
     return torch.empty(shape).normal_(0.0, 0.02, generator=generator)

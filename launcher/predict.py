@@ -71,6 +71,7 @@ def predict(options: PredictOptions) -> None:
     from launcher.device import open_device
     from launcher.finetuned import open_finetuned, quantize
     from launcher.finetuning import task_settings
+    from launcher.methods import with_learned_tokens
 
     device = open_device(options.device)
     found = open_finetuned(options.checkpoint, device, options.tokenizer)
@@ -82,6 +83,8 @@ def predict(options: PredictOptions) -> None:
         if path is None:
             path = str(_one_example(Path(folder), found, settings.texts, options.text))
         data = read_task(path, settings, found.tokenizer, labelled=options.score)
+    template = found.tokenizer.template(pair=False)
+    data = with_learned_tokens(found.config.method, data, found.model.config, template)
     lines = list(_lines(options, found, data, device))
     shown = options.output is not None or not options.score
     if shown:

@@ -113,19 +113,23 @@ def check(
     problems += sampling.problems()
     if sampling.stop and decode is None:
         problems.append("stop strings are looked for in the text, so decode is needed")
-    problems += _problems_of_prompts(model.config, prompts, sampling.max_tokens)
+    problems += _problems_of_prompts(
+        model.config, prompts, sampling.max_tokens, getattr(model.embedding.token, "num_prompts", 0)
+    )
     if problems:
         raise ValueError("\n".join(problems))
 
 
-def _problems_of_prompts(config: ModelConfig, prompts: Sequence[Sequence[int]], max_tokens: int) -> list[str]:
+def _problems_of_prompts(
+    config: ModelConfig, prompts: Sequence[Sequence[int]], max_tokens: int, num_learned: int
+) -> list[str]:
     if not prompts:
         return ["there is no prompt"]
     if not all(prompts):
         return ["a prompt is empty; begin with at least one token, such as the end-of-text token"]
     problems = []
     least, most, longest = min(map(min, prompts)), max(map(max, prompts)), max(map(len, prompts))
-    if least < 0 or most >= config.vocab_size:
+    if least < -num_learned or most >= config.vocab_size:
         problems.append(
             f"the prompt has token ids from {least} to {most}, and the model knows 0 to {config.vocab_size - 1}; "
             "use the tokenizer it was trained with"

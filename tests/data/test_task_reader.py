@@ -5,7 +5,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from data.task_examples import Example, pack
+from data.task_examples import Example, pack, with_prompts
 from data.task_reader import TaskReader, deal
 
 draw = np.random.default_rng(0)
@@ -118,3 +118,20 @@ def test_an_example_that_is_longer_than_a_row_is_refused():
     longest = max(len(example.ids) for example in EXAMPLES)
     with pytest.raises(ValueError, match=f"the longest example has {longest} tokens, and batch.micro_tokens is 10"):
         reader(micro_tokens=10)
+
+
+def test_learned_tokens_are_put_into_each_document_and_targets_move_along():
+    ids = np.arange(10, 17)
+    plain = Example(ids, np.array([0, 0, 0, 1, 0, 0, 0]), np.array(1), 1, 0, (4, 3))
+    found = with_prompts(plain, 2, at=1)
+    assert found.ids.tolist() == [10, -1, -2, 11, 12, 13, 14, -1, -2, 15, 16]
+    assert found.types.tolist() == [0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0]
+    assert found.documents == (6, 5)
+    assert int(found.target) == 1
+    labels = Example(ids, ids, np.arange(7), 7, 0, (7,), places=np.arange(7))
+    assert with_prompts(labels, 2, at=0).target.tolist() == [-100, -100, *range(7)]
+    assert with_prompts(labels, 2, at=1).places.tolist() == [0, -1, -1, *range(1, 7)]
+    for target, moved in (((0, 0), [0, 0]), ((2, 3), [4, 5]), ((-100, -100), [-100, -100])):
+        span = Example(ids, ids, np.array(target), 1, 0, (7,), places=np.zeros((7, 2), int))
+        assert with_prompts(span, 2, at=1).target.tolist() == moved
+        assert with_prompts(span, 2, at=1).places.shape == (9, 2)

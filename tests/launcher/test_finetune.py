@@ -47,6 +47,9 @@ METHODS = {
     "lora": ["--method.kind", "lora", "--method.targets", "[query, key, value, output, up, down]"],
     "ia3": ["--method.kind", "ia3", "--optimizer.learning_rate", "3e-2"],
     "adapters": ["--method.kind", "adapters"],
+    "prompt": ["--method.kind", "prompt", "--method.tokens", "5", "--optimizer.learning_rate", "3e-2"],
+    "p-tuning": ["--method.kind", "p_tuning", "--method.tokens", "5", "--optimizer.learning_rate", "1e-2"],
+    "prefix": ["--method.kind", "prefix", "--method.tokens", "5", "--optimizer.learning_rate", "3e-2"],
     "fgm": ["--method.adversarial", "fgm", "--method.adversarial_norm", "0.1"],
     "freelb": ["--method.adversarial", "freelb", "--method.adversarial_norm", "0.1"],
     "r-drop": ["--method.r_drop", "1.0", "--task.dropout", "0.1"],
@@ -57,7 +60,7 @@ METHODS = {
 @pytest.mark.parametrize("method", METHODS)
 def test_each_method_learns_saves_and_opens(method, bert, knowing, tmp_path, capsys):
     task = write_task("classification", tmp_path, 240)
-    if method in ("head", "ia3", "adapters"):
+    if method in ("head", "ia3", "adapters", "prompt", "p-tuning", "prefix"):
         bert = knowing
         for path in (task[3], task[5]):
             Path(path).write_text(Path(path).read_text().replace("positive", "yes").replace("negative", "no"))
@@ -70,7 +73,7 @@ def test_each_method_learns_saves_and_opens(method, bert, knowing, tmp_path, cap
     model = open_finetuned(str(tmp_path / "runs/run"), CPU).model
     (before,) = (value for name, value in values_of(bert).items() if name.endswith("word_embeddings.weight"))
     changed = not torch.equal(model.embedding.token.weight, before)
-    assert changed == (method not in ("head", "lora", "ia3", "adapters"))
+    assert changed == (method not in ("head", "lora", "ia3", "adapters", "prompt", "p-tuning", "prefix"))
 
 
 def values_of(folder: Path) -> dict:
