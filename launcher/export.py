@@ -54,7 +54,8 @@ def export(options: ExportOptions) -> None:
     import torch
 
     from data.tokenizer_export import export_tokenizer
-    from launcher.inference import open_checkpoint, open_tokenizer
+    from launcher.inference import open_checkpoint
+    from launcher.run_tokenizer import open_tokenizer
     from model.huggingface.folder import new_folder
     from model.huggingface.save import write
     from parallel.checkpoint import read_tensor

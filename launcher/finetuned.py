@@ -10,7 +10,7 @@ from data.tokenizer import Tokenizer, load_tokenizer
 from launcher import methods
 from launcher.config import Optimizer, Parallel, Run
 from launcher.finetune_config import FinetuneConfig, Init, Method, Task, TaskBatch
-from launcher.inference import open_tokenizer
+from launcher.run_tokenizer import open_tokenizer
 from launcher.start import HEADS, newest_or_best, open_start
 from model.adapters import WithAdapter
 from model.config import ModelConfig

@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 
 from data.tokenizer import Tokenizer, load_tokenizer
+from launcher.run_tokenizer import open_tokenizer
 from model.config import ModelConfig
 from model.huggingface.load import load
 from model.transformer import LanguageModel
@@ -66,17 +67,3 @@ def open_checkpoint(path: str) -> tuple[Path, dict, ModelConfig]:
         odd = sorted(saved ^ parameters)
         raise CheckpointError(f"checkpoint {folder} does not fit its own configuration; on one side only: {odd[:5]}")
     return folder, manifest, config
-
-
-def open_tokenizer(folder: Path, manifest: dict, path: str | None) -> Tokenizer:
-    """The tokenizer of a checkpoint, from `path` or from the run's folder.
-
-    Raises:
-        ValueError: there is none, or it is not the one that the checkpoint was trained with.
-    """
-    found = load_tokenizer(path if path is not None else folder.parents[1] / "tokenizer")
-    if found.sha256 != manifest.get("tokenizer_sha256", found.sha256):
-        raise ValueError(
-            f"tokenizer {found.folder} is not the one that {folder} was trained with; name that one with --tokenizer"
-        )
-    return found

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from data.tokenizer import Tokenizer, load_tokenizer
-from launcher.inference import open_tokenizer
+from launcher.run_tokenizer import open_tokenizer
 from model.config import ModelConfig
 from model.huggingface.files import find_folder, read_config
 from model.huggingface.load import Source

@@ -42,10 +42,12 @@ def command(launcher: str, script: str = "pretrain") -> list[str]:
 
 
 def environment() -> dict[str, str]:
-    """Without what a test session or another launcher may have left there."""
+    """Without what a test session or another launcher may have left there; a thread for each process, as they are more
+    than the cores."""
     left = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}
     return {name: value for name, value in os.environ.items() if name not in left} | {
-        "PATH": f"{BIN}:{os.environ['PATH']}"
+        "PATH": f"{BIN}:{os.environ['PATH']}",
+        "OMP_NUM_THREADS": "1",
     }
 
 
