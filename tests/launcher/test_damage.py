@@ -52,6 +52,7 @@ def trains(run, *keys):
     return [tuple(record[key] for key in keys) for record in records(run)]
 
 
+@pytest.mark.slow
 @pytest.mark.distributed
 def test_a_damaged_corpus_is_trained_on_alike_by_all_layouts_and_after_a_resume(damaged, tmp_path):
     config = write_config(tmp_path, damaged)

@@ -125,7 +125,7 @@ def test_what_is_added_to_the_loss_is_the_same_under_zero_3(reference, corpus, t
     assert evaluated[0] < losses(runs["fsdp"])[-1]
 
 
-@pytest.mark.parametrize(("engine", "dropout"), [("zero", 0.0), ("fsdp", 0.1)])
+@pytest.mark.parametrize(("engine", "dropout"), [pytest.param("zero", 0.0, marks=pytest.mark.slow), ("fsdp", 0.1)])
 def test_ten_steps_and_ten_more_are_twenty_to_the_last_bit(corpus, tmp_path, engine, dropout):
     config = write_config(tmp_path, corpus)
     common = ["--config", config, "--parallel.engine", engine, "--model.dropout", dropout]
