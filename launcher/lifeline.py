@@ -52,7 +52,7 @@ class Lifeline:
     def __init__(self) -> None:
         self.rank, self.loss = 0, None
         self._heard = threading.Event()
-        self._leaving = False
+        self._leaving = self._watching = False
         self._lock = threading.Lock()
         self._token = ""
         self._lines: dict[socket.socket, int | None] = {}  # to whom; None before the other has said who it is
@@ -79,6 +79,7 @@ class Lifeline:
             print(f"rank {rank} cannot reach rank 0 at port {port} of {names}: if a rank dies, it will not hear "
                   f"which one", file=sys.stderr, flush=True)  # fmt: skip
             return
+        self._watching = True
         threading.Thread(target=self._watch, daemon=True).start()
 
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
@@ -87,7 +88,8 @@ class Lifeline:
             self._tell({"bye": True})
             return
         if isinstance(error, RuntimeError | OSError):  # torch's errors of communication are RuntimeErrors
-            self._heard.wait(HEARSAY_SECONDS if self._lines else 0)
+            # Not only while there are lines: the other thread drops one before it says whose it was.
+            self._heard.wait(HEARSAY_SECONDS if self._watching else 0)
             if self.loss is None and re.search("onnection (closed|reset) by peer", str(error)):
                 self.loss = Loss(None)
         if self.loss:

@@ -120,8 +120,7 @@ def test_a_rank_that_is_killed_under_deepspeed(tmp_path):
     with Ranks(tmp_path, "deepspeed", 2) as ranks:
         ranks.processes[1].kill()
         assert set(ranks.end()) <= {REQUEUE, 256 - signal.SIGKILL}, ranks.output()  # of whom its launcher sees first
-    # The launcher may end rank 0 before that has found out by itself.
-    assert re.search("rank 0 lost its connection to rank 1|Killing subprocess", ranks.output()), ranks.output()
+    assert "rank 0 lost its connection to rank 1" in ranks.output()
 
 
 @pytest.mark.distributed

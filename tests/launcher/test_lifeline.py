@@ -1,6 +1,7 @@
 """What is said on the lines between ranks, by ranks and by strangers. What ranks do then: test_failures.py."""
 
 import socket
+import threading
 import time
 from dataclasses import asdict
 
@@ -51,6 +52,26 @@ def test_all_hear_of_a_failure_and_nobody_heeds_strangers(rank):
     assert [before for before, _ in heard] == [None] * 3
     for other in {0, 1, 2} - {rank}:
         assert heard[other][1] == Loss(rank, "so it goes", 3)
+
+
+def test_an_error_waits_for_the_word_of_who_was_lost(monkeypatch, capsys):
+    """Even where the line is gone already, and only the word of whose it was is still to come."""
+
+    def leave(code: int) -> None:
+        raise SystemExit(code)
+
+    def lose() -> None:
+        time.sleep(0.3)
+        line._lose(Loss(1))
+        line._heard.set()
+
+    monkeypatch.setattr("launcher.lifeline.leave", leave)
+    line = Lifeline()
+    line._watching = True
+    threading.Thread(target=lose).start()
+    with pytest.raises(SystemExit), line:
+        raise RuntimeError("Connection closed by peer")
+    assert "rank 0 lost its connection to rank 1" in capsys.readouterr().err
 
 
 def test_what_a_rank_is_told():
