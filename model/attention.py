@@ -4,8 +4,7 @@
 |-----------|---------|----------------------------------------------------------------|------------------------|
 | sdpa      | all     | all: no mask where causal or nothing is to hide, else a dense  | here                   |
 | blocks    | CPU     | all but cached tokens and holes in padding; for bf16           | attention_blocks.py    |
-| documents | CPU     | packed documents and padded rows                               | attention_documents.py |
-|           |         | with dropout                                                   | attention_dropout.py   |
+| documents | CPU     | packed documents and padded rows, with dropout too             | attention_documents.py |
 | windows   | CPU     | local windows, with documents and padding                      | attention_windows.py   |
 | varlen    | CUDA    | packed documents, local windows; bf16 and fp16                 | attention_varlen.py    |
 | flex      | CUDA    | the same in other types and head sizes                         | attention_flex.py      |
@@ -27,8 +26,7 @@ from torch.nn.attention.flex_attention import BlockMask
 
 from model.attention_blocks import blockwise_attention
 from model.attention_choice import Backend, Request, preferred, simplified, why_not
-from model.attention_documents import document_attention
-from model.attention_dropout import document_attention_with_dropout
+from model.attention_documents import document_attention, document_attention_with_dropout
 from model.attention_flex import flex_attention, flex_block_mask
 from model.attention_masks import dense_mask, seen_intervals, segments_of
 from model.attention_varlen import varlen_attention

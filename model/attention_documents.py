@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
@@ -115,6 +115,30 @@ def _groups(plan: _Plan, tensors: tuple[Tensor, ...], causal: bool):
             bias = torch.zeros(count * length, dtype=wide).masked_fill_(is_padding_P[places], float("-inf"))
             bias = bias.view(count, 1, 1, length)
         yield places, [x[places].unflatten(0, (count, length)).transpose(1, 2) for x in padded], bias
+
+
+def document_attention_with_dropout(
+    q_NHE: Tensor, k_NHE: Tensor, v_NHE: Tensor, spans_M2: Tensor, causal: bool, dropout: float
+) -> Tensor:
+    """As `document_attention`, with a probability of zeroing an attention weight; in plain operators, since the flash
+    kernel for the CPU has no dropout. As many key heads as query heads."""
+    plan, parts, tokens = _plan_of(spans_M2, len(q_NHE)), [], []
+    tensors = (q_NHE, k_NHE, v_NHE)
+    for start, end in plan.long:
+        qkv = [x[start:end].transpose(0, 1) for x in tensors]
+        out_HLE = nn.functional.scaled_dot_product_attention(*qkv, dropout_p=dropout, is_causal=causal)
+        parts.append(out_HLE.transpose(0, 1))
+        tokens.append(torch.arange(start, end))
+    if plan.groups:
+        padded = []
+        for (_, length), (_, qkv, bias) in zip(plan.groups, _groups(plan, tensors, causal), strict=True):
+            if causal:
+                bias = qkv[0].new_full((length, length), float("-inf")).triu(1)
+            out_GHLE = nn.functional.scaled_dot_product_attention(*qkv, attn_mask=bias, dropout_p=dropout)
+            padded.append(out_GHLE.transpose(1, 2).flatten(0, 1))
+        parts.append(torch.cat(padded).index_select(0, plan.real).to(q_NHE.dtype))
+        tokens.append(plan.tokens)
+    return torch.zeros_like(q_NHE).index_copy(0, torch.cat(tokens), torch.cat(parts))
 
 
 @torch.library.custom_op("ingot::document_attention", mutates_args=(), device_types="cpu")
