@@ -51,7 +51,6 @@ class TaskReader:
         self.examples, self.global_size, self.micro_tokens = examples, global_size, micro_tokens
         self.labels, self.seed, self.shuffle, self.token_types = labels, seed, shuffle, token_types
         self.rank, self.num_ranks = rank, num_ranks
-        self.error: Exception | None = None
         self._lengths = np.array([len(example.ids) for example in examples])
         longest = int(self._lengths.max())
         if longest > micro_tokens:

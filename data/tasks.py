@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from data.objectives import IGNORE_INDEX
 from data.task_answers import read_answers
 from data.task_examples import Example
 from data.task_files import Record, read_records
@@ -97,15 +98,15 @@ def read_task(path: str, settings: TaskSettings, tokenizer: Tokenizer, *, labell
         return TaskData(examples, records, truncated=framer.truncated)
     label_columns = settings.label.split(",") if settings.kind == "regression" else [settings.label]
     records = read_records(path, [*settings.texts, *(label_columns if labelled else ())])
-    targets, labels = _targets(records, settings, label_columns, labelled)
     if settings.kind == "choice":
-        framed = _choices(records, settings.texts, framer)
+        framed, labels = _choices(records, settings.texts, framer), []
+        targets = [
+            np.array(_chosen(record, settings.label, len(documents)) if labelled else IGNORE_INDEX)
+            for record, (_, _, documents) in zip(records, framed, strict=True)
+        ]
     else:
         framed = [(ids, types, (len(ids),)) for ids, types in _framed(records, settings.texts, framer)]
-    if settings.kind == "choice" and labelled:
-        for record, (_, _, documents), target in zip(records, framed, targets, strict=True):
-            if target >= len(documents):
-                raise ValueError(f"{record.where}: the label is {target}, and there are {len(documents)} endings")
+        targets, labels = _targets(records, settings, label_columns, labelled)
     examples = [
         Example(ids, types, target, int(labelled), source, documents)
         for source, ((ids, types, documents), target) in enumerate(zip(framed, targets, strict=True))
@@ -132,11 +133,10 @@ def _targets(
                 target[number_of(name, labels, record.where)] = 1
             return target
     else:
-        if labels is None and labelled and kind == "classification":
+        if labels is None and labelled:
             labels = find_labels(class_name(record, settings.label) for record in records)
-        blank = np.array(-100)
-        names = labels if kind == "classification" else [str(n) for n in range(1000)]  # of a choice: its number
-        read = lambda r: np.array(number_of(class_name(r, settings.label), names, r.where))  # noqa: E731
+        blank = np.array(IGNORE_INDEX)
+        read = lambda r: np.array(number_of(class_name(r, settings.label), labels, r.where))  # noqa: E731
     return [read(record) if labelled else blank for record in records], list(labels or [])
 
 
@@ -148,6 +148,14 @@ def _framed(records: list[Record], columns: Sequence[str], framer: Framer) -> li
     if len(columns) == 2:
         return framer.pairs(texts[0], texts[1], where)
     raise ValueError(f"task.texts names {len(columns)} columns; name one, or two for pairs")
+
+
+def _chosen(record: Record, column: str, count: int) -> int:
+    """The number of the right ending."""
+    name = class_name(record, column)
+    if name not in map(str, range(count)):
+        raise ValueError(f"{record.where}: the label is {name}, and there are {count} endings, counted from 0")
+    return int(name)
 
 
 def _choices(

@@ -75,10 +75,10 @@ def classify(options: ClassifyOptions) -> None:
     from data.task_labels import class_name, number_of
     from launcher.device import open_device
     from launcher.inference import load_for_inference
-    from launcher.prompting import LABEL, Prompter, Template, choose_shots
+    from launcher.prompting import LABEL, Prompter, PromptTemplate, choose_shots
     from launcher.scores import classification_report, classification_scores
 
-    template = Template(options.template)
+    template = PromptTemplate(options.template)
     columns = [slot for slot in template.slots if slot != LABEL]
     needed = [*columns, *([options.label] if options.label else [])]
 

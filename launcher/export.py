@@ -56,13 +56,13 @@ def export(options: ExportOptions) -> None:
     from data.tokenizer_export import export_tokenizer
     from launcher.inference import open_checkpoint
     from launcher.run_tokenizer import open_tokenizer
+    from launcher.start import is_finetuned
     from model.huggingface.folder import new_folder
     from model.huggingface.save import write
     from parallel.checkpoint import read_tensor
 
-    finetuned = _finetuned(options)
-    if finetuned is not None:
-        config, task, read, tokenizer = finetuned
+    if is_finetuned(options.checkpoint):
+        config, task, read, tokenizer = _merged(options)
     else:
         folder, manifest, config = open_checkpoint(options.checkpoint)
         tokenizer, task = open_tokenizer(folder, manifest, options.tokenizer), None
@@ -91,17 +91,12 @@ def export(options: ExportOptions) -> None:
         )
 
 
-def _finetuned(options: ExportOptions):
-    """Configuration, task, tensors by name and tokenizer of a fine-tuned model, additions merged; None for others."""
+def _merged(options: ExportOptions):
+    """Configuration, task, tensors by name and tokenizer of a fine-tuned model, additions merged."""
     import torch
 
-    from launcher.finetuned import find_finetuned, merge, open_finetuned
-    from parallel.checkpoint import CheckpointError
+    from launcher.finetuned import merge, open_finetuned
 
-    try:
-        find_finetuned(options.checkpoint)
-    except CheckpointError:
-        return None  # whatever is wrong will be said again of a pretraining run
     found = open_finetuned(options.checkpoint, torch.device("cpu"), options.tokenizer)
     merge(found.model)
     parameters, task = dict(found.model.named_parameters()), getattr(found.model, "task", None)

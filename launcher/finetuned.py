@@ -11,7 +11,7 @@ from launcher import methods
 from launcher.config import Optimizer, Parallel, Run
 from launcher.finetune_config import FinetuneConfig, Init, Method, Task, TaskBatch
 from launcher.run_tokenizer import open_tokenizer
-from launcher.start import HEADS, newest_or_best, open_start
+from launcher.start import HEADS, is_finetuned, newest_or_best, open_start
 from model.adapters import WithAdapter
 from model.config import ModelConfig
 from model.huggingface.family import default_labels
@@ -36,28 +36,18 @@ class Finetuned:
     labels: list[str]
 
 
-def find_finetuned(path: str) -> tuple[Path, dict]:
-    """The checkpoint that a path means, and its manifest: of a run the best one, or the newest where none was scored.
-
-    Raises:
-        ValueError: nothing there, or no checkpoint of a fine-tuning run.
-    """
-    folder = newest_or_best(path)
-    manifest = read_manifest(folder)
-    if "labels" not in manifest:
-        raise CheckpointError(f"{folder} is no checkpoint of a fine-tuning run")
-    return folder, manifest
-
-
 def open_finetuned(path: str, device: torch.device, tokenizer: str | None = None) -> Finetuned:
     """
     Args:
-        path: a run, of which the best checkpoint is taken, or a checkpoint.
+        path: a run, of which the best checkpoint is taken, or the newest where none was scored; or a checkpoint.
 
     Raises:
         ValueError: nothing there, no fine-tuned model, or its start is gone where only additions were trained.
     """
-    folder, manifest = find_finetuned(path)
+    folder = newest_or_best(path)
+    manifest = read_manifest(folder)
+    if not is_finetuned(path):
+        raise CheckpointError(f"{folder} is no checkpoint of a fine-tuning run")
     config = FinetuneConfig(**{name: made(**manifest["config"][name]) for name, made in SECTIONS.items()})
     task = None if manifest["task"] is None else TaskConfig(**manifest["task"])
     with torch.device("meta"):

@@ -23,8 +23,8 @@ from launcher.finetune_config import SCORES, TEXTS, FinetuneConfig
 from launcher.finetuned import open_teacher
 from launcher.lifeline import Lifeline
 from launcher.metrics import Metrics
+from launcher.opening import about_checkpoints, folder_of, open_run, start_mesh
 from launcher.pictures import draw_confusion, draw_curves
-from launcher.pretraining import engine_name, write_run_folder
 from launcher.pruning import Pruner
 from launcher.resume import check_same_data, choose_start, resume
 from launcher.run_lock import lock
@@ -32,10 +32,10 @@ from launcher.start import Start, find_tokenizer, open_start
 from launcher.task_evaluation import evaluate
 from launcher.task_results import report, truth
 from launcher.trainer import Trainer
+from model.config import ModelConfig
 from model.distillation import distil
 from model.flops import flops_per_token
 from model.robust import make_robust
-from model.task_model import TaskModel
 from parallel import mesh as meshes
 from parallel.engine import Engine
 from parallel.mesh import Mesh
@@ -50,22 +50,15 @@ def finetune(config: FinetuneConfig) -> int:
     try:
         with Lifeline() as lifeline:
             with bad_input():
-                parallel = config.parallel
-                mesh = meshes.start(
-                    config.run.device,
-                    parallel.timeout_seconds,
-                    parallel.tensor,
-                    parallel.data_shard,
-                    parallel.rendezvous_seconds,
-                )
-                lifeline.tie(mesh.rank, mesh.world_size)
+                mesh = start_mesh(config, lifeline)
+                files = read_files(config)
             results = []
             for seed in config.task.seeds or [config.run.seed]:
                 name = f"{config.run.name}-seed{seed}" if config.task.seeds else config.run.name
                 one = replace(
                     config, run=replace(config.run, seed=seed, name=name), task=replace(config.task, seeds=[])
                 )
-                code, scores = _run(one, mesh)
+                code, scores = _run(one, mesh, files)
                 if code != DONE:
                     return code
                 results.append(scores)
@@ -77,20 +70,19 @@ def finetune(config: FinetuneConfig) -> int:
 
 
 @dataclass
-class Prepared:
-    """What a run needs besides its engine."""
+class Files:
+    """What a run reads: the same for each seed."""
 
     tokenizer: Tokenizer
     train: TaskData
     validation: TaskData | None
-    start: Start
 
 
-def prepare(config: FinetuneConfig) -> Prepared:
-    """Reads the task's files and finds the model.
+def read_files(config: FinetuneConfig) -> Files:
+    """Reads the task's files with the tokenizer of the start.
 
     Raises:
-        ValueError, OSError: what is wrong with them, or what does not fit.
+        ValueError, OSError: what is wrong with them.
     """
     tokenizer = find_tokenizer(config.init.path, config.init.tokenizer)
     settings = task_settings(config)
@@ -100,13 +92,23 @@ def prepare(config: FinetuneConfig) -> Prepared:
     validation = None
     if config.task.validation is not None:
         validation = read_task(config.task.validation, replace(settings, labels=train.labels or None), tokenizer)
+    return Files(tokenizer, train, validation)
+
+
+def open_model(config: FinetuneConfig, files: Files) -> Start:
+    """The model that learns, before it has memory.
+
+    Raises:
+        ValueError: there is none, or it does not fit the task or the tokenizer.
+    """
+    tokenizer, task = files.tokenizer, config.task
     start = open_start(
         config.init.path,
-        config.task.kind,
-        train.labels,
+        task.kind,
+        files.train.labels,
         seed=config.run.seed,
-        dropout=config.task.dropout,
-        pooling=config.task.pooling,
+        dropout=task.dropout,
+        pooling=task.pooling,
     )
     model = start.model.config
     if tokenizer.vocab_size > model.vocab_size:
@@ -115,16 +117,12 @@ def prepare(config: FinetuneConfig) -> Prepared:
             f"{model.vocab_size}; name its own with init.tokenizer"
         )
     learned = config.method.tokens if config.method.kind in methods.PROMPTS else 0
-    if config.task.max_length + learned > model.max_positions:
+    if task.max_length + learned > model.max_positions:
         raise ValueError(
-            f"task.max_length {config.task.max_length} and {learned} learned tokens are beyond the model's "
+            f"task.max_length {task.max_length} and {learned} learned tokens are beyond the model's "
             f"{model.max_positions} positions; lower task.max_length"
         )
-    template = tokenizer.template(pair=False)
-    train = methods.with_learned_tokens(config.method, train, model, template)
-    if validation is not None:
-        validation = methods.with_learned_tokens(config.method, validation, model, template)
-    return Prepared(tokenizer, train, validation, start)
+    return start
 
 
 def task_settings(config: FinetuneConfig) -> TaskSettings:
@@ -143,8 +141,9 @@ def task_settings(config: FinetuneConfig) -> TaskSettings:
     )
 
 
-def reader_of(config: FinetuneConfig, data: TaskData, start: Start, mesh: Mesh | None, shuffle: bool) -> TaskReader:
-    rank, num_ranks = (mesh.data_rank, mesh.num_data) if mesh is not None else (0, 1)
+def reader_of(
+    config: FinetuneConfig, data: TaskData, model: ModelConfig, rank: int, num_ranks: int, *, shuffle: bool
+) -> TaskReader:
     return TaskReader(
         data.examples,
         global_size=config.batch.global_size,
@@ -152,7 +151,7 @@ def reader_of(config: FinetuneConfig, data: TaskData, start: Start, mesh: Mesh |
         labels="labels" if config.task.kind == "generation" else "targets",
         seed=config.run.seed,
         shuffle=shuffle,
-        token_types=start.model.config.token_types > 1,
+        token_types=model.token_types > 1,
         rank=rank,
         num_ranks=num_ranks,
     )
@@ -170,14 +169,15 @@ def values_of(start: Start, shapes: dict[str, tuple[int, ...]], seed: int) -> Ca
     return part
 
 
-def engine_of(config: FinetuneConfig, start: Start, mesh: Mesh, teacher: TaskModel | None = None) -> Engine:
-    """The model with the method's additions under its engine, filled."""
+def engine_of(config: FinetuneConfig, start: Start, mesh: Mesh, labels: list[str], tokenizer: Tokenizer) -> Engine:
+    """The model with the method's additions, and a teacher beside it, under its engine, filled."""
     model, method = start.model, config.method
     methods.apply(method, model, has_head=config.task.kind != "generation")
     make_robust(model, method.adversarial, method.adversarial_norm, method.adversarial_steps, method.r_drop)
     if method.teacher is not None:
-        weights = {"weight": method.teacher_weight, "temperature": method.temperature}
-        distil(model, teacher, **weights, hidden_weight=method.hidden_weight)
+        teacher = open_teacher(method.teacher, config.task.kind, labels, tokenizer, mesh.device)
+        weights = {"weight": method.teacher_weight, "hidden_weight": method.hidden_weight}
+        distil(model, teacher, temperature=method.temperature, **weights)
     shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
     pace_of = methods.pace(method, model.config.num_layers)
     engine = put_under_engine(model, config.optimizer, config.parallel, mesh, plan=(), pace_of=pace_of)
@@ -185,60 +185,47 @@ def engine_of(config: FinetuneConfig, start: Start, mesh: Mesh, teacher: TaskMod
     return engine
 
 
-def _run(config: FinetuneConfig, mesh: Mesh) -> tuple[int, dict]:
-    """One run: its exit code, and the best or last scores."""
-    folder = Path(config.run.dir) / config.run.name
+def pruner_of(config: FinetuneConfig, engine: Engine) -> Callable[[int], object]:
+    """What is done after each step: pruning, where it is configured."""
+    method, steps = config.method, config.run.steps
+    if not method.sparsity:
+        return lambda step: None
+    span = {"begin": method.sparsity_begin, "end": method.sparsity_end or max(1, 2 * steps // 3)}
+    return Pruner(engine, final=method.sparsity, every=method.sparsity_every, last=steps, **span)
+
+
+def _run(config: FinetuneConfig, mesh: Mesh, files: Files) -> tuple[int, dict]:
+    """One run: its exit code, and the best scores."""
+    folder = folder_of(config)
     with bad_input():
         held = lock(folder) if folder.is_dir() and mesh.is_main else None
-        prepared = prepare(config)
-        train, validation, start = prepared.train, prepared.validation, prepared.start
-        reader = reader_of(config, train, start, mesh, shuffle=True)
-        held_out = reader_of(config, validation, start, mesh, shuffle=False) if validation is not None else None
+        start, tokenizer = open_model(config, files), files.tokenizer
+        model, task = start.model.config, getattr(start.model, "task", None)
+        parts = [files.train] if files.validation is None else [files.train, files.validation]
+        template = tokenizer.template(pair=False)
+        train, *validation = (methods.with_learned_tokens(config.method, part, model, template) for part in parts)
+        ranks = mesh.data_rank, mesh.num_data
+        reader = reader_of(config, train, model, *ranks, shuffle=True)
+        held_out = [reader_of(config, part, model, *ranks, shuffle=False) for part in validation]
         steps = config.run.steps or max(1, math.ceil(config.task.epochs * reader.num_instances / reader.global_size))
         config = replace(config, run=replace(config.run, steps=steps))
-        teacher = None
-        if config.method.teacher is not None:
-            teacher = open_teacher(
-                config.method.teacher, config.task.kind, train.labels, prepared.tokenizer, mesh.device
-            )
-        engine = engine_of(config, start, mesh, teacher)
+        engine = engine_of(config, start, mesh, train.labels, tokenizer)
         stamp = {"examples": reader.fingerprint, "count": reader.num_instances, "seed": config.run.seed}
         check_same_data(stamp)
-        starts = choose_start(config.run.resume, folder)
-        progress, notes = resume(engine, starts, stamp, asdict(start.model.config))
-    if mesh.is_main:
-        folder.mkdir(parents=True, exist_ok=True)
-        with bad_input():
-            held = held or lock(folder)
-        write_run_folder(folder, config, prepared.tokenizer)
-    metrics = Metrics(folder if mesh.is_main else None, steps=steps, step=progress.step)
-    for note in (start.note, _about_data(config, train, reader), _about_model(engine, config, mesh)):
-        metrics.say(note)
-    for note in notes:
-        metrics.event(progress.step, note)
-    metrics.event(progress.step, "start", steps=steps, samples=progress.cursor, tokens=progress.tokens)
+        progress, notes = resume(engine, choose_start(config.run.resume, folder), stamp, asdict(model))
+    said = [start.note, _about_data(config, train), _about_parameters(engine, config)]
+    metrics, held = open_run(config, tokenizer, mesh, held, progress, said, notes)
     watch = DamageWatch(Quarantine(), metrics, folder, max_bad_fraction=0.0)
     watch.start([])
-    task = getattr(start.model, "task", None)
-    about = {
-        "data": stamp,
-        "tokenizer_sha256": prepared.tokenizer.sha256,
-        "layout": {
-            "engine": engine_name(config),
-            "data_replicate": mesh.num_data // mesh.shard,
-            "data_shard": mesh.shard,
-            "tensor": mesh.tensor,
-        },
-        "config": config.to_dict(),
-        "model": asdict(start.model.config),
-        "task": asdict(task) if task is not None else None,
-        "labels": train.labels,
-    }
+    about = about_checkpoints(config, stamp, tokenizer, mesh)
+    about |= {"model": asdict(model), "task": None if task is None else asdict(task), "labels": train.labels}
     predicted: list = []
 
     def evaluate_now() -> dict:
         nonlocal predicted
-        scores, predicted = evaluate(engine, held_out, validation, config.task.kind, config.task.max_answer_tokens)
+        scores, predicted = evaluate(
+            engine, held_out[0], validation[0], config.task.kind, config.task.max_answer_tokens
+        )
         return scores
 
     best = Best(
@@ -255,14 +242,9 @@ def _run(config: FinetuneConfig, mesh: Mesh) -> tuple[int, dict]:
     def enough(scores: dict) -> bool:
         result = best(scores)
         if best.is_new and predicted and mesh.is_main:
-            _write_predictions(folder, config, validation, predicted, metrics, best.step)
+            _write_predictions(folder, config, validation[0], predicted, metrics, best.step)
         return result
 
-    method, pruner = config.method, None
-    if method.sparsity:
-        end = method.sparsity_end or max(1, 2 * steps // 3)
-        span = {"begin": method.sparsity_begin, "end": end, "every": method.sparsity_every, "last": steps}
-        pruner = Pruner(engine, final=method.sparsity, **span)
     lengths = [len(example.ids) for example in train.examples]
     trainer = Trainer(
         config,
@@ -271,12 +253,12 @@ def _run(config: FinetuneConfig, mesh: Mesh) -> tuple[int, dict]:
         metrics,
         folder,
         progress=progress,
-        evaluate=evaluate_now if held_out is not None else None,
+        evaluate=evaluate_now if held_out else None,
         watch=watch,
         about=about,
-        flops_per_token=flops_per_token(start.model.config, round(float(np.mean(lengths)))),
+        flops_per_token=flops_per_token(model, round(float(np.mean(lengths)))),
         enough=enough,
-        after_step=pruner or (lambda step: None),
+        after_step=pruner_of(config, engine),
     )
     try:
         code = trainer.run()
@@ -309,7 +291,7 @@ def _write_predictions(
         metrics.figure("confusion", draw_confusion(predicted, true, data.labels), step)
 
 
-def _about_data(config: FinetuneConfig, train: TaskData, reader: TaskReader) -> str:
+def _about_data(config: FinetuneConfig, train: TaskData) -> str:
     lengths = [len(example.ids) for example in train.examples]
     text = f"{config.task.train}: {len(lengths):,} examples of {np.mean(lengths):.1f} tokens, at most {max(lengths)}"
     if train.truncated:
@@ -318,13 +300,9 @@ def _about_data(config: FinetuneConfig, train: TaskData, reader: TaskReader) -> 
     return text + (f"; labels: {', '.join(labels[:20])}{', ...' if len(labels) > 20 else ''}" if labels else "")
 
 
-def _about_model(engine: Engine, config: FinetuneConfig, mesh: Mesh) -> str:
-    learning = engine.num_parameters(learning=True)
-    total = engine.num_parameters()
-    return (
-        f"{config.method.kind}: {learning:,} of {total:,} parameters learn ({learning / total:.2%}); "
-        f"{engine_name(config)} on {mesh.describe()}"
-    )
+def _about_parameters(engine: Engine, config: FinetuneConfig) -> str:
+    learning, total = engine.num_parameters(learning=True), engine.num_parameters()
+    return f"{config.method.kind}: {learning:,} of {total:,} parameters learn ({learning / total:.2%})"
 
 
 def _tell_together(config: FinetuneConfig, results: list[dict]) -> None:

@@ -5,7 +5,9 @@ from pathlib import Path
 import torch
 
 from data.tokenizer import Tokenizer, load_tokenizer
+from launcher.finetuned import open_finetuned
 from launcher.run_tokenizer import open_tokenizer
+from launcher.start import is_finetuned
 from model.config import ModelConfig
 from model.huggingface.load import load
 from model.transformer import LanguageModel
@@ -34,9 +36,7 @@ def load_for_inference(path: str, tokenizer: str | None, device: torch.device) -
                 f"{model.config.vocab_size}; name its own with --tokenizer"
             )
         return model, found
-    if "labels" in read_manifest(resolve(Path(path))):
-        from launcher.finetuned import open_finetuned
-
+    if is_finetuned(path):
         found = open_finetuned(path, device, tokenizer)
         if not isinstance(found.model, LanguageModel):
             raise ValueError(f"{path} holds a model for {found.config.task.kind}, which launcher/predict.py applies")

@@ -1,20 +1,16 @@
 """A pretraining run, from its configuration to its exit code: open, build, resume, train."""
 
 import os
-import shutil
 from dataclasses import asdict
-from pathlib import Path
 
 from data.quarantine import Quarantine
-from data.tokenizer import Tokenizer
-from launcher import build, cli
+from launcher import build
 from launcher.config import TrainConfig
 from launcher.damage import DamageWatch
 from launcher.evaluation import validation_scores
 from launcher.exits import DONE, bad_input
-from launcher.finetune_config import FinetuneConfig
 from launcher.lifeline import Lifeline
-from launcher.metrics import Metrics
+from launcher.opening import about_checkpoints, folder_of, open_run, start_mesh
 from launcher.resume import check_same_data, choose_start, data_stamp, resume
 from launcher.run_lock import lock
 from launcher.trainer import Trainer
@@ -36,7 +32,7 @@ def pretrain(config: TrainConfig) -> int:
 
 
 def _pretrain(config: TrainConfig, lifeline: Lifeline) -> int:
-    folder = Path(config.run.dir) / config.run.name
+    folder = folder_of(config)
     with bad_input():
         held = lock(folder) if folder.is_dir() and int(os.environ.get("RANK", 0)) == 0 else None
         cache, quarantine = build.open_cache(config), Quarantine()
@@ -44,15 +40,7 @@ def _pretrain(config: TrainConfig, lifeline: Lifeline) -> int:
         held_out = build.open_corpora(config.data.validation, "validation", config, cache, quarantine)
         tokenizer = build.open_tokenizer(config, corpora + held_out)
         starts = choose_start(config.run.resume, folder)
-        parallel = config.parallel
-        mesh = meshes.start(
-            config.run.device,
-            parallel.timeout_seconds,
-            parallel.tensor,
-            parallel.data_shard,
-            parallel.rendezvous_seconds,
-        )
-        lifeline.tie(mesh.rank, mesh.world_size)
+        mesh = start_mesh(config, lifeline)
         reader = build.training_reader(config, corpora, tokenizer, mesh)
         readers = build.validation_readers(config, held_out, tokenizer, mesh)
         engine = build.engine_of(config, mesh)
@@ -67,18 +55,7 @@ def _pretrain(config: TrainConfig, lifeline: Lifeline) -> int:
             weights_from=config.run.weights_from,
         )
 
-    if mesh.is_main:
-        folder.mkdir(parents=True, exist_ok=True)
-        with bad_input():
-            held = held or lock(folder)
-        write_run_folder(folder, config, tokenizer)
-    metrics = Metrics(folder if mesh.is_main else None, steps=config.run.steps, step=progress.step)
-    metrics.say(summary(config.model))
-    metrics.say(f"{engine_name(config)} on {mesh.describe()}")
-    for note in notes:
-        metrics.event(progress.step, note)
-    metrics.event(progress.step, "start", steps=config.run.steps, samples=progress.cursor, tokens=progress.tokens)
-
+    metrics, held = open_run(config, tokenizer, mesh, held, progress, [summary(config.model)], notes)
     watch = DamageWatch(quarantine, metrics, folder, max_bad_fraction=config.data.max_bad_fraction)
     watch.start(progress.quarantine)
 
@@ -97,17 +74,7 @@ def _pretrain(config: TrainConfig, lifeline: Lifeline) -> int:
         evaluate=evaluate if readers else None,
         watch=watch,
         flops_per_token=flops_per_token(config.model, config.data.sequence_length),
-        about={
-            "data": stamp,
-            "tokenizer_sha256": tokenizer.sha256,
-            "layout": {
-                "engine": engine_name(config),
-                "data_replicate": mesh.num_data // mesh.shard,
-                "data_shard": mesh.shard,
-                "tensor": mesh.tensor,
-            },
-            "config": config.to_dict(),
-        },
+        about=about_checkpoints(config, stamp, tokenizer, mesh),
     )
     try:
         code = trainer.run()
@@ -124,16 +91,3 @@ def _pretrain(config: TrainConfig, lifeline: Lifeline) -> int:
             held.close()
         for each in (reader, *readers):
             each.close()
-
-
-def engine_name(config: TrainConfig | FinetuneConfig) -> str:
-    name = f"DeepSpeed ZeRO-{config.parallel.zero_stage}" if config.parallel.engine == "zero" else "torch"
-    return f"{name}, {config.parallel.precision}"
-
-
-def write_run_folder(folder: Path, config: TrainConfig | FinetuneConfig, tokenizer: Tokenizer) -> None:
-    """config.yaml, complete, and the tokenizer: with a checkpoint this is all that generating text needs."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.yaml").write_text(cli.to_yaml(config))
-    shutil.rmtree(folder / "tokenizer", ignore_errors=True)
-    tokenizer.save(folder / "tokenizer")

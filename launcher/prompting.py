@@ -24,7 +24,7 @@ _SHOTS = 401
 
 
 @dataclass(frozen=True)
-class Template:
+class PromptTemplate:
     """A text with slots {NAME} for values and one {label} for a label's words."""
 
     text: str
@@ -71,7 +71,7 @@ class Prompter:
         self,
         model: LanguageModel,
         tokenizer: Tokenizer,
-        template: Template,
+        template: PromptTemplate,
         words: Mapping[str, str],
         shots: Sequence[tuple[Mapping[str, str], str]] = (),
         *,
@@ -90,6 +90,11 @@ class Prompter:
             for before, after in [template.filled(values)]
         )
         self._bias = np.zeros(len(words))
+        self._wanted: dict[tuple[str, str], list[int]] = {}
+        frame = tokenizer.template(pair=False)
+        self._frame = (list(frame.before), list(frame.after))
+        if model.config.causal:
+            self._frame = ([] if tokenizer.bos_id is None else [tokenizer.bos_id], [])
 
     def calibrate(self, columns: Sequence[str]) -> None:
         """Contextual calibration (Zhao et al. 2021): from now on what each label gets from texts that say nothing is
@@ -100,7 +105,7 @@ class Prompter:
 
     def scores(self, records: Sequence[Mapping[str, str]]) -> Iterator[np.ndarray]:
         """For each record a log-likelihood for each label, in the order of `words`."""
-        rows = [self._row(values, word) for values in records for word in self.words.values()]
+        rows = [row for values in records for row in self._rows(values)]
         found: list[float] = []
         batch: list[tuple[list[int], list[int], list[int]]] = []
         for row in rows:
@@ -112,31 +117,29 @@ class Prompter:
         for start in range(0, len(found), len(self.words)):
             yield np.array(found[start : start + len(self.words)]) - self._bias
 
-    def _row(self, values: Mapping[str, str], word: str) -> tuple[list[int], list[int], list[int]]:
-        """Ids of a prompt with a label's words, the places to look at, and the ids that are wanted there."""
+    def _rows(self, values: Mapping[str, str]) -> Iterator[tuple[list[int], list[int], list[int]]]:
+        """For each label ids of a prompt with its words, the places to look at, and the ids that are wanted there."""
         before, after = self.template.filled(values)
-        encode, causal = self.tokenizer.encode, self.model.config.causal
         # The words' tokens are those that they have where they stand: a space before them belongs to the first.
         gap = before[len(before.rstrip(" ")) :]
-        head = encode(self._shots + before.rstrip(" "))
-        wanted = encode(gap + word)
-        if not wanted:
-            raise ValueError(f"the label's words {word!r} are no token")
-        tail = [] if causal else encode(after)
-        template = self.tokenizer.template(pair=False)
-        begin = [self.tokenizer.bos_id] if causal and self.tokenizer.bos_id is not None else []
-        begin, end = (begin, []) if causal else (list(template.before), list(template.after))
-        room = self.model.config.max_positions - len(begin) - len(wanted) - len(tail) - len(end)
-        if room < 1:
-            raise ValueError(f"nothing of the prompt fits the model's {self.model.config.max_positions} positions")
-        if len(head) > room:
-            self.shortened += 1
-            head = head[-room:]
-        first = len(begin) + len(head)
-        if causal:
-            return begin + head + wanted, [first - 1 + n for n in range(len(wanted))], wanted
-        masks = [self.tokenizer.mask_id] * len(wanted)
-        return begin + head + masks + tail + end, [first + n for n in range(len(wanted))], wanted
+        causal, most = self.model.config.causal, self.model.config.max_positions
+        head = self.tokenizer.encode(self._shots + before.rstrip(" "))
+        tail = [] if causal else self.tokenizer.encode(after)
+        begin, end = self._frame
+        for word in self.words.values():
+            if (gap, word) not in self._wanted:
+                self._wanted[gap, word] = self.tokenizer.encode(gap + word)
+            wanted = self._wanted[gap, word]
+            if not wanted:
+                raise ValueError(f"the label's words {word!r} are no token")
+            room = most - len(begin) - len(wanted) - len(tail) - len(end)
+            if room < 1:
+                raise ValueError(f"nothing of the prompt fits the model's {most} positions")
+            self.shortened += len(head) > room
+            start = begin + head[-room:]
+            middle = wanted if causal else [self.tokenizer.mask_id] * len(wanted)
+            first = len(start) - causal  # a GPT tells at each token what comes next
+            yield start + middle + tail + end, list(range(first, first + len(wanted))), wanted
 
     @torch.inference_mode()
     def _likelihoods(self, batch: list[tuple[list[int], list[int], list[int]]]) -> list[float]:

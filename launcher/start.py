@@ -99,6 +99,15 @@ def _check_direction(kind: str, path: str, config: ModelConfig) -> None:
         raise ValueError(f"answers need a model that sees a paragraph as a whole, and {path} reads from left to right")
 
 
+def is_finetuned(path: str) -> bool:
+    """Whether a path means a checkpoint of a fine-tuning run.
+
+    Raises:
+        CheckpointError: it means no checkpoint.
+    """
+    return "labels" in read_manifest(newest_or_best(path))
+
+
 def newest_or_best(path: str) -> Path:
     """The checkpoint that a path means: of a fine-tuning run the best one, where there is one."""
     best = committed(Path(path) / "best")

@@ -25,7 +25,7 @@ from launcher.scores import (
     regression_scores,
 )
 
-NULL_BEST = 20
+BEST_ENDS = 20
 """Best starts and ends of an answer that are tried together, as in BERT's own script."""
 
 
@@ -83,7 +83,7 @@ def best_answer(context: str, windows: list[tuple[Example, np.ndarray]], max_tok
         nothing = min(nothing, float(start[0] + end[0]))
         outside = example.places[:, 0] < 0
         start[outside], end[outside] = -np.inf, -np.inf
-        starts, ends = np.argsort(-start)[:NULL_BEST], np.argsort(-end)[:NULL_BEST]
+        starts, ends = np.argsort(-start)[:BEST_ENDS], np.argsort(-end)[:BEST_ENDS]
         sums = start[starts][:, None] + end[ends][None]
         length = ends[None] - starts[:, None]
         sums[(length < 0) | (length >= max_tokens)] = -np.inf

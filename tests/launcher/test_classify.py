@@ -10,7 +10,7 @@ import torch
 from data.tokenizer import load_tokenizer
 from launcher import classify
 from launcher.exits import BadInput
-from launcher.prompting import Prompter, Template, choose_shots
+from launcher.prompting import Prompter, PromptTemplate, choose_shots
 from model.huggingface.load import load
 from tests.launcher.tiny_models import released_bert, write_task
 
@@ -50,7 +50,7 @@ def likelihoods(folder, prompt: str, after: str, causal: bool) -> list[float]:
 @pytest.mark.parametrize("family", ["gpt2", "bert"])
 def test_scores_are_the_likelihoods_of_transformers(family, gpt2, masked):
     folder, causal = (gpt2, True) if family == "gpt2" else (masked, False)
-    template = Template("film : {text} was {label} and music")
+    template = PromptTemplate("film : {text} was {label} and music")
     prompter = Prompter(load(folder, "language"), load_tokenizer(folder), template, WORDS, most=40)
     for values, scores in zip(TEXTS, prompter.scores(TEXTS), strict=True):
         expected = likelihoods(folder, f"film : {values['text']} was", "and music", causal)
@@ -60,20 +60,20 @@ def test_scores_are_the_likelihoods_of_transformers(family, gpt2, masked):
 def test_examples_stand_before_the_text_with_their_words(gpt2):
     tokenizer = load_tokenizer(gpt2)
     shots = [({"text": "music"}, "c"), ({"text": "the film"}, "a")]
-    template = Template("{text} was {label} .")
+    template = PromptTemplate("{text} was {label} .")
     prompter = Prompter(load(gpt2, "language"), tokenizer, template, WORDS, shots, separator=" , ")
     said = "music was awful . , the film was good . , "
     plain = Prompter(
         load(gpt2, "language"),
         tokenizer,
-        Template(said + "{text} was {label} ."),
+        PromptTemplate(said + "{text} was {label} ."),
         WORDS,
     )
     assert np.allclose(list(prompter.scores(TEXTS)), list(plain.scores(TEXTS)), atol=1e-6)
 
 
 def test_calibration_takes_off_what_a_text_that_says_nothing_gets(gpt2):
-    prompter = Prompter(load(gpt2, "language"), load_tokenizer(gpt2), Template("{text} was {label}"), WORDS)
+    prompter = Prompter(load(gpt2, "language"), load_tokenizer(gpt2), PromptTemplate("{text} was {label}"), WORDS)
     before = np.array(list(prompter.scores(TEXTS)))
     empty = np.array(list(prompter.scores([{"text": text} for text in ("N/A", "", "[MASK]")])))
     shares = np.exp(empty) / np.exp(empty).sum(axis=1, keepdims=True)
@@ -82,7 +82,7 @@ def test_calibration_takes_off_what_a_text_that_says_nothing_gets(gpt2):
 
 
 def test_means_favour_words_of_several_tokens_less(gpt2):
-    model, tokenizer, template = load(gpt2, "language"), load_tokenizer(gpt2), Template("{text} was {label}")
+    model, tokenizer, template = load(gpt2, "language"), load_tokenizer(gpt2), PromptTemplate("{text} was {label}")
     sums = np.array(list(Prompter(model, tokenizer, template, WORDS).scores(TEXTS)))
     means = np.array(list(Prompter(model, tokenizer, template, WORDS, mean=True).scores(TEXTS)))
     counts = [len(tokenizer.encode(word)) for word in WORDS.values()]
@@ -92,7 +92,7 @@ def test_means_favour_words_of_several_tokens_less(gpt2):
 
 def test_prompts_that_are_too_long_lose_their_beginning_and_are_counted(gpt2):
     model, tokenizer = load(gpt2, "language"), load_tokenizer(gpt2)
-    prompter = Prompter(model, tokenizer, Template("{text} was {label}"), WORDS)
+    prompter = Prompter(model, tokenizer, PromptTemplate("{text} was {label}"), WORDS)
     long, end = "film " * 80, "music " * 70
     (one,), (other,) = (list(prompter.scores([{"text": text + end}])) for text in (long, "anna " + long))
     assert one.tolist() == other.tolist()
