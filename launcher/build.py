@@ -14,6 +14,7 @@ from data.tokenizer import Tokenizer, load_tokenizer
 from launcher.batch_ramp import largest, slots_of
 from launcher.config import CorpusSource, Optimizer, Parallel, TrainConfig
 from model.attention_blocks import OPERATORS
+from model.distillation import distil
 from model.initialise import InitialValues
 from model.tensor_plan import tensor_plan
 from model.transformer import LanguageModel, Transformer
@@ -121,11 +122,21 @@ def _sequences(config: TrainConfig, tokenizer: Tokenizer, mesh: Mesh) -> dict:
     }
 
 
-def engine_of(config: TrainConfig, mesh: Mesh) -> Engine:
-    """The model under its engine, with its first weights, which are the same in every layout."""
+def engine_of(config: TrainConfig, mesh: Mesh, teacher: LanguageModel | None = None) -> Engine:
+    """The model under its engine, with its first weights, which are the same in every layout, and what it learns from
+    beside it."""
     with torch.device("meta"):
         model = LanguageModel(copy.copy(config.model))
     values = InitialValues(model, config.run.seed)
+    if teacher is not None:
+        settings = config.distillation
+        distil(
+            model,
+            teacher,
+            weight=settings.weight,
+            temperature=settings.temperature,
+            hidden_weight=settings.hidden_weight,
+        )
     engine = put_under_engine(
         model,
         config.optimizer,

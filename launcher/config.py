@@ -4,6 +4,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from data.sharing import check_sharing
+from launcher.distillation_config import Distillation
 from model.config import ModelConfig
 from model.tensor_plan import tensor_problems
 from parallel.layout import sizes
@@ -256,6 +257,7 @@ class TrainConfig:
     data: Data = field(default_factory=Data)
     batch: Batch = field(default_factory=Batch)
     optimizer: Optimizer = field(default_factory=Optimizer)
+    distillation: Distillation = field(default_factory=Distillation)
     parallel: Parallel = field(default_factory=Parallel)
 
     def to_dict(self) -> dict:
@@ -281,7 +283,7 @@ class TrainConfig:
                 check_sharing(size, self.batch.micro_size, world_size // self.parallel.tensor)
         except ValueError as error:
             problems.append(str(error))
-        problems += self.parallel.problems()
+        problems += self.parallel.problems() + self.distillation.problems(self.parallel.tensor)
         if self.optimizer.kind == "muon":
             if self.parallel.tensor > 1:
                 problems.append("optimizer.kind muon needs whole matrices; set parallel.tensor to 1")

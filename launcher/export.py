@@ -114,28 +114,27 @@ def export_adapter(options: ExportOptions) -> None:
     import torch
 
     from launcher.finetuned import additions, open_finetuned
-    from model.huggingface.adapter import write_adapter
+    from model.huggingface.adapter import as_lora, write_adapter
     from model.huggingface.folder import new_folder
+    from model.huggingface.prompts import TYPES, write_prompts
 
     found = open_finetuned(options.checkpoint, torch.device("cpu"), options.tokenizer)
-    kind = found.config.method.kind
-    if kind not in ("lora", "ia3"):
-        raise ValueError(f"{found.folder} was trained with method {kind}; adapter needs lora or ia3")
+    method = found.config.method
+    if method.kind not in ("lora", "adalora", "ia3", *TYPES):
+        raise ValueError(f"{found.folder} was trained with method {method.kind}, which the peft library does not have")
     task = getattr(found.model, "task", None)
     head = {} if task is None else {f"head.{name}": p for name, p in found.model.head.named_parameters()}
     with new_folder(options.output) as temporary:
         found.tokenizer.save(temporary)
         (temporary / "config.json").unlink(missing_ok=True)  # of the tokenizer's folder; peft looks for its own
-        write_adapter(
-            temporary,
-            found.model.config,
-            task,
-            additions(found.model),
-            head,
-            base=found.config.init.path,
-            alpha=found.config.method.alpha,
-            family=options.family,
-        )
+        common = {"base": found.config.init.path, "family": options.family}
+        if method.kind in TYPES:
+            write_prompts(temporary, found.model, method.kind, head, **common)
+            return
+        added, alpha = additions(found.model), method.alpha
+        if method.kind == "adalora":
+            added, alpha = as_lora(added, method.alpha / method.first_rank), None
+        write_adapter(temporary, found.model.config, task, added, head, alpha=alpha, **common)
 
 
 def main(argv: list[str]) -> int:

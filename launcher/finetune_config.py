@@ -93,21 +93,23 @@ class Task:
 class Method:
     """Which parameters learn, and how they are kept from over-fitting."""
 
-    kind: Literal["full", "head", "lora", "ia3", "adapters", "prompt", "p_tuning", "prefix"] = "full"
-    """full: all. head: the task's head alone. lora and ia3: small additions to the matrices, by the peft library.
-    adapters: bottlenecks behind attention and MLP (Houlsby et al. 2019). prompt, p_tuning and prefix: tokens before the
-    text. The head of a task learns with each."""
+    kind: Literal["full", "head", "lora", "adalora", "ia3", "adapters", "prompt", "p_tuning", "prefix"] = "full"
+    """full: all. head: the task's head alone. lora, adalora (Zhang et al. 2023) and ia3: small additions to the
+    matrices, by the peft library. adapters: bottlenecks behind attention and MLP (Houlsby et al. 2019). prompt,
+    p_tuning and prefix: tokens before the text. The head of a task learns with each."""
     tokens: int = 20
     """Tokens that prompt, p_tuning and prefix learn."""
     rank: int = 8
-    """Rank of lora, width of adapters."""
+    """Rank of lora, width of adapters; of adalora the mean rank that is left in the end."""
+    first_rank: int = 12
+    """Rank with which each matrix of adalora begins."""
     alpha: float = 16.0
-    """Scale of lora: the product of its matrices counts alpha / rank."""
+    """Scale of lora: the product of its matrices counts alpha / rank (adalora: alpha / first_rank)."""
     dropout: float = 0.0
     """Dropout before lora, in training."""
     targets: list[str] = field(default_factory=list)
-    """Modules that lora and ia3 change: query, key, value, output (of attention), up, gate, down (of the MLP); by
-    default query and value for lora, key, value and down for ia3."""
+    """Modules that lora, adalora and ia3 change: query, key, value, output (of attention), up, gate, down (of the MLP);
+    by default query and value for lora, all for adalora, key, value and down for ia3."""
     layer_decay: float = 1.0
     """Factor of the learning rate from each layer to the one below it (Howard and Ruder 2018); 1 is the same for
     all."""
@@ -133,9 +135,9 @@ class Method:
     sparsity: float = 0.0
     """Share of the weights of each block's matrices that are 0 in the end, the smallest ones; 0 prunes nothing."""
     sparsity_begin: int = 0
-    """Step from which pruning sets in."""
+    """Step from which pruning sets in, and the ranks of adalora fall."""
     sparsity_end: int = 0
-    """Step at which the sparsity is reached; 0 is two thirds of the run."""
+    """Step at which the sparsity, or adalora's rank, is reached; 0 is two thirds of the run."""
     sparsity_every: int = 20
     """Steps between two times of pruning."""
 
@@ -209,14 +211,19 @@ class FinetuneConfig:
             )
         if (method.adversarial != "none") + bool(method.r_drop) + (method.teacher is not None) > 1:
             problems.append("method.adversarial, method.r_drop and method.teacher do not go together; set only one")
-        if method.teacher is not None and task.kind not in ("classification", "choice", "tagging"):
-            problems.append(f"method.teacher is of classification, choice and tagging, not {task.kind}")
+        if method.teacher is not None:
+            if task.kind not in ("classification", "choice", "tagging", "generation"):
+                problems.append(f"method.teacher is of classification, choice, tagging, generation, not {task.kind}")
+            if method.kind in ("prompt", "p_tuning", "prefix"):
+                problems.append(f"method.teacher does not know the tokens of method.kind {method.kind}; choose another")
         if not 0 <= method.teacher_weight <= 1:
             problems.append(f"method.teacher_weight is {method.teacher_weight}; it must lie between 0 and 1")
         if not 0 <= method.sparsity < 1:
             problems.append(f"method.sparsity is {method.sparsity}; it must be at least 0 and below 1")
         if method.sparsity and method.kind != "full":
             problems.append(f"method.sparsity needs method.kind full, which is {method.kind}")
+        if method.kind == "adalora" and method.first_rank < method.rank:
+            problems.append(f"method.first_rank is {method.first_rank}; it must be at least method.rank {method.rank}")
         if task.patience and not (task.validation and self.run.eval_every):
             problems.append("task.patience needs task.validation and run.eval_every above 0")
         if method.unfreeze_steps and method.kind != "full":

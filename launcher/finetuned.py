@@ -6,16 +6,14 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from data.tokenizer import Tokenizer, load_tokenizer
+from data.tokenizer import Tokenizer
 from launcher import methods
 from launcher.config import Optimizer, Parallel, Run
 from launcher.finetune_config import FinetuneConfig, Init, Method, Task, TaskBatch
 from launcher.run_tokenizer import open_tokenizer
-from launcher.start import HEADS, is_finetuned, newest_or_best, open_start
+from launcher.start import is_finetuned, newest_or_best, open_start
 from model.adapters import WithAdapter
 from model.config import ModelConfig
-from model.huggingface.family import default_labels
-from model.huggingface.load import load
 from model.soft_prompts import PromptedEmbedding
 from model.task_model import TaskConfig, TaskModel
 from model.transformer import LanguageModel
@@ -72,27 +70,6 @@ def open_finetuned(path: str, device: torch.device, tokenizer: str | None = None
                 shape = tuple(parameter.shape)
                 parameter.copy_(start.part(methods.plain_name(name), (0,) * len(shape), shape))
     return Finetuned(folder, model.eval(), open_tokenizer(folder, manifest, tokenizer), config, manifest["labels"])
-
-
-def open_teacher(path: str, kind: str, labels: list[str], tokenizer: Tokenizer, device: torch.device) -> TaskModel:
-    """A model that has learned the task already, of a run or a Hugging Face folder.
-
-    Raises:
-        ValueError: nothing there, or it was trained on other labels or with another tokenizer.
-    """
-    if (Path(path) / "config.json").is_file():
-        model, own = load(path, HEADS.get(kind, "sequence"), device=device), load_tokenizer(path)
-        names = model.task.labels or default_labels(model.task.num_labels)
-    else:
-        found = open_finetuned(path, device)
-        model, own, names = found.model, found.tokenizer, found.labels
-    if kind != "choice" and list(names) != labels:
-        raise ValueError(
-            f"the teacher {path} knows the labels {', '.join(names)}, and the task has {', '.join(labels)}"
-        )
-    if own.pieces() != tokenizer.pieces():
-        raise ValueError(f"the teacher {path} has another tokenizer than the model that is to learn")
-    return model
 
 
 def additions(model: nn.Module) -> dict[str, Tensor]:

@@ -20,17 +20,17 @@ from launcher.build import put_under_engine
 from launcher.damage import DamageWatch
 from launcher.exits import DONE, bad_input
 from launcher.finetune_config import SCORES, TEXTS, FinetuneConfig
-from launcher.finetuned import open_teacher
 from launcher.lifeline import Lifeline
 from launcher.metrics import Metrics
 from launcher.opening import about_checkpoints, folder_of, open_run, start_mesh
 from launcher.pictures import draw_confusion, draw_curves
-from launcher.pruning import Pruner
+from launcher.pruning import Pruner, each_matrix, singular_values
 from launcher.resume import check_same_data, choose_start, resume
 from launcher.run_lock import lock
 from launcher.start import Start, find_tokenizer, open_start
 from launcher.task_evaluation import evaluate
 from launcher.task_results import report, truth
+from launcher.teachers import open_teacher
 from launcher.trainer import Trainer
 from model.config import ModelConfig
 from model.distillation import distil
@@ -175,7 +175,7 @@ def engine_of(config: FinetuneConfig, start: Start, mesh: Mesh, labels: list[str
     methods.apply(method, model, has_head=config.task.kind != "generation")
     make_robust(model, method.adversarial, method.adversarial_norm, method.adversarial_steps, method.r_drop)
     if method.teacher is not None:
-        teacher = open_teacher(method.teacher, config.task.kind, labels, tokenizer, mesh.device)
+        teacher = open_teacher(method.teacher, config.task.kind, labels, tokenizer, config.task.max_length, mesh.device)
         weights = {"weight": method.teacher_weight, "hidden_weight": method.hidden_weight}
         distil(model, teacher, temperature=method.temperature, **weights)
     shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
@@ -186,12 +186,15 @@ def engine_of(config: FinetuneConfig, start: Start, mesh: Mesh, labels: list[str
 
 
 def pruner_of(config: FinetuneConfig, engine: Engine) -> Callable[[int], object]:
-    """What is done after each step: pruning, where it is configured."""
+    """What is done after each step: pruning, of weights or of ranks, where it is configured."""
     method, steps = config.method, config.run.steps
-    if not method.sparsity:
+    share, group_of = method.sparsity, each_matrix
+    if method.kind == "adalora":
+        share, group_of = 1 - method.rank / method.first_rank, singular_values
+    if not share:
         return lambda step: None
     span = {"begin": method.sparsity_begin, "end": method.sparsity_end or max(1, 2 * steps // 3)}
-    return Pruner(engine, final=method.sparsity, every=method.sparsity_every, last=steps, **span)
+    return Pruner(engine, group_of, final=share, every=method.sparsity_every, last=steps, **span)
 
 
 def _run(config: FinetuneConfig, mesh: Mesh, files: Files) -> tuple[int, dict]:

@@ -16,6 +16,7 @@ from data.task_examples import with_prompts
 from data.tasks import TaskData
 from data.tokenizer import Template
 from launcher.finetune_config import Method
+from model.adalora import add_adalora
 from model.adapters import add_adapters
 from model.config import ModelConfig
 from model.initialise import named_generator
@@ -23,8 +24,9 @@ from model.soft_prompts import add_prompts
 from model.transformer import Transformer
 
 PROMPTS = ("prompt", "p_tuning", "prefix")
-TARGETS = {"lora": ["query", "value"], "ia3": ["key", "value", "down"]}
 KNOWN = ("query", "key", "value", "output", "up", "gate", "down")
+TARGETS = {"lora": ["query", "value"], "adalora": list(KNOWN), "ia3": ["key", "value", "down"]}
+"""Modules that are changed where nothing else is said, of those that a model has."""
 
 
 def apply(method: Method, model: Transformer, has_head: bool) -> None:
@@ -55,11 +57,14 @@ def apply(method: Method, model: Transformer, has_head: bool) -> None:
 def _inject(method: Method, model: Transformer) -> None:
     from peft import IA3Config, LoraConfig, inject_adapter_in_model
 
-    targets = method.targets or TARGETS[method.kind]
     present = {name.rsplit(".", 1)[-1] for name, _ in model.blocks.named_modules()} & set(KNOWN)
+    targets = method.targets or [target for target in TARGETS[method.kind] if target in present]
     if unknown := sorted(set(targets) - present):
         raise ValueError(f"method.targets has {', '.join(unknown)}; this model has {', '.join(sorted(present))}")
     pattern = rf"blocks\..*\.({'|'.join(targets)})"
+    if method.kind == "adalora":
+        add_adalora(model, method.first_rank, method.alpha, method.dropout, pattern)
+        return
     if method.kind == "lora":
         settings = LoraConfig(
             r=method.rank, lora_alpha=method.alpha, lora_dropout=method.dropout, target_modules=pattern
@@ -92,15 +97,15 @@ def plain_name(name: str) -> str:
 
 
 def first_values(name: str, shape: tuple[int, ...], seed: int) -> Tensor:
-    """The whole first value of an added parameter: LoRA's B, the up-projections of adapters and biases are 0, IA3's
-    vectors 1, LoRA's A as in peft uniform within 1 / sqrt(inputs), down-projections and learned tokens normal with
-    0.02, the layers of their encoder as LoRA's A."""
+    """The whole first value of an added parameter: LoRA's B, AdaLoRA's singular values, the up-projections of adapters
+    and biases are 0, IA3's vectors 1, LoRA's A as in peft uniform within 1 / sqrt(inputs), AdaLoRA's A and B,
+    down-projections and learned tokens normal with 0.02, the layers of their encoder as LoRA's A."""
     if "ia3_" in name:
         return torch.ones(shape)
-    if "lora_B" in name or "adapter_up" in name or name.endswith("bias"):
+    if name.endswith(("lora_B.default.weight", "lora_E.default", "bias")) or "adapter_up" in name:
         return torch.zeros(shape)
     generator = named_generator(seed, name)
-    if "lora_A" in name or "mlp_head" in name:
+    if name.endswith("lora_A.default.weight") or "mlp_head" in name:
         bound = 1 / math.sqrt(shape[1])
         return torch.empty(shape).uniform_(-bound, bound, generator=generator)
     return torch.empty(shape).normal_(0.0, 0.02, generator=generator)

@@ -5,6 +5,8 @@ weights themselves, so there is no state: a weight that was 0 may grow again bef
 one, at the end, all zeros stay.
 """
 
+from collections.abc import Callable
+
 import torch
 import torch.distributed as dist
 
@@ -21,17 +23,29 @@ def sparsity_at(step: int, *, final: float, begin: int, end: int) -> float:
 
 
 class Pruner:
-    """Prunes the matrices of an engine's blocks.
+    """Prunes tensors of an engine.
 
     Args:
+        group_of: of a shard the group of tensors whose smallest values become 0 together, or None for none.
         final: share of zeros in the end.
         begin, end: steps between which it grows.
         every: steps between two times.
         last: the run's last step, after which it is done once more.
     """
 
-    def __init__(self, engine: Engine, *, final: float, begin: int, end: int, every: int, last: int):
-        self.engine, self.final, self.begin, self.end, self.every, self.last = engine, final, begin, end, every, last
+    def __init__(
+        self,
+        engine: Engine,
+        group_of: Callable[[Shard], str | None],
+        *,
+        final: float,
+        begin: int,
+        end: int,
+        every: int,
+        last: int,
+    ):
+        self.engine, self.group_of, self.final = engine, group_of, final
+        self.begin, self.end, self.every, self.last = begin, end, every, last
 
     def __call__(self, step: int) -> float | None:
         """Prunes after a step, on all ranks, where it is time; the share of zeros, or None."""
@@ -42,8 +56,9 @@ class Pruner:
             return None
         parts: dict[str, list[Shard]] = {}
         for shard in self.engine.shards():
-            if is_pruned(shard.name, shard.global_shape):
-                parts.setdefault(shard.name, []).append(shard)
+            group = self.group_of(shard)
+            if group is not None:
+                parts.setdefault(group, []).append(shard)
         names = self._names(parts)
         thresholds = self._thresholds(names, parts, share)
         with torch.no_grad():
@@ -59,7 +74,7 @@ class Pruner:
         return sorted({name for each in everywhere for name in each})
 
     def _thresholds(self, names: list[str], parts: dict[str, list[Shard]], share: float) -> torch.Tensor:
-        """For each matrix the magnitude up to which that share of its weights lies, by halving an interval; ranks that
+        """For each group the magnitude up to which that share of its weights lies, by halving an interval; ranks that
         hold the same parts each count them, which changes no share."""
         held = [[s.tensor.detach().abs().flatten() for s in parts.get(name, ())] for name in names]
         flat = [torch.cat(each) if each else torch.zeros(0) for each in held]
@@ -80,6 +95,14 @@ class Pruner:
         return high
 
 
-def is_pruned(name: str, shape: tuple[int, ...]) -> bool:
-    """Whether a tensor is a matrix of the blocks; embeddings, heads, norms and biases stay."""
-    return name.startswith("model/blocks.") and name.endswith(".weight") and len(shape) == 2
+def each_matrix(shard: Shard) -> str | None:
+    """Each matrix of the blocks by itself; embeddings, heads, norms and biases stay."""
+    name = shard.name
+    return (
+        name if name.startswith("model/blocks.") and name.endswith(".weight") and len(shard.global_shape) == 2 else None
+    )
+
+
+def singular_values(shard: Shard) -> str | None:
+    """Those of all layers together: which of them are 0 is how AdaLoRA spends its budget of ranks."""
+    return "ranks" if shard.name.startswith("model/") and ".lora_E." in shard.name else None

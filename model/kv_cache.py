@@ -28,7 +28,13 @@ class LayerCache:
         self._k_BSKE[:, self.length : end] = k_BTKE
         self._v_BSKE[:, self.length : end] = v_BTKE
         self.length = end
-        return self._k_BSKE[:, :end], self._v_BSKE[:, :end]
+        return self.seen()
+
+    def seen(self) -> tuple[Tensor, Tensor]:
+        """Keys and values of all tokens so far, (B, S, K, E) each."""
+        assert self._k_BSKE is not None
+        assert self._v_BSKE is not None
+        return self._k_BSKE[:, : self.length], self._v_BSKE[:, : self.length]
 
 
 class KeyValueCache:

@@ -1,4 +1,7 @@
-"""LoRA and IA3 of a model of ours -> a folder that the peft library opens on the same released model."""
+"""LoRA, AdaLoRA and IA3 of a model of ours -> a folder that the peft library opens on the same released model.
+
+AdaLoRA is written as a LoRA of the ranks that are left, which computes the same.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +31,7 @@ def write_adapter(
     head: Mapping[str, Tensor],
     *,
     base: str,
-    alpha: float,
+    alpha: float | None,
     family: str | None = None,
 ) -> None:
     """Writes adapter_config.json and adapter_model.safetensors.
@@ -36,10 +39,11 @@ def write_adapter(
     Queries, keys and values that the family keeps as one matrix become one LoRA of the sum of their ranks.
 
     Args:
-        added: parameters of the additions, by our names: `...lora_A.default.weight`, `...ia3_l.default`.
+        added: parameters of the additions, by our names: `...lora_A.default.weight`, `...ia3_l.default`, or what
+            `as_lora` makes of AdaLoRA.
         head: parameters of the task's head, which are saved whole.
         base: the model that it belongs to: a folder or a name on the hub.
-        alpha: of LoRA.
+        alpha: of LoRA; None where its scale is in the matrices.
 
     Raises:
         ValueError: no family can hold the model, or it keeps as one what IA3 scales apart.
@@ -53,7 +57,7 @@ def write_adapter(
         by_module.setdefault(module, {})[what] = value.detach().float().cpu()
     targets: dict[str, tuple[Row, str, list[str]]] = {}
     for module in by_module:
-        row, theirs = _find(chosen.rows(kind), module)
+        row, theirs = find_module(chosen.rows(kind), module)
         targets.setdefault(theirs, (row, theirs, []))[2].append(module)
     tensors, ranks, alphas, inner = {}, {}, {}, []
     is_lora = any("lora_A" in parts for parts in by_module.values())
@@ -62,7 +66,7 @@ def write_adapter(
         if is_lora:
             a, b, count = _joined(row, modules, by_module, config)
             tensors[f"{name}.lora_A.weight"], tensors[f"{name}.lora_B.weight"] = a, b
-            ranks[name], alphas[name] = a.shape[0], alpha * count
+            ranks[name], alphas[name] = a.shape[0], a.shape[0] if alpha is None else alpha * count
         else:
             if len(row.parts) > 1:
                 raise ValueError(f"{chosen.model_type} keeps {', '.join(row.parts)} as one, and IA3 scales them apart")
@@ -72,7 +76,7 @@ def write_adapter(
     kept = set()
     for name, value in head.items():
         module, _, what = name.rpartition(".")
-        _, theirs = _find(chosen.rows(kind), module)
+        _, theirs = find_module(chosen.rows(kind), module)
         theirs = theirs.replace(BODY, prefix)
         tensors[f"{theirs}.{what}"] = value.detach().float().cpu()
         kept.add(theirs.rsplit(".", 1)[0] if theirs.endswith(".dense") else theirs)
@@ -85,7 +89,7 @@ def write_adapter(
         "fan_in_fan_out": any(row.transposed for row, _, _ in targets.values()),
     }
     if is_lora:
-        settings |= {"peft_type": "LORA", "r": min(ranks.values()), "lora_alpha": alpha, "lora_dropout": 0.0}
+        settings |= {"peft_type": "LORA", "r": min(ranks.values()), "lora_alpha": alpha or 1.0, "lora_dropout": 0.0}
         settings |= {"rank_pattern": ranks, "alpha_pattern": alphas, "bias": "none"}
     else:
         settings |= {"peft_type": "IA3", "feedforward_modules": sorted(inner)}
@@ -94,7 +98,20 @@ def write_adapter(
     save_file(named, str(folder / "adapter_model.safetensors"), {"format": "pt"})
 
 
-def _find(rows: tuple[Row, ...], module: str) -> tuple[Row, str]:
+def as_lora(added: Mapping[str, Tensor], scale: float) -> dict[str, Tensor]:
+    """AdaLoRA's additions (`...lora_A.default`, `...lora_E.default`, `...lora_B.default`) with singular values and
+    scale in A, and without the ranks that were given up; layers of which none is left are not there."""
+    result = {}
+    for name, singular_R1 in added.items():
+        if name.endswith(".lora_E.default"):
+            module, kept = name.removesuffix(".lora_E.default"), singular_R1[:, 0] != 0
+            if kept.any():
+                result[f"{module}.lora_A"] = (added[f"{module}.lora_A.default"] * singular_R1 * scale)[kept]
+                result[f"{module}.lora_B"] = added[f"{module}.lora_B.default"][:, kept]
+    return result
+
+
+def find_module(rows: tuple[Row, ...], module: str) -> tuple[Row, str]:
     """The row of a module of ours, and the name of theirs."""
     for row in rows:
         for part in row.parts:
@@ -116,13 +133,12 @@ def _joined(
     blocks = {module.rsplit(".", 1)[-1]: by_module[module] for module in modules}
     present = [part.rsplit(".", 1)[-1] for part in row.parts]
     a = torch.cat([blocks[part]["lora_A"] for part in present if part in blocks])
-    columns = [blocks[part]["lora_B"] for part in present if part in blocks]
-    rank = columns[0].shape[1]
     b = torch.zeros(sum(sizes[part] for part in present), a.shape[0])
     row_at = column_at = 0
     for part in present:
         if part in blocks:
+            rank = blocks[part]["lora_B"].shape[1]
             b[row_at : row_at + sizes[part], column_at : column_at + rank] = blocks[part]["lora_B"]
             column_at += rank
         row_at += sizes[part]
-    return a, b, len(columns)
+    return a, b, len(blocks)

@@ -45,6 +45,7 @@ METHODS = {
     "unfreezing": ["--method.unfreeze_steps", "5"],
     "head": ["--method.kind", "head", "--optimizer.learning_rate", "3e-2"],
     "lora": ["--method.kind", "lora", "--method.targets", "[query, key, value, output, up, down]"],
+    "adalora": ["--method.kind", "adalora", "--method.rank", "2", "--method.first_rank", "4"],
     "ia3": ["--method.kind", "ia3", "--optimizer.learning_rate", "3e-2"],
     "adapters": ["--method.kind", "adapters"],
     "prompt": ["--method.kind", "prompt", "--method.tokens", "5", "--optimizer.learning_rate", "3e-2"],
@@ -73,7 +74,7 @@ def test_each_method_learns_saves_and_opens(method, bert, knowing, tmp_path, cap
     model = open_finetuned(str(tmp_path / "runs/run"), CPU).model
     (before,) = (value for name, value in values_of(bert).items() if name.endswith("word_embeddings.weight"))
     changed = not torch.equal(model.embedding.token.weight, before)
-    assert changed == (method not in ("head", "lora", "ia3", "adapters", "prompt", "p-tuning", "prefix"))
+    assert changed == (method not in ("head", "lora", "adalora", "ia3", "adapters", "prompt", "p-tuning", "prefix"))
 
 
 def values_of(folder: Path) -> dict:
@@ -153,6 +154,8 @@ LAYOUTS = [
     pytest.param("full", "deepspeed 2", [*ZERO, "2"], marks=pytest.mark.slow),
     pytest.param("full", "torchrun 2", ["--parallel.engine", "fsdp"], marks=pytest.mark.slow),
     ("lora", "torchrun 2", ["--parallel.engine", "fsdp"]),
+    ("adalora", "deepspeed 2", [*ZERO, "3"]),
+    pytest.param("adalora", "torchrun 2", ["--parallel.engine", "fsdp"], marks=pytest.mark.slow),
     pytest.param("lora", "deepspeed 2", [*ZERO, "1"], marks=pytest.mark.slow),
     pytest.param("lora", "deepspeed 2", [*ZERO, "3"], marks=pytest.mark.slow),
 ]
@@ -191,13 +194,13 @@ def test_an_exported_classifier_opens_in_transformers_with_its_labels(bert, tmp_
 
 
 @pytest.mark.parametrize("family", ["bert", "gpt2"])
-@pytest.mark.parametrize("method", ["lora", "ia3"])
+@pytest.mark.parametrize("method", ["lora", "adalora", "ia3"])
 def test_an_adapter_opens_in_peft_and_merges(family, method, bert, gpt2, tmp_path):
     import peft
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
     base = {"bert": bert, "gpt2": gpt2}[family]
-    targets = ["--method.targets", "[query, value, output, down]"] if method == "lora" else []
+    targets = ["--method.targets", "[query, value, output, down]"] if method != "ia3" else []
     if family == "gpt2" and method == "ia3":
         targets = ["--method.targets", "[down]"]
     task = write_task("classification", tmp_path)
@@ -214,14 +217,43 @@ def test_an_adapter_opens_in_peft_and_merges(family, method, bert, gpt2, tmp_pat
     check_logits(merged, AutoTokenizer.from_pretrained(base), source)
 
 
-def check_logits(theirs, tokenizer, run_folder: Path) -> None:
+@pytest.mark.parametrize("kind", ["classification", "generation"])
+@pytest.mark.parametrize("method", ["prompt", "p_tuning", "prefix"])
+def test_learned_tokens_open_in_peft(kind, method, gpt2, tmp_path):
+    import peft
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+
+    task = write_task(kind, tmp_path)
+    run(gpt2, tmp_path, task, "--run.steps", "5", "--method.kind", method, "--method.tokens", "3")
+    source = tmp_path / "runs/run"
+    export.main(["--checkpoint", str(source), "--output", str(tmp_path / "adapter"), "--adapter", "true"])
+    if kind == "classification":
+        theirs = AutoModelForSequenceClassification.from_pretrained(gpt2, num_labels=2)
+        theirs.config.pad_token_id = 0
+    else:
+        theirs = AutoModelForCausalLM.from_pretrained(gpt2)
+    theirs = peft.PeftModel.from_pretrained(theirs, tmp_path / "adapter").eval()
+    check_logits(theirs, AutoTokenizer.from_pretrained(gpt2), source, learned=3)
+
+
+def test_learned_tokens_behind_the_first_do_not_open_in_peft(bert, tmp_path):
+    run(bert, tmp_path, write_task("classification", tmp_path), "--run.steps", "2", "--method.kind", "prompt")
+    options = ["--checkpoint", str(tmp_path / "runs/run"), "--output", str(tmp_path / "adapter"), "--adapter", "true"]
+    with pytest.raises(BadInput, match="peft puts learned tokens first"):
+        export.main(options)
+    assert not (tmp_path / "adapter").exists()
+
+
+def check_logits(theirs, tokenizer, run_folder: Path, learned: int = 0) -> None:
     found = open_finetuned(str(run_folder), CPU)
     for text in ("the film was great and lovely", "awful music"):
         ids, _ = found.tokenizer.template(pair=False).frame(found.tokenizer.encode(text))
         ids = torch.tensor(ids)[None]
         with torch.no_grad():
-            ours = found.model(ids)
+            ours = found.model(torch.cat([-1 - torch.arange(learned), ids[0]])[None])
             logits = theirs(input_ids=ids).logits
+        ours = ours[:, -ids.shape[1] :] if ours.ndim == 3 else ours  # at the text's own tokens
+        logits = logits[:, -ids.shape[1] :] if logits.ndim == 3 else logits
         assert torch.allclose(ours, logits, atol=1e-5), (ours, logits)
 
 

@@ -61,6 +61,21 @@ def test_pruning_reaches_its_share_and_resumes_alike(bert, tmp_path):
     assert losses(run(bert, tmp_path, task, *options)) == losses(records)[50:]
 
 
+def test_adalora_ends_with_its_budget_of_ranks_and_resumes_alike(bert, tmp_path):
+    task = write_task("classification", tmp_path, 240)
+    options = ["--method.kind", "adalora", "--method.rank", "2", "--method.first_rank", "6", "--run.steps", "60"]
+    options += ["--run.save_every", "30", "--method.sparsity_every", "10"]
+    records = run(bert, tmp_path, task, *options)
+    model = open_finetuned(str(tmp_path / "runs/run"), CPU).model
+    ranks = [int((p != 0).sum()) for name, p in model.named_parameters() if ".lora_E." in name]
+    assert len(ranks) == 2 * 6
+    assert sum(ranks) == 2 * len(ranks)
+    assert len(set(ranks)) > 1  # some layers keep more than others
+    shutil.rmtree(tmp_path / "runs/run/checkpoints/step-00000060")
+    (tmp_path / "runs/run/metrics.jsonl").unlink()
+    assert losses(run(bert, tmp_path, task, *options)) == losses(records)[30:]
+
+
 @pytest.mark.parametrize("how", ["weights", "dynamic"])
 def test_int8_scores_nearly_the_same_and_is_smaller(how, knowing, bert, tmp_path, capsys):
     task = write_task("classification", tmp_path, 240)

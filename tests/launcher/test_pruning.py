@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from launcher.pruning import Pruner, sparsity_at
+from launcher.pruning import Pruner, each_matrix, sparsity_at
 from parallel import mesh as meshes
 from tests.parallel.toy import build, train
 from tests.ranks import run_ranks
@@ -27,7 +27,7 @@ def pruned(kind: str) -> dict:
         shard.name.replace("linear.", "blocks.0."), shard.global_shape, shard.rectangle, shard.tensor
     )
     engine.own_shards = lambda: [rename(shard) for shard in own()]
-    pruner = Pruner(engine, final=0.5, begin=0, end=10, every=5, last=12)
+    pruner = Pruner(engine, each_matrix, final=0.5, begin=0, end=10, every=5, last=12)
     done = [step for step in range(1, 13) if pruner(step) is not None]
     found = [
         (shard.rectangle.offset, shard.rectangle.shape, (shard.tensor == 0).tolist())

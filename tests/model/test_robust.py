@@ -1,11 +1,9 @@
-"""R-Drop, FGM, FreeLB and distillation, each against its formula worked out by hand."""
+"""R-Drop, FGM and FreeLB, each against its formula worked out by hand."""
 
-import pytest
 import torch
 from torch import nn
 
 from model.config import ModelConfig
-from model.distillation import distil
 from model.initialise import initialise
 from model.robust import Adversarial, make_robust, norms
 from model.task_model import TaskConfig, TaskModel
@@ -106,38 +104,3 @@ def test_norms_are_those_of_each_example():
     expected = torch.cat([x[0, a:b].norm().expand(b - a) for a, b in ((0, 6), (6, 13), (13, 20))])
     torch.testing.assert_close(norms(x, BOUNDS)[0, :, 0], expected)
     torch.testing.assert_close(norms(x, None)[0, :, 0], x.norm().expand(20))
-
-
-def test_distillation_is_a_part_of_the_loss_and_a_part_of_the_divergence():
-    student, teacher = model_of(seed=1), model_of(seed=2)
-    names = [name for name, _ in student.named_parameters()]
-    logits, wanted = student(**PACKED), teacher(**PACKED)
-    hidden = [model.hidden_states(IDS, cu_seqlens=BOUNDS) for model in (student, teacher)]
-    labels = torch.tensor([0, -100, 1])
-    known = [0, 2]
-    loss = nn.functional.cross_entropy(logits[known], labels[known], reduction="sum")
-    p, q = (wanted[known] / 3).softmax(-1), (logits[known] / 3).softmax(-1)
-    expected = 0.4 * loss + 0.6 * 9 * (p * (p / q).log()).sum()
-    distil(student, teacher, weight=0.6, temperature=3.0)
-    torch.testing.assert_close(student(**PACKED, labels=labels), expected)
-    assert [name for name, _ in student.named_parameters()] == names
-    student(**PACKED, labels=labels).backward()
-    assert all(parameter.grad is None for parameter in teacher.parameters())
-    student.hidden_weight = 0.5
-    last = [model.blocks[-1] for model in (student, teacher)]
-    outputs = []
-    hooks = [block.register_forward_hook(lambda m, a, output: outputs.append(output)) for block in last]
-    found = student(**PACKED, labels=labels)
-    for hook in hooks:
-        hook.remove()
-    apart = (outputs[0] - outputs[1]).square().mean()
-    torch.testing.assert_close(found, expected + 0.5 * 2 * apart)
-    assert hidden[0].shape == hidden[1].shape
-
-
-def test_a_teacher_that_does_not_fit_is_refused():
-    with pytest.raises(ValueError, match="sequence with 3 labels, and the model of kind token with 3"):
-        distil(TaskModel(ModelConfig(**CONFIG), TaskConfig("token", 3)), model_of(), weight=1, temperature=1)
-    wide = TaskModel(ModelConfig(**CONFIG | {"width": 32}), TaskConfig("sequence", 3))
-    with pytest.raises(ValueError, match=r"have 32 features, and the model's 16; leave out method.hidden_weight"):
-        distil(model_of(), wide, weight=1, temperature=1, hidden_weight=1)

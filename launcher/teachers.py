@@ -1,0 +1,54 @@
+"""Opening the model that another one learns from."""
+
+from pathlib import Path
+
+import torch
+
+from data.tokenizer import Tokenizer, load_tokenizer
+from launcher.finetuned import open_finetuned
+from launcher.inference import load_for_inference
+from launcher.start import HEADS
+from model.huggingface.family import default_labels
+from model.huggingface.load import load
+from model.task_model import TaskModel
+from model.transformer import LanguageModel
+
+
+def open_teacher(
+    path: str, kind: str, labels: list[str], tokenizer: Tokenizer, length: int, device: torch.device
+) -> TaskModel | LanguageModel:
+    """A model that knows the task already, of a run or a Hugging Face folder.
+
+    Args:
+        kind: of task; `generation` and `language` need a language model.
+        labels: of the task.
+        length: tokens of the longest text that it will be given.
+
+    Raises:
+        ValueError: nothing there, or it has other labels, another tokenizer or fewer positions.
+    """
+    if kind in ("generation", "language"):
+        model, own = load_for_inference(path, None, device)
+    else:
+        model, own = _task_teacher(path, kind, labels, device)
+    if own.pieces() != tokenizer.pieces():
+        raise ValueError(f"the teacher {path} has another tokenizer than the model that is to learn")
+    if length > model.config.max_positions:
+        raise ValueError(
+            f"the teacher {path} has {model.config.max_positions} positions, and texts have up to {length} tokens"
+        )
+    return model
+
+
+def _task_teacher(path: str, kind: str, labels: list[str], device: torch.device) -> tuple[TaskModel, Tokenizer]:
+    if (Path(path) / "config.json").is_file():
+        model, own = load(path, HEADS.get(kind, "sequence"), device=device), load_tokenizer(path)
+        names = model.task.labels or default_labels(model.task.num_labels)
+    else:
+        found = open_finetuned(path, device)
+        model, own, names = found.model, found.tokenizer, found.labels
+    if kind != "choice" and list(names) != labels:
+        raise ValueError(
+            f"the teacher {path} knows the labels {', '.join(names)}, and the task has {', '.join(labels)}"
+        )
+    return model, own
