@@ -33,6 +33,10 @@ demo: $(VENV)/.installed
 	@echo "  corpora/demo                                   the corpus: plain webdataset tars"
 	@echo "  $(BIN)/tensorboard --logdir runs/demo/tensorboard"
 
+# A thread for each worker: more threads than cores wait for each other, and tests take four times as long.
+test test-slow: export OMP_NUM_THREADS := 1
+test test-slow: export OMP_WAIT_POLICY := passive
+
 test: $(VENV)/.installed lint
 	$(BIN)/python -m pytest -n 2 --dist loadscope
 

@@ -82,7 +82,7 @@ class Pruner:
         high = torch.tensor([float(values.max()) if values.numel() else 0.0 for values in flat], dtype=torch.float64)
         dist.all_reduce(sizes)
         dist.all_reduce(high, op=dist.ReduceOp.MAX)
-        low, wanted = torch.full_like(high, -1e-12), share * sizes
+        low, wanted = torch.full_like(high, -1e-12), share * sizes - 1e-6  # whole numbers as they are meant
         for _ in range(HALVINGS):
             middle = (low + high) / 2
             counts = torch.tensor(

@@ -43,11 +43,14 @@ def write_prompts(
         base: the model that they belong to: a folder or a name on the hub.
 
     Raises:
-        ValueError: no family can hold the model, or it does not read from left to right.
+        ValueError: no family can hold the model, it does not read from left to right, or it is a classifier with a
+            prefix.
     """
     config, task = model.config, getattr(model, "task", None)
     if not config.causal:
         raise ValueError("peft puts learned tokens first, where this model has the token that stands for the whole")
+    if kind == "prefix" and task is not None:
+        raise ValueError("peft's prefix tuning is of language models alone: classifiers take no keys and values")
     head_kind = task.kind if task is not None else "language"
     chosen = choose_family(config, head_kind, task, family)
     learned = _keys_and_values(model) if kind == "prefix" else _embeddings(model)

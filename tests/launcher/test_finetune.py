@@ -45,7 +45,16 @@ METHODS = {
     "unfreezing": ["--method.unfreeze_steps", "5"],
     "head": ["--method.kind", "head", "--optimizer.learning_rate", "3e-2"],
     "lora": ["--method.kind", "lora", "--method.targets", "[query, key, value, output, up, down]"],
-    "adalora": ["--method.kind", "adalora", "--method.rank", "2", "--method.first_rank", "4"],
+    "adalora": [
+        "--method.kind",
+        "adalora",
+        "--method.rank",
+        "2",
+        "--method.first_rank",
+        "4",
+        "--optimizer.learning_rate",
+        "3e-2",
+    ],
     "ia3": ["--method.kind", "ia3", "--optimizer.learning_rate", "3e-2"],
     "adapters": ["--method.kind", "adapters"],
     "prompt": ["--method.kind", "prompt", "--method.tokens", "5", "--optimizer.learning_rate", "3e-2"],
@@ -61,7 +70,7 @@ METHODS = {
 @pytest.mark.parametrize("method", METHODS)
 def test_each_method_learns_saves_and_opens(method, bert, knowing, tmp_path, capsys):
     task = write_task("classification", tmp_path, 240)
-    if method in ("head", "ia3", "adapters", "prompt", "p-tuning", "prefix"):
+    if method in ("head", "adalora", "ia3", "adapters", "prompt", "p-tuning", "prefix"):
         bert = knowing
         for path in (task[3], task[5]):
             Path(path).write_text(Path(path).read_text().replace("positive", "yes").replace("negative", "no"))
@@ -217,9 +226,11 @@ def test_an_adapter_opens_in_peft_and_merges(family, method, bert, gpt2, tmp_pat
     check_logits(merged, AutoTokenizer.from_pretrained(base), source)
 
 
-@pytest.mark.parametrize("kind", ["classification", "generation"])
-@pytest.mark.parametrize("method", ["prompt", "p_tuning", "prefix"])
-def test_learned_tokens_open_in_peft(kind, method, gpt2, tmp_path):
+@pytest.mark.parametrize(
+    ("method", "kind"),
+    [("prompt", "classification"), ("p_tuning", "generation"), ("prefix", "generation")],
+)
+def test_learned_tokens_open_in_peft(method, kind, gpt2, tmp_path):
     import peft
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
@@ -236,10 +247,16 @@ def test_learned_tokens_open_in_peft(kind, method, gpt2, tmp_path):
     check_logits(theirs, AutoTokenizer.from_pretrained(gpt2), source, learned=3)
 
 
-def test_learned_tokens_behind_the_first_do_not_open_in_peft(bert, tmp_path):
-    run(bert, tmp_path, write_task("classification", tmp_path), "--run.steps", "2", "--method.kind", "prompt")
+@pytest.mark.parametrize(
+    ("family", "method", "message"),
+    [("bert", "prompt", "peft puts learned tokens first"), ("gpt2", "prefix", "prefix tuning is of language models")],
+)
+def test_learned_tokens_that_peft_does_not_know_are_refused(family, method, message, bert, gpt2, tmp_path):
+    base = {"bert": bert, "gpt2": gpt2}[family]
+    learned = ["--method.kind", method, "--method.tokens", "3"]
+    run(base, tmp_path, write_task("classification", tmp_path), "--run.steps", "2", *learned)
     options = ["--checkpoint", str(tmp_path / "runs/run"), "--output", str(tmp_path / "adapter"), "--adapter", "true"]
-    with pytest.raises(BadInput, match="peft puts learned tokens first"):
+    with pytest.raises(BadInput, match=message):
         export.main(options)
     assert not (tmp_path / "adapter").exists()
 
