@@ -33,12 +33,21 @@ METHODS = {
     "full, FGM": ["--optimizer.learning_rate", 1e-4, "--method.adversarial", "fgm"],
     "full, FreeLB": ["--optimizer.learning_rate", 1e-4, "--method.adversarial", "freelb"],
     "full, half of the blocks' weights 0": ["--optimizer.learning_rate", 1e-4, "--method.sparsity", 0.5],
-    "LoRA, rank 8": [
-        "--optimizer.learning_rate", 1e-3, "--method.kind", "lora", "--method.targets",
-        "[query, key, value, output, up, down]",
+    "LoRA, rank 8, attention": [
+        "--optimizer.learning_rate", 1e-3, "--method.kind", "lora", "--method.targets", "[query, key, value, output]",
+    ],
+    "LoRA, rank 4": [
+        "--optimizer.learning_rate", 1e-3, "--method.kind", "lora", "--method.rank", 4, "--method.alpha", 8,
+        "--method.targets", "[query, key, value, output, up, down]",
+    ],
+    "AdaLoRA, rank 6 to 4": [
+        "--optimizer.learning_rate", 3e-3, "--method.kind", "adalora", "--method.rank", 4, "--method.first_rank", 6,
     ],
     "IA3": ["--optimizer.learning_rate", 5e-3, "--method.kind", "ia3"],
     "adapters, width 8": ["--optimizer.learning_rate", 1e-3, "--method.kind", "adapters"],
+    "prompt tuning, 20 tokens": ["--optimizer.learning_rate", 1e-2, "--method.kind", "prompt"],
+    "P-tuning, 20 tokens": ["--optimizer.learning_rate", 2e-3, "--method.kind", "p_tuning"],
+    "prefix tuning, 20 tokens": ["--optimizer.learning_rate", 1e-2, "--method.kind", "prefix"],
     "head": ["--optimizer.learning_rate", 2e-3, "--method.kind", "head"],
 }  # fmt: skip
 
