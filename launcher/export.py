@@ -100,8 +100,6 @@ def _merged(options: ExportOptions):
     found = open_finetuned(options.checkpoint, torch.device("cpu"), options.tokenizer)
     merge(found.model)
     parameters, task = dict(found.model.named_parameters()), getattr(found.model, "task", None)
-    if task is not None and task.problem == "choice":
-        raise ValueError(f"{found.folder} chooses between endings, which cannot be exported; predict.py applies it")
     return found.model.config, task, lambda name: parameters[name], found.tokenizer
 
 

@@ -75,6 +75,11 @@ BERT = Family(
             (POOLER, Row("head.classifier", "classifier")),
             {"pooling": "first", "layer": "tanh"},
         ),
+        "choice": Head(
+            "BertForMultipleChoice",
+            (POOLER, Row("head.classifier", "classifier")),
+            {"pooling": "first", "layer": "tanh"},
+        ),
         "token": Head("BertForTokenClassification", (Row("head.classifier", "classifier"),), {"layer": "none"}),
         "span": Head("BertForQuestionAnswering", (Row("head.classifier", "qa_outputs"),), {"layer": "none"}),
         "features": Head("BertModel", (POOLER,), {"layer": "tanh"}),

@@ -14,7 +14,7 @@ from model.task_model import TaskConfig
 
 LANGUAGE_KINDS = ("language", "pretraining")
 """Kinds that are a `LanguageModel`, the second with a pair head. The others are those of a `TaskModel`."""
-KINDS = (*LANGUAGE_KINDS, "sequence", "token", "span", "features")
+KINDS = (*LANGUAGE_KINDS, "sequence", "choice", "token", "span", "features")
 
 _UNREPRESENTABLE = {"is_encoder_decoder": False, "add_cross_attention": False, "quantization_config": None}
 _PROBLEMS = {
@@ -110,8 +110,8 @@ class Family:
         fields = dict(self.heads[kind].task)
         fields |= {key.ours: settings.take(key) for key in self.task_keys.get(kind, ()) if key.ours not in fields}
         names = settings.get("id2label")
-        number = 2 if kind == "span" else settings.get("num_labels", 2)
-        if names is not None:
+        number = {"span": 2, "choice": 1}.get(kind) or settings.get("num_labels", 2)
+        if names is not None and kind != "choice":
             try:
                 by_id = {int(label): str(name) for label, name in names.items()}
                 labels = [by_id[i] for i in range(len(by_id))]
@@ -121,7 +121,7 @@ class Family:
             number = len(labels)
             if kind != "span" and labels != default_labels(number):
                 fields["labels"] = labels
-        if kind in ("sequence", "token"):
+        if kind in ("sequence", "choice", "token"):
             fields["dropout"] = settings.get("classifier_dropout", settings.get("hidden_dropout_prob", 0.0))
         if kind == "sequence":
             problem = settings.get("problem_type")
@@ -129,6 +129,8 @@ class Family:
                 settings.refuse("problem_type", problem, " or ".join(map(repr, _PROBLEMS)))
             fields["problem"] = _PROBLEMS.get(problem, "regression" if number == 1 else "classes")
         settings.finish()
+        if kind == "choice":
+            kind, fields["problem"] = "sequence", "choice"
         return TaskConfig(kind=kind, num_labels=number, **fields)
 
     def write_model(self, config: ModelConfig) -> dict[str, Any]:
@@ -144,7 +146,7 @@ class Family:
             labels = task.labels or default_labels(task.num_labels)
             values |= {"id2label": {str(i): name for i, name in enumerate(labels)}}
             values |= {"label2id": {name: i for i, name in enumerate(labels)}, "classifier_dropout": task.dropout}
-        if task.kind == "sequence":
+        if task.kind == "sequence" and task.problem != "choice":
             values["problem_type"] = next(theirs for theirs, ours in _PROBLEMS.items() if ours == task.problem)
         return values
 
@@ -169,6 +171,11 @@ class Family:
             found = [f"{n} is {mine[n]!r} and would be {v!r}" for n, v in implied.items() if mine[n] != v]
             return [*found, str(error)]
         return found
+
+
+def kind_of_task(task: TaskConfig) -> str:
+    """The kind, of `KINDS`, of a task's model."""
+    return "choice" if task.problem == "choice" else task.kind
 
 
 def default_labels(number: int) -> list[str]:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from model.config import ModelConfig
 from model.huggingface.families import choose_family
+from model.huggingface.family import kind_of_task
 from model.huggingface.folder import new_folder
 from model.huggingface.rows import BODY, Shape, arrange
 from model.task_model import TaskConfig, TaskModel
@@ -74,7 +75,7 @@ def write(
     if max_shard_bytes < 1:
         raise ValueError(f"max_shard_bytes is {max_shard_bytes}; it must be at least 1")
     token_ids = token_ids or {}
-    kind = task.kind if task is not None else ("pretraining" if config.pair_head else "language")
+    kind = kind_of_task(task) if task is not None else ("pretraining" if config.pair_head else "language")
     chosen = choose_family(config, kind, task, family)
     with torch.device("meta"):
         model: nn.Module = LanguageModel(config) if task is None else TaskModel(config, task)

@@ -202,6 +202,30 @@ def test_an_exported_classifier_opens_in_transformers_with_its_labels(bert, tmp_
     check_logits(model.eval(), AutoTokenizer.from_pretrained(tmp_path / "out"), tmp_path / "runs/run")
 
 
+def test_an_exported_chooser_opens_in_transformers(bert, tmp_path):
+    from transformers import AutoModelForMultipleChoice
+
+    from model.huggingface.load import load
+
+    run(bert, tmp_path, write_task("choice", tmp_path), "--run.steps", "5")
+    export.main(["--checkpoint", str(tmp_path / "runs/run"), "--output", str(tmp_path / "out")])
+    theirs, info = AutoModelForMultipleChoice.from_pretrained(tmp_path / "out", output_loading_info=True)
+    assert not any(info.values()), info
+    found = open_finetuned(str(tmp_path / "runs/run"), CPU)
+    template = found.tokenizer.template(pair=True)
+    texts = [found.tokenizer.encode(text) for text in ("the film was", "great music", "awful actors", "the story")]
+    framed = [template.frame(texts[0], ending) for ending in texts[1:]]
+    length = max(len(ids) for ids, _ in framed)
+    ids, types = (torch.tensor([[*each[n], *[0] * (length - len(each[n]))] for each in framed]) for n in range(2))
+    shown = torch.tensor([[True] * len(each[0]) + [False] * (length - len(each[0])) for each in framed])
+    with torch.no_grad():
+        given = {"input_ids": ids[None], "token_type_ids": types[None], "attention_mask": shown[None].long()}
+        expected = theirs.eval()(**given).logits[0]
+        for model in (found.model, load(tmp_path / "out")):
+            ours = model(ids, token_types_BT=types, attention_mask_BS=shown)
+            torch.testing.assert_close(ours[:, 0], expected, atol=1e-5, rtol=0)
+
+
 @pytest.mark.parametrize("family", ["bert", "gpt2"])
 @pytest.mark.parametrize("method", ["lora", "adalora", "ia3"])
 def test_an_adapter_opens_in_peft_and_merges(family, method, bert, gpt2, tmp_path):
