@@ -13,8 +13,8 @@ from data.sharing import check_corpora
 from data.tokenizer import Tokenizer, load_tokenizer
 from launcher.batch_ramp import largest, slots_of
 from launcher.config import CorpusSource, Optimizer, Parallel, TrainConfig
+from launcher.teachers import learn_from
 from model.attention_blocks import OPERATORS
-from model.distillation import distil
 from model.initialise import InitialValues
 from model.tensor_plan import tensor_plan
 from model.transformer import LanguageModel, Transformer
@@ -122,20 +122,25 @@ def _sequences(config: TrainConfig, tokenizer: Tokenizer, mesh: Mesh) -> dict:
     }
 
 
-def engine_of(config: TrainConfig, mesh: Mesh, teacher: LanguageModel | None = None) -> Engine:
-    """The model under its engine, with its first weights, which are the same in every layout, and what it learns from
-    beside it."""
+def engine_of(config: TrainConfig, mesh: Mesh, tokenizer: Tokenizer | None = None) -> Engine:
+    """The model under its engine, with its first weights, which are the same in every layout.
+
+    Args:
+        tokenizer: with it the model learns from the teacher that is configured, whose tokenizer must be the same.
+    """
     with torch.device("meta"):
         model = LanguageModel(copy.copy(config.model))
     values = InitialValues(model, config.run.seed)
-    if teacher is not None:
-        settings = config.distillation
-        distil(
+    if tokenizer is not None:
+        learn_from(
+            config.distillation,
             model,
-            teacher,
-            weight=settings.weight,
-            temperature=settings.temperature,
-            hidden_weight=settings.hidden_weight,
+            kind="language",
+            labels=[],
+            tokenizer=tokenizer,
+            length=config.data.sequence_length,
+            precision=config.parallel.precision,
+            device=mesh.device,
         )
     engine = put_under_engine(
         model,

@@ -1,16 +1,17 @@
-"""What a run learns from another model."""
+"""What a run, of pretraining or fine-tuning, learns from another model."""
 
 from dataclasses import dataclass
 
 
 @dataclass
 class Distillation:
-    """A larger model whose answers are learned besides the texts (Hinton et al. 2015)."""
+    """A model whose answers are learned besides what the data say (Hinton et al. 2015)."""
 
     teacher: str | None = None
-    """A run, a checkpoint or a Hugging Face folder, with the same tokenizer; it stands whole on each rank."""
+    """A run, a checkpoint or a Hugging Face folder with the same tokenizer, and to fine-tune the same task and labels.
+    It stands whole on each rank."""
     weight: float = 0.5
-    """Share of the teacher's answers in the loss; the rest is that of the texts."""
+    """Share of the teacher's answers in the loss; the rest is that of the data."""
     temperature: float = 2.0
     """By which both models' logits are divided where they are compared."""
     hidden_weight: float = 0.0

@@ -37,8 +37,8 @@ class ExportOptions:
     tokenizer: str | None = None
     """Tokenizer folder; by default the one in the run's folder."""
     adapter: bool = False
-    """Of a run with method lora or ia3, write what it has learned alone, for the peft library, instead of the whole
-    model with it merged."""
+    """Of a run with method lora, adalora, ia3, prompt, p_tuning or prefix, write what it has learned alone, for the
+    peft library, instead of the whole model with it merged."""
     exact_tokenizer: bool = True
     """Refuse a tokenizer whose tokenizer.json gives other ids for some text, as unigram models do for long runs of one
     character, where several ways to cut them are equally likely. False only warns."""

@@ -4,6 +4,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar, Literal
 
 from launcher.config import Optimizer, Parallel, RampPhase, Run
+from launcher.distillation_config import Distillation
 from parallel.layout import sizes
 
 SCORES = {
@@ -25,6 +26,9 @@ TEXTS = {
     "answers": ["question", "context"],
     "generation": ["input", "output"],
 }
+
+PROMPTS = ("prompt", "p_tuning", "prefix")
+"""Methods that learn tokens before a text."""
 
 
 @dataclass
@@ -123,15 +127,6 @@ class Method:
     """Steps of freelb."""
     r_drop: float = 0.0
     """Weight of the divergence between two passes with different dropout (Liang et al. 2021); 0 is one pass."""
-    teacher: str | None = None
-    """A fine-tuned run, or a Hugging Face folder, with the same task, labels and tokenizer, whose answers are learned
-    too (Hinton et al. 2015)."""
-    teacher_weight: float = 0.5
-    """Share of the teacher's answers in the loss; the rest is that of the labels."""
-    temperature: float = 2.0
-    """By which both models' logits are divided where they are compared."""
-    hidden_weight: float = 0.0
-    """Weight of the squared difference from the teacher's last hidden states, which must be as wide."""
     sparsity: float = 0.0
     """Share of the weights of each block's matrices that are 0 in the end, the smallest ones; 0 prunes nothing."""
     sparsity_begin: int = 0
@@ -161,6 +156,7 @@ class FinetuneConfig:
     init: Init = field(default_factory=Init)
     task: Task = field(default_factory=Task)
     method: Method = field(default_factory=Method)
+    distillation: Distillation = field(default_factory=Distillation)
     batch: TaskBatch = field(default_factory=TaskBatch)
     optimizer: Optimizer = field(
         default_factory=lambda: Optimizer(
@@ -209,15 +205,17 @@ class FinetuneConfig:
                 f"method.adversarial {method.adversarial} needs whole parameters; set parallel.zero_stage to 2 or "
                 f"less, or parallel.data_shard to 1"
             )
-        if (method.adversarial != "none") + bool(method.r_drop) + (method.teacher is not None) > 1:
-            problems.append("method.adversarial, method.r_drop and method.teacher do not go together; set only one")
-        if method.teacher is not None:
+        problems += self.distillation.problems(self.parallel.tensor)
+        teacher = self.distillation.teacher
+        if (method.adversarial != "none") + bool(method.r_drop) + (teacher is not None) > 1:
+            problems.append(
+                "method.adversarial, method.r_drop and distillation.teacher do not go together; set only one"
+            )
+        if teacher is not None:
             if task.kind not in ("classification", "choice", "tagging", "generation"):
-                problems.append(f"method.teacher is of classification, choice, tagging, generation, not {task.kind}")
-            if method.kind in ("prompt", "p_tuning", "prefix"):
-                problems.append(f"method.teacher does not know the tokens of method.kind {method.kind}; choose another")
-        if not 0 <= method.teacher_weight <= 1:
-            problems.append(f"method.teacher_weight is {method.teacher_weight}; it must lie between 0 and 1")
+                problems.append(f"distillation is of classification, choice, tagging, generation, not {task.kind}")
+            if method.kind in PROMPTS:
+                problems.append(f"distillation.teacher does not know the tokens of method.kind {method.kind}")
         if not 0 <= method.sparsity < 1:
             problems.append(f"method.sparsity is {method.sparsity}; it must be at least 0 and below 1")
         if method.sparsity and method.kind != "full":
@@ -237,7 +235,6 @@ class FinetuneConfig:
             "method.rank": method.rank,
             "method.tokens": method.tokens,
             "method.layer_decay": method.layer_decay,
-            "method.temperature": method.temperature,
             "method.sparsity_every": method.sparsity_every,
         }
         if not self.run.steps:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from data.tokenizer import Tokenizer
 from launcher import methods
 from launcher.config import Optimizer, Parallel, Run
+from launcher.distillation_config import Distillation
 from launcher.finetune_config import FinetuneConfig, Init, Method, Task, TaskBatch
 from launcher.run_tokenizer import open_tokenizer
 from launcher.start import is_finetuned, newest_or_best, open_start
@@ -19,8 +20,8 @@ from model.task_model import TaskConfig, TaskModel
 from model.transformer import LanguageModel
 from parallel.checkpoint import CheckpointError, read_manifest, read_tensor
 
-SECTIONS = {"run": Run, "init": Init, "task": Task, "method": Method, "batch": TaskBatch, "optimizer": Optimizer,
-            "parallel": Parallel}  # fmt: skip
+SECTIONS = {"run": Run, "init": Init, "task": Task, "method": Method, "distillation": Distillation,
+            "batch": TaskBatch, "optimizer": Optimizer, "parallel": Parallel}  # fmt: skip
 
 
 @dataclass

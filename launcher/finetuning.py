@@ -30,10 +30,9 @@ from launcher.run_lock import lock
 from launcher.start import Start, find_tokenizer, open_start
 from launcher.task_evaluation import evaluate
 from launcher.task_results import report, truth
-from launcher.teachers import open_teacher
+from launcher.teachers import learn_from
 from launcher.trainer import Trainer
 from model.config import ModelConfig
-from model.distillation import distil
 from model.flops import flops_per_token
 from model.robust import make_robust
 from parallel import mesh as meshes
@@ -174,10 +173,16 @@ def engine_of(config: FinetuneConfig, start: Start, mesh: Mesh, labels: list[str
     model, method = start.model, config.method
     methods.apply(method, model, has_head=config.task.kind != "generation")
     make_robust(model, method.adversarial, method.adversarial_norm, method.adversarial_steps, method.r_drop)
-    if method.teacher is not None:
-        teacher = open_teacher(method.teacher, config.task.kind, labels, tokenizer, config.task.max_length, mesh.device)
-        weights = {"weight": method.teacher_weight, "hidden_weight": method.hidden_weight}
-        distil(model, teacher, temperature=method.temperature, **weights)
+    learn_from(
+        config.distillation,
+        model,
+        kind=config.task.kind,
+        labels=labels,
+        tokenizer=tokenizer,
+        length=config.task.max_length,
+        precision=config.parallel.precision,
+        device=mesh.device,
+    )
     shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
     pace_of = methods.pace(method, model.config.num_layers)
     engine = put_under_engine(model, config.optimizer, config.parallel, mesh, plan=(), pace_of=pace_of)

@@ -15,7 +15,7 @@ from torch import Tensor
 from data.task_examples import with_prompts
 from data.tasks import TaskData
 from data.tokenizer import Template
-from launcher.finetune_config import Method
+from launcher.finetune_config import PROMPTS, Method
 from model.adalora import add_adalora
 from model.adapters import add_adapters
 from model.config import ModelConfig
@@ -23,7 +23,6 @@ from model.initialise import named_generator
 from model.soft_prompts import add_prompts
 from model.transformer import Transformer
 
-PROMPTS = ("prompt", "p_tuning", "prefix")
 KNOWN = ("query", "key", "value", "output", "up", "gate", "down")
 TARGETS = {"lora": ["query", "value"], "adalora": list(KNOWN), "ia3": ["key", "value", "down"]}
 """Modules that are changed where nothing else is said, of those that a model has."""

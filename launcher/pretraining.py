@@ -4,7 +4,6 @@ import os
 from dataclasses import asdict
 
 from data.quarantine import Quarantine
-from data.tokenizer import Tokenizer
 from launcher import build
 from launcher.config import TrainConfig
 from launcher.damage import DamageWatch
@@ -14,12 +13,9 @@ from launcher.lifeline import Lifeline
 from launcher.opening import about_checkpoints, folder_of, open_run, start_mesh
 from launcher.resume import check_same_data, choose_start, data_stamp, resume
 from launcher.run_lock import lock
-from launcher.teachers import open_teacher
 from launcher.trainer import Trainer
 from model.flops import flops_per_token, summary
-from model.transformer import LanguageModel
 from parallel import mesh as meshes
-from parallel.mesh import Mesh
 
 
 def pretrain(config: TrainConfig) -> int:
@@ -35,14 +31,6 @@ def pretrain(config: TrainConfig) -> int:
         meshes.stop()  # threads of a process group that is left alone can abort the process as it exits
 
 
-def _teacher(config: TrainConfig, tokenizer: Tokenizer, mesh: Mesh) -> LanguageModel | None:
-    path = config.distillation.teacher
-    if path is None:
-        return None
-    teacher = open_teacher(path, "language", [], tokenizer, config.data.sequence_length, mesh.device)
-    return teacher.bfloat16() if config.parallel.precision == "bf16" else teacher
-
-
 def _pretrain(config: TrainConfig, lifeline: Lifeline) -> int:
     folder = folder_of(config)
     with bad_input():
@@ -55,7 +43,7 @@ def _pretrain(config: TrainConfig, lifeline: Lifeline) -> int:
         mesh = start_mesh(config, lifeline)
         reader = build.training_reader(config, corpora, tokenizer, mesh)
         readers = build.validation_readers(config, held_out, tokenizer, mesh)
-        engine = build.engine_of(config, mesh, _teacher(config, tokenizer, mesh))
+        engine = build.engine_of(config, mesh, tokenizer)
         stamp = data_stamp(config, corpora)
         check_same_data(stamp)
         progress, notes = resume(

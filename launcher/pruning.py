@@ -1,4 +1,5 @@
-"""Magnitude pruning while training (Zhu and Gupta 2017, arXiv 1710.01878): the smallest weights of a matrix become 0.
+"""Magnitude pruning while training (Zhu and Gupta 2017, arXiv 1710.01878): the smallest weights of a matrix become 0,
+or, of AdaLoRA, the smallest singular values of all layers together.
 
 The share of zeros grows with the cube of the way that is left. What is small is decided anew each time from the
 weights themselves, so there is no state: a weight that was 0 may grow again before the next time, and after the last

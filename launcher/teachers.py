@@ -1,23 +1,34 @@
-"""Opening the model that another one learns from."""
+"""Learning from another model: opening it, and putting it beside the one that learns."""
 
 from pathlib import Path
 
 import torch
 
 from data.tokenizer import Tokenizer, load_tokenizer
+from launcher.distillation_config import Distillation
 from launcher.finetuned import open_finetuned
 from launcher.inference import load_for_inference
 from launcher.start import HEADS
+from model.distillation import distil
 from model.huggingface.family import default_labels
 from model.huggingface.load import load
 from model.task_model import TaskModel
 from model.transformer import LanguageModel
 
 
-def open_teacher(
-    path: str, kind: str, labels: list[str], tokenizer: Tokenizer, length: int, device: torch.device
-) -> TaskModel | LanguageModel:
-    """A model that knows the task already, of a run or a Hugging Face folder.
+def learn_from(
+    settings: Distillation,
+    model: TaskModel | LanguageModel,
+    *,
+    kind: str,
+    labels: list[str],
+    tokenizer: Tokenizer,
+    length: int,
+    precision: str,
+    device: torch.device,
+) -> None:
+    """Lets a model, on the meta device still, learn from the teacher that is configured, which computes in `precision`;
+    nothing where none is.
 
     Args:
         kind: of task; `generation` and `language` need a language model.
@@ -25,19 +36,28 @@ def open_teacher(
         length: tokens of the longest text that it will be given.
 
     Raises:
-        ValueError: nothing there, or it has other labels, another tokenizer or fewer positions.
+        ValueError: nothing there, or it has other labels, another tokenizer or shape, or fewer positions.
     """
+    path = settings.teacher
+    if path is None:
+        return
     if kind in ("generation", "language"):
-        model, own = load_for_inference(path, None, device)
+        teacher, own = load_for_inference(path, None, device)
     else:
-        model, own = _task_teacher(path, kind, labels, device)
+        teacher, own = _task_teacher(path, kind, labels, device)
     if own.pieces() != tokenizer.pieces():
         raise ValueError(f"the teacher {path} has another tokenizer than the model that is to learn")
-    if length > model.config.max_positions:
+    if length > teacher.config.max_positions:
         raise ValueError(
-            f"the teacher {path} has {model.config.max_positions} positions, and texts have up to {length} tokens"
+            f"the teacher {path} has {teacher.config.max_positions} positions, and texts have up to {length} tokens"
         )
-    return model
+    distil(
+        model,
+        teacher.bfloat16() if precision == "bf16" else teacher,
+        weight=settings.weight,
+        temperature=settings.temperature,
+        hidden_weight=settings.hidden_weight,
+    )
 
 
 def _task_teacher(path: str, kind: str, labels: list[str], device: torch.device) -> tuple[TaskModel, Tokenizer]:

@@ -85,7 +85,7 @@ class DistilledLanguageModel(LanguageModel):
                 loss = super().forward(*args, labels_BT=labels_BT, **inputs)
             finally:
                 self.head.wanted_ND = None
-        return loss + teaching.apart(seen[::-1], (labels_N != IGNORED).sum())
+        return loss + teaching.apart(seen, (labels_N != IGNORED).sum())
 
 
 _BODY = ("input_ids_BT", "positions_BT", "cu_seqlens", "token_types_BT", "attention_mask_BS")

@@ -24,8 +24,8 @@ def test_a_model_learns_from_a_teacher(other, bert, knowing, tmp_path):
     lines_of = Path(task[3]).read_text().splitlines()
     shuffled = [json.loads(line) | {"target": ("positive", "negative")[n % 2]} for n, line in enumerate(lines_of)]
     Path(task[3]).write_text("".join(json.dumps(record) + "\n" for record in shuffled))
-    options = ["--task.epochs", 8, "--method.teacher", teacher, "--method.teacher_weight", "1"]
-    options += ["--method.hidden_weight", "1"]
+    options = ["--task.epochs", 8, "--distillation.teacher", teacher, "--distillation.weight", "1"]
+    options += ["--distillation.hidden_weight", "1"]
     assert last_scores(run(bert, tmp_path, task, *options))["accuracy"] > 0.8
 
 
@@ -34,7 +34,7 @@ def test_a_teacher_of_other_labels_is_refused(bert, knowing, tmp_path):
     for path in (task[3], task[5]):
         Path(path).write_text(Path(path).read_text().replace("positive", "yes"))
     with pytest.raises(BadInput, match=r"the teacher .* knows the labels negative, positive"):
-        run(bert, tmp_path, task, "--method.teacher", knowing)
+        run(bert, tmp_path, task, "--distillation.teacher", knowing)
 
 
 def test_pruning_reaches_its_share_and_resumes_alike(bert, tmp_path):

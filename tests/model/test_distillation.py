@@ -7,19 +7,13 @@ from torch import nn
 from model import distillation
 from model.config import ModelConfig
 from model.distillation import distil
-from model.initialise import initialise
 from model.task_model import TaskConfig, TaskModel
 from model.transformer import LanguageModel
-from tests.model.test_robust import BOUNDS, CONFIG, IDS, PACKED, model_of
+from tests.model.test_robust import BOUNDS, CONFIG, IDS, PACKED, model_of, with_values
 
 
 def language_model(seed: int, **settings) -> LanguageModel:
-    model = LanguageModel(ModelConfig(**CONFIG | settings))
-    initialise(model, seed)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.mul_(3.0)  # so that answers differ
-    return model.train()
+    return with_values(LanguageModel(ModelConfig(**CONFIG | settings)), seed)
 
 
 def test_distillation_is_a_part_of_the_loss_and_a_part_of_the_divergence():

@@ -17,11 +17,15 @@ PACKED = {"input_ids_BT": IDS, "cu_seqlens": BOUNDS}
 
 def model_of(dropout: float = 0.0, seed: int = 1, **task) -> TaskModel:
     config = ModelConfig(**CONFIG, dropout=dropout)
-    model = TaskModel(config, TaskConfig("sequence", 3, pooling="mean", **task))
+    return with_values(TaskModel(config, TaskConfig("sequence", 3, pooling="mean", **task)), seed)
+
+
+def with_values(model, seed: int):
+    """The model with values so large that its answers differ, for training."""
     initialise(model, seed)
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter.mul_(3.0)  # so that answers differ
+            parameter.mul_(3.0)
     return model.train()
 
 
