@@ -10,7 +10,7 @@ tensor rank r of n holds tokens [r * T / n, (r + 1) * T / n) (sequence paralleli
 | scatter_sum  | sum over ranks, each rank its part   | whole sequences from all ranks      |
 | split        | own part of what all hold            | whole sequences from all ranks      |
 | gather_same  | whole sequences from all ranks       | own part of what all hold           |
-| copy         | nothing                              | sum over ranks                      |
+| copy         | nothing                              | sum over ranks, in fp32             |
 | total        | sum over ranks                       | nothing                             |
 """
 
@@ -38,6 +38,11 @@ def reduce_scatter(x_BTD: Tensor, group: dist.ProcessGroup) -> Tensor:
 
 def all_reduce(x: Tensor, group: dist.ProcessGroup, operation: str = "sum") -> Tensor:
     return _ops.wait_tensor(_ops.all_reduce(x.contiguous(), operation, group.group_name))
+
+
+def _sum_in_fp32(x: Tensor, group: dist.ProcessGroup) -> Tensor:
+    """Rounded once, after the sum: on the way parts cancel, of the head's gradient above all."""
+    return all_reduce(x.float(), group).to(x.dtype)
 
 
 def own_part(x_BTD: Tensor, group: dist.ProcessGroup) -> Tensor:
@@ -76,7 +81,7 @@ def gather_same(x_BTD: Tensor, group: dist.ProcessGroup) -> Tensor:
 
 
 def copy(x: Tensor, group: dist.ProcessGroup) -> Tensor:
-    return _Exchange.apply(x, _identity, all_reduce, group)
+    return _Exchange.apply(x, _identity, _sum_in_fp32, group)
 
 
 def total(x: Tensor, group: dist.ProcessGroup) -> Tensor:

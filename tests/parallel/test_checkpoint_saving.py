@@ -75,8 +75,9 @@ def test_a_failed_write_is_said_at_the_next_step_and_tried_again(engine, tmp_pat
     assert path is None
     assert "the checkpoint of step 1 could not be written" in trouble
     assert "trying again" in trouble
-    wait(saver)
-    full_disk()  # there is room now
+    saver._save.thread.join()  # the second attempt has failed too
+    full_disk()  # there is room before the last one begins
+    assert "trying again" in saver.settle(*saver.state())[1]
     assert wait(saver) == (None, "")  # written
     path, trouble = wait(saver)
     assert path.name == "step-00000001"

@@ -7,13 +7,14 @@ from parallel import checkpoint
 from parallel import mesh as meshes
 from parallel.catalog import Rectangle
 from parallel.layout import sizes
+from parallel.sequence import copy
 from tests.layouts import MODELS, Layout, difference, engine_in, train, train_alone, train_on
 from tests.ranks import run_ranks
 
 ASKED = {"fp32": 1e-6, "bf16": 5e-3}
 COVER = [  # with further settings of the section parallel
     ("gpt2", Layout("zero-1", 2, 2), {"recompute": "selective", "offload": "optimizer"}),
-    ("gpt2", Layout("replicate", 4, 1, "bf16"), {"recompute": "full"}),
+    ("gpt2", Layout("replicate", 4, 2, "bf16"), {"recompute": "full"}),
     ("gpt2", Layout("hsdp", 1, 2), {}),
     ("llama", Layout("zero-3", 4, 1), {"recompute": "full"}),
     ("llama", Layout("fsdp2", 2, 2, "bf16"), {"recompute": "selective"}),
@@ -48,6 +49,20 @@ def test_a_layout_trains_as_one_process_does(results, alone, index):
     model, layout, _ = COVER[index]
     for rank in range(4):
         assert difference(results[rank][index], alone[model]) < ASKED[layout.precision], f"rank {rank}"
+
+
+def gradient_of_a_copy() -> float:
+    mesh = meshes.start("cpu", tensor=4)
+    x = torch.zeros(1, dtype=torch.bfloat16, requires_grad=True)
+    parts = [256.0, 1.0, -256.0, 0.5]  # 257 is no bf16
+    copy(x, mesh.tensor_group).backward(torch.tensor([parts[mesh.tensor_rank]], dtype=torch.bfloat16))
+    meshes.stop()
+    return x.grad.item()
+
+
+@pytest.mark.distributed
+def test_what_tensor_ranks_add_to_a_gradient_is_rounded_once():
+    assert run_ranks(gradient_of_a_copy, 4) == [1.5] * 4
 
 
 SAVED = [("llama", Layout("zero-3", 2)), ("gpt2", Layout("fsdp2", 4)), ("bert", Layout("zero-1", 4))]
