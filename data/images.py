@@ -118,12 +118,28 @@ def write_tokenizer(folder: Path, codes: int, names: list[str]) -> None:
     wrapped.save_pretrained(str(folder))
 
 
-def shifted(images_NHW: np.ndarray, rows: int, columns: int) -> np.ndarray:
-    """The images moved so many pixels down and to the right, with zeros where nothing was."""
-    result = np.zeros_like(images_NHW)
-    _, height, width = images_NHW.shape
-    source = images_NHW[:, max(0, -rows) : height - max(0, rows), max(0, -columns) : width - max(0, columns)]
-    result[:, max(0, rows) : height + min(0, rows), max(0, columns) : width + min(0, columns)] = source
+def moved(
+    images_NHW: np.ndarray, shift_N2: np.ndarray, turn_N: np.ndarray | None = None, stretch_N2: np.ndarray | None = None
+) -> np.ndarray:
+    """The images stretched and turned about their middle, then moved, with zeros where nothing was; bilinear, uint8.
+
+    Args:
+        shift_N2: pixels down and to the right.
+        turn_N: radians, from the rows' axis to the columns'; none by default.
+        stretch_N2: factors of height and width; 1 by default.
+    """
+    from scipy.ndimage import affine_transform
+
+    count = len(images_NHW)
+    turn_N = np.zeros(count) if turn_N is None else turn_N
+    stretch_N2 = np.ones((count, 2)) if stretch_N2 is None else stretch_N2
+    middle = (np.array(images_NHW.shape[1:]) - 1) / 2
+    cos, sin = np.cos(turn_N), np.sin(turn_N)
+    back_N22 = np.array([[cos, sin], [-sin, cos]]).transpose(2, 0, 1) / stretch_N2[:, :, None]  # from new to old places
+    result = np.empty_like(images_NHW)
+    for image, back, shift, into in zip(images_NHW, back_N22, shift_N2, result, strict=True):
+        values = affine_transform(image, back, middle - back @ (middle + shift), output=np.float32, order=1)
+        into[:] = values.round().clip(0, 255)
     return result
 
 

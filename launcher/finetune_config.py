@@ -40,6 +40,8 @@ class Init:
     fits."""
     tokenizer: str | None = None
     """Tokenizer folder; by default the one beside the weights."""
+    weights: bool = True
+    """false takes shape and tokenizer alone and begins with first values: beside it stands what pretraining gives."""
 
 
 @dataclass

@@ -57,7 +57,13 @@ def open_finetuned(path: str, device: torch.device, tokenizer: str | None = None
     start = None
     if any(not p.requires_grad for p in model.parameters()):
         try:
-            start = open_start(config.init.path, config.task.kind, manifest["labels"], seed=config.run.seed)
+            start = open_start(
+                config.init.path,
+                config.task.kind,
+                manifest["labels"],
+                seed=config.run.seed,
+                weights=config.init.weights,
+            )
         except (ValueError, OSError) as error:
             raise CheckpointError(
                 f"{folder} holds what {config.method.kind} has trained, and needs the model that it began with: {error}"

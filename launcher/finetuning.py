@@ -106,6 +106,7 @@ def open_model(config: FinetuneConfig, files: Files) -> Start:
         task.kind,
         files.train.labels,
         seed=config.run.seed,
+        weights=config.init.weights,
         dropout=task.dropout,
         pooling=task.pooling,
     )

@@ -39,9 +39,13 @@ class ImageOptions:
     fit: int = 10_000
     """Images that the codebook is made from."""
     copies: int = 0
-    """Copies of each image that are added, each moved by some pixels."""
+    """Copies of each image that are added, each moved, turned and stretched a little."""
     move: int = 1
     """Pixels by which a copy is moved at most, each way."""
+    turn: float = 0.0
+    """Degrees by which a copy is turned at most, each way."""
+    stretch: float = 0.0
+    """Share by which a copy's height and width, each for itself, grow or shrink at most."""
     share: float = 1.0
     """Share of the images that is written, from the beginning: for few labels."""
     names: list[str] = field(default_factory=lambda: list(NAMES))
@@ -58,8 +62,8 @@ def write_images(options: ImageOptions) -> str:
     """
     import numpy as np
 
-    from data.images import Codebook, load_codebook, read_idx, save_codebook, shifted, words, write_tokenizer
-    from data.keyed import mix
+    from data.images import Codebook, load_codebook, moved, read_idx, save_codebook, words, write_tokenizer
+    from data.keyed import uniform
 
     images = read_idx(options.images)
     if images.ndim != 3:
@@ -69,6 +73,8 @@ def write_images(options: ImageOptions) -> str:
         raise ValueError(f"{options.labels} has {len(labels)} labels, and {options.images} {len(images)} images")
     if labels is not None and labels.max() >= len(options.names):
         raise ValueError(f"the labels go up to {labels.max()}, and names are {len(options.names)}")
+    if not 0 <= options.stretch < 1:
+        raise ValueError(f"stretch is {options.stretch}; it must be at least 0 and below 1")
     if not 0 < options.share <= 1:
         raise ValueError(f"share is {options.share}; it must be above 0 and at most 1")
     output = Path(options.output)
@@ -85,15 +91,14 @@ def write_images(options: ImageOptions) -> str:
     images = images[:count]
     with output.open("w") as file:
         for copy in range(options.copies + 1):
-            moved = images
+            seen = images
             if copy:
-                span = 2 * options.move + 1
-                ways = mix(options.seed, copy, np.arange(count)) % np.uint64(span * span)
-                moved = np.empty_like(images)
-                for way in range(span * span):
-                    rows, columns = way // span - options.move, way % span - options.move
-                    moved[ways == way] = shifted(images[ways == way], rows, columns)
-            for number, codes in enumerate(codebook.encode(moved)):
+                draws = [uniform(options.seed, copy, number, np.arange(count)) for number in range(5)]
+                draws_N5 = 2 * np.stack(draws, axis=1) - 1
+                shift_N2 = (draws_N5[:, :2] * (options.move + 0.499)).round()
+                turn_N, stretch_N2 = np.radians(options.turn) * draws_N5[:, 2], 1 + options.stretch * draws_N5[:, 3:]
+                seen = moved(images, shift_N2, turn_N, stretch_N2)
+            for number, codes in enumerate(codebook.encode(seen)):
                 record = {"text": words(codes)}
                 if labels is not None:
                     record |= {"label": int(labels[number]), "name": options.names[labels[number]]}

@@ -53,7 +53,14 @@ def find_tokenizer(path: str, tokenizer: str | None) -> Tokenizer:
 
 
 def open_start(
-    path: str, kind: str, labels: list[str], *, seed: int, dropout: float | None = None, pooling: str | None = None
+    path: str,
+    kind: str,
+    labels: list[str],
+    *,
+    seed: int,
+    weights: bool = True,
+    dropout: float | None = None,
+    pooling: str | None = None,
 ) -> Start:
     """The model at `path`, with a head for a task.
 
@@ -61,6 +68,7 @@ def open_start(
         kind: of task, as in the configuration.
         labels: names of the head's outputs; empty for tasks without.
         seed: of what is new.
+        weights: false takes the shape alone, and all is new.
         dropout, pooling: instead of the model's own.
 
     Raises:
@@ -78,7 +86,10 @@ def open_start(
         task = replace(task, pooling=pooling)
     with torch.device("meta"):
         start.model = LanguageModel(config) if task is None else TaskModel(config, task)
-    return start
+    if weights:
+        return start
+    values = InitialValues(start.model, seed)
+    return Start(start.model, values.part, set(values.shapes), f"first values in the shape of {path}")
 
 
 def task_of(kind: str, labels: list[str], config: ModelConfig) -> TaskConfig:

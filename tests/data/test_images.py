@@ -6,7 +6,7 @@ import struct
 import numpy as np
 import pytest
 
-from data.images import Codebook, load_codebook, patches_of, read_idx, save_codebook, shifted, words, write_tokenizer
+from data.images import Codebook, load_codebook, moved, patches_of, read_idx, save_codebook, words, write_tokenizer
 from data.tokenizer import load_tokenizer
 
 draw = np.random.default_rng(0)
@@ -78,6 +78,16 @@ def test_the_tokenizer_knows_each_word(tmp_path):
 
 def test_moved_images_keep_what_stays_inside():
     image = np.arange(1, 10, dtype=np.uint8).reshape(1, 3, 3)
-    assert shifted(image, 1, 0).tolist() == [[[0, 0, 0], [1, 2, 3], [4, 5, 6]]]
-    assert shifted(image, 0, -1).tolist() == [[[2, 3, 0], [5, 6, 0], [8, 9, 0]]]
-    assert (shifted(image, 0, 0) == image).all()
+    assert moved(image, np.array([[1, 0]])).tolist() == [[[0, 0, 0], [1, 2, 3], [4, 5, 6]]]
+    assert moved(image, np.array([[0, -1]])).tolist() == [[[2, 3, 0], [5, 6, 0], [8, 9, 0]]]
+    assert (moved(image, np.zeros((1, 2))) == image).all()
+
+
+def test_images_are_stretched_and_turned_about_their_middle():
+    image, still = np.arange(1, 10, dtype=np.uint8).reshape(1, 3, 3), np.zeros((1, 2))
+    assert moved(image, still, np.array([np.pi / 2])).tolist() == [[[3, 6, 9], [2, 5, 8], [1, 4, 7]]]
+    point = np.zeros((1, 3, 3), np.uint8)
+    point[0, 1, 1] = 90
+    assert moved(point, still, stretch_N2=np.array([[3, 1]])).tolist() == [[[0, 60, 0], [0, 90, 0], [0, 60, 0]]]
+    along = moved(point, still, np.array([np.pi / 2]), np.array([[3, 1]]))  # stretched first, then turned
+    assert along.tolist() == [[[0, 0, 0], [60, 90, 60], [0, 0, 0]]]
