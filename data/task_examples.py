@@ -32,10 +32,28 @@ class Example:
     documents: tuple[int, ...]
     places: np.ndarray | None = None
 
+    @property
+    def is_per_token(self) -> bool:
+        """Whether each token has a target."""
+        return self.target.dtype.kind == "i" and self.target.shape == self.ids.shape
+
     def without_target(self) -> Example:
         """The same, without a loss: a model still computes it."""
         nothing = np.nan if self.target.dtype.kind == "f" else IGNORE_INDEX
         return replace(self, target=np.full_like(self.target, nothing), num_targets=0)
+
+    def filler(self, num_tokens: int) -> Example:
+        """An example of the same form with so many tokens, at least one a document, and without a loss."""
+        others = len(self.documents) - 1
+        target = self.without_target().target
+        return Example(
+            np.full(num_tokens, self.ids[0]),
+            np.zeros(num_tokens, np.int64),
+            np.full(num_tokens, IGNORE_INDEX) if self.is_per_token else target,
+            0,
+            self.source,
+            (num_tokens - others, *[1] * others),
+        )
 
 
 def with_prompts(example: Example, count: int, at: int) -> Example:
@@ -44,7 +62,7 @@ def with_prompts(example: Example, count: int, at: int) -> Example:
     places = np.repeat(starts + at, count)  # in the ids as they were
     ids = np.insert(example.ids, places, np.tile(-1 - np.arange(count), len(starts)))
     target = example.target
-    if target.shape == example.ids.shape and target.ndim:
+    if example.is_per_token:
         target = np.insert(target, places, IGNORE_INDEX)
     elif target.shape == (2,) and target.dtype.kind == "i":
         target = np.where(target >= at, target + count, target)
@@ -65,12 +83,11 @@ def pack(examples: Sequence[Example], labels: str) -> dict[str, np.ndarray]:
     token has one and [examples, ...] where each example has one."""
     lengths = [length for example in examples for length in example.documents]
     ids = np.concatenate([example.ids for example in examples])
-    per_token = examples[0].target.shape == examples[0].ids.shape
     targets = [example.target for example in examples]
     return {
         "input_ids": ids[None],
         "positions": np.concatenate([np.arange(length) for length in lengths])[None],
         "token_types": np.concatenate([example.types for example in examples])[None],
         "cu_seqlens": np.cumsum([0, *lengths], dtype=np.int32),
-        labels: np.concatenate(targets)[None] if per_token else np.stack(targets),
+        labels: np.concatenate(targets)[None] if examples[0].is_per_token else np.stack(targets),
     }

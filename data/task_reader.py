@@ -28,6 +28,7 @@ class TaskReader:
         labels: the name that targets have in a micro-batch.
         shuffle: a new order in each epoch; otherwise that of the examples.
         token_types: whether the model has any.
+        multiple: rows get an example without a loss that makes their tokens a multiple of it, as tensor ranks need.
 
     Raises:
         ValueError: an example that is longer than `micro_tokens`, or none at all.
@@ -43,6 +44,7 @@ class TaskReader:
         seed: int = 0,
         shuffle: bool = True,
         token_types: bool = True,
+        multiple: int = 1,
         rank: int = 0,
         num_ranks: int = 1,
     ):
@@ -50,7 +52,7 @@ class TaskReader:
             raise ValueError("there are no examples")
         self.examples, self.global_size, self.micro_tokens = examples, global_size, micro_tokens
         self.labels, self.seed, self.shuffle, self.token_types = labels, seed, shuffle, token_types
-        self.rank, self.num_ranks = rank, num_ranks
+        self.multiple, self.rank, self.num_ranks = multiple, rank, num_ranks
         self._lengths = np.array([len(example.ids) for example in examples])
         longest = int(self._lengths.max())
         if longest > micro_tokens:
@@ -128,7 +130,12 @@ class TaskReader:
 
     def _packed(self, found: list[Example], other: Example) -> dict[str, np.ndarray]:
         # A rank without an example of its own computes one for nothing, as all ranks must take part.
-        micro = pack(found or [other.without_target()], self.labels)
+        found = found or [other.without_target()]
+        if lacking := -sum(len(example.ids) for example in found) % self.multiple:
+            while lacking < len(other.documents):
+                lacking += self.multiple
+            found = [*found, other.filler(lacking)]
+        micro = pack(found, self.labels)
         if not self.token_types:
             del micro["token_types"]
         return micro

@@ -186,8 +186,13 @@ class FinetuneConfig:
             sizes(world_size, self.parallel.tensor, self.parallel.data_shard)
         except ValueError as error:
             problems.append(str(error))
-        if self.parallel.tensor > 1:
-            problems.append("fine-tuning has no tensor parallelism; set parallel.tensor to 1")
+        if self.parallel.tensor > 1 and method.kind not in ("full", "head"):
+            problems.append(
+                f"parallel.tensor {self.parallel.tensor} cannot share what method.kind {method.kind} adds; set it to "
+                f"1, or method.kind to full or head"
+            )
+        if self.parallel.tensor > 1 and method.adversarial != "none":
+            problems.append(f"method.adversarial {method.adversarial} needs whole embeddings; set parallel.tensor to 1")
         if self.optimizer.kind != "adamw":
             problems.append(f"optimizer.kind {self.optimizer.kind} is for pretraining; set it to adamw")
         if self.run.dry:

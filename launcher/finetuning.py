@@ -35,6 +35,7 @@ from launcher.trainer import Trainer
 from model.config import ModelConfig
 from model.flops import flops_per_token
 from model.robust import make_robust
+from model.tensor_plan import tensor_plan, tensor_problems
 from parallel import mesh as meshes
 from parallel.engine import Engine
 from parallel.mesh import Mesh
@@ -122,6 +123,8 @@ def open_model(config: FinetuneConfig, files: Files) -> Start:
             f"task.max_length {task.max_length} and {learned} learned tokens are beyond the model's "
             f"{model.max_positions} positions; lower task.max_length"
         )
+    if problems := tensor_problems(model, config.parallel.tensor, 0):  # rows are made to fit
+        raise ValueError("; ".join(problems))
     return start
 
 
@@ -142,8 +145,10 @@ def task_settings(config: FinetuneConfig) -> TaskSettings:
 
 
 def reader_of(
-    config: FinetuneConfig, data: TaskData, model: ModelConfig, rank: int, num_ranks: int, *, shuffle: bool
+    config: FinetuneConfig, data: TaskData, model: ModelConfig, mesh: Mesh | None, *, shuffle: bool
 ) -> TaskReader:
+    """Batches for this rank of a mesh, or, without one, for a process alone."""
+    ranks = {} if mesh is None else {"multiple": mesh.tensor, "rank": mesh.data_rank, "num_ranks": mesh.num_data}
     return TaskReader(
         data.examples,
         global_size=config.batch.global_size,
@@ -152,8 +157,7 @@ def reader_of(
         seed=config.run.seed,
         shuffle=shuffle,
         token_types=model.token_types > 1,
-        rank=rank,
-        num_ranks=num_ranks,
+        **ranks,
     )
 
 
@@ -186,7 +190,9 @@ def engine_of(config: FinetuneConfig, start: Start, mesh: Mesh, labels: list[str
     )
     shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
     pace_of = methods.pace(method, model.config.num_layers)
-    engine = put_under_engine(model, config.optimizer, config.parallel, mesh, plan=(), pace_of=pace_of)
+    engine = put_under_engine(
+        model, config.optimizer, config.parallel, mesh, plan=tensor_plan(model.config), pace_of=pace_of
+    )
     engine.fill(values_of(start, shapes, config.run.seed))
     return engine
 
@@ -213,9 +219,8 @@ def _run(config: FinetuneConfig, mesh: Mesh, files: Files) -> tuple[int, dict]:
         parts = [files.train] if files.validation is None else [files.train, files.validation]
         template = tokenizer.template(pair=False)
         train, *validation = (methods.with_learned_tokens(config.method, part, model, template) for part in parts)
-        ranks = mesh.data_rank, mesh.num_data
-        reader = reader_of(config, train, model, *ranks, shuffle=True)
-        held_out = [reader_of(config, part, model, *ranks, shuffle=False) for part in validation]
+        reader = reader_of(config, train, model, mesh, shuffle=True)
+        held_out = [reader_of(config, part, model, mesh, shuffle=False) for part in validation]
         steps = config.run.steps or max(1, math.ceil(config.task.epochs * reader.num_instances / reader.global_size))
         config = replace(config, run=replace(config.run, steps=steps))
         engine = engine_of(config, start, mesh, train.labels, tokenizer)

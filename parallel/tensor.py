@@ -221,7 +221,8 @@ class _Cutter:
                 self.counted.add(name)
             shape = list(parameter.shape)
             shape[dim] = size if padded is None else padded
-            self._cut[parameter] = nn.Parameter(torch.zeros(shape, dtype=parameter.dtype, device=parameter.device))
+            zeros = torch.zeros(shape, dtype=parameter.dtype, device=parameter.device)
+            self._cut[parameter] = nn.Parameter(zeros, requires_grad=parameter.requires_grad)
         setattr(owner, kind, self._cut[parameter])
 
     def _replicas(self, copies: int) -> dist.ProcessGroup:

@@ -112,7 +112,8 @@ def test_a_fine_tuning_run_is_valid_and_needs_only_files_and_a_start(path):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"parallel.tensor": 2}, "fine-tuning has no tensor parallelism"),
+        ({"parallel.tensor": 2, "method.kind": "lora"}, "cannot share what method.kind lora adds; set it to 1"),
+        ({"parallel.tensor": 2, "method.adversarial": "fgm"}, "needs whole embeddings; set parallel.tensor to 1"),
         ({"optimizer.kind": "muon"}, "optimizer.kind muon is for pretraining"),
         ({"task.patience": 2}, "task.patience needs task.validation"),
         ({"method.r_drop": 1, "task.kind": "tagging"}, "are of classification and choice, not tagging"),

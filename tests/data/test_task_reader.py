@@ -47,6 +47,34 @@ def test_an_epoch_has_each_example_once_and_the_next_another_order():
     assert (reader(shuffle=False).order(np.arange(60)) == np.arange(60) % 50).all()
 
 
+@pytest.mark.parametrize(
+    ("target", "documents"),
+    [(np.array(1), (7,)), (np.arange(7), (7,)), (np.array([2, 3]), (7,)), (np.ones(7), (7,)), (np.array(1), (2, 3, 2))],
+)
+def test_rows_are_made_a_multiple_by_an_example_without_a_loss(target, documents):
+    """Of a class, tokens, an answer, seven labels beside as many tokens, and a choice of three."""
+    example = Example(np.arange(7), np.zeros(7, np.int64), target, 1, 0, documents)
+    given = {"global_size": 5, "micro_tokens": 100, "labels": "targets", "shuffle": False}
+    (plain,), (filled,) = (
+        next(TaskReader([example], multiple=multiple, **given).steps(stop=5)).micro_batches for multiple in (1, 8)
+    )
+    size = filled["input_ids"].shape[1]
+    assert size % 8 == 0
+    assert size - 35 <= 8
+    for name in ("input_ids", "positions", "token_types"):
+        assert (filled[name][:, :35] == plain[name]).all()
+        assert filled[name].shape == (1, size)
+    assert filled["cu_seqlens"][: 5 * len(documents) + 1].tolist() == plain["cu_seqlens"].tolist()
+    assert len(filled["cu_seqlens"]) == 6 * len(documents) + 1  # as many documents as another
+    assert filled["cu_seqlens"][-1] == size
+    per_token = target.dtype == np.int64 and target.shape == (7,)
+    known = filled["targets"][:, :35] if per_token else filled["targets"][:5]
+    rest = filled["targets"][:, 35:] if per_token else filled["targets"][5:]
+    assert (known == plain["targets"]).all()
+    assert (np.isnan(rest) if target.dtype == np.float64 else rest == -100).all()
+    assert plain["targets"].shape == ((1, 35) if per_token else (5, *target.shape))
+
+
 @pytest.mark.parametrize("num_ranks", [2, 3, 8])
 @pytest.mark.parametrize("micro_tokens", [30, 64, 1000])
 def test_ranks_and_rows_change_nothing_of_a_step(num_ranks, micro_tokens):

@@ -162,6 +162,7 @@ LAYOUTS = [
     ("full", "deepspeed 2", [*ZERO, "3"]),
     pytest.param("full", "deepspeed 2", [*ZERO, "2"], marks=pytest.mark.slow),
     pytest.param("full", "torchrun 2", ["--parallel.engine", "fsdp"], marks=pytest.mark.slow),
+    ("full", "torchrun 2", ["--parallel.engine", "fsdp", "--parallel.tensor", "2"]),
     ("lora", "torchrun 2", ["--parallel.engine", "fsdp"]),
     ("adalora", "deepspeed 2", [*ZERO, "3"]),
     pytest.param("adalora", "torchrun 2", ["--parallel.engine", "fsdp"], marks=pytest.mark.slow),
