@@ -24,7 +24,7 @@ from launcher.lifeline import Lifeline
 from launcher.metrics import Metrics
 from launcher.opening import about_checkpoints, folder_of, open_run, start_mesh
 from launcher.pictures import draw_confusion, draw_curves
-from launcher.pruning import Pruner, each_matrix, singular_values
+from launcher.pruning import Pruner, each_matrix, magnitude, sensitivity, singular_values
 from launcher.resume import check_same_data, choose_start, resume
 from launcher.run_lock import lock
 from launcher.start import Start, find_tokenizer, open_start
@@ -200,13 +200,13 @@ def engine_of(config: FinetuneConfig, start: Start, mesh: Mesh, labels: list[str
 def pruner_of(config: FinetuneConfig, engine: Engine) -> Callable[[int], object]:
     """What is done after each step: pruning, of weights or of ranks, where it is configured."""
     method, steps = config.method, config.run.steps
-    share, group_of = method.sparsity, each_matrix
+    share, group_of, importance = method.sparsity, each_matrix, magnitude
     if method.kind == "adalora":
-        share, group_of = 1 - method.rank / method.first_rank, singular_values
+        share, group_of, importance = 1 - method.rank / method.first_rank, singular_values, sensitivity
     if not share:
         return lambda step: None
     span = {"begin": method.sparsity_begin, "end": method.sparsity_end or max(1, 2 * steps // 3)}
-    return Pruner(engine, group_of, final=share, every=method.sparsity_every, last=steps, **span)
+    return Pruner(engine, group_of, importance=importance, final=share, every=method.sparsity_every, last=steps, **span)
 
 
 def _run(config: FinetuneConfig, mesh: Mesh, files: Files) -> tuple[int, dict]:

@@ -1,9 +1,9 @@
-"""Magnitude pruning while training (Zhu and Gupta 2017, arXiv 1710.01878): the smallest weights of a matrix become 0,
-or, of AdaLoRA, the smallest singular values of all layers together.
+"""Pruning while training: of matrices the smallest weights become 0 (Zhu and Gupta 2017, arXiv 1710.01878), of AdaLoRA
+the singular values of all layers together to which the loss is least sensitive.
 
 The share of zeros grows with the cube of the way that is left. What is small is decided anew each time from the
-weights themselves, so there is no state: a weight that was 0 may grow again before the next time, and after the last
-one, at the end, all zeros stay.
+weights and Adam's moments, so there is no other state: a weight that was 0 may grow again before the next time, and
+after the last one, at the end, all zeros stay.
 """
 
 from collections.abc import Callable
@@ -11,10 +11,11 @@ from collections.abc import Callable
 import torch
 import torch.distributed as dist
 
-from parallel.catalog import Shard
+from parallel.catalog import Shard, parameter_of
 from parallel.engine import Engine
 
 HALVINGS = 40  # of the interval in which a threshold lies: finer than fp32
+SQUARES = "optimizer/exp_avg_sq/"  # names of Adam's means of squared gradients begin so
 
 
 def sparsity_at(step: int, *, final: float, begin: int, end: int) -> float:
@@ -28,6 +29,7 @@ class Pruner:
 
     Args:
         group_of: of a shard the group of tensors whose smallest values become 0 together, or None for none.
+        importance: of a shard and the means of its squared gradients what makes a value small.
         final: share of zeros in the end.
         begin, end: steps between which it grows.
         every: steps between two times.
@@ -39,13 +41,14 @@ class Pruner:
         engine: Engine,
         group_of: Callable[[Shard], str | None],
         *,
+        importance: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
         final: float,
         begin: int,
         end: int,
         every: int,
         last: int,
     ):
-        self.engine, self.group_of, self.final = engine, group_of, final
+        self.engine, self.group_of, self.importance, self.final = engine, group_of, importance, final
         self.begin, self.end, self.every, self.last = begin, end, every, last
 
     def __call__(self, step: int) -> float | None:
@@ -55,29 +58,37 @@ class Pruner:
         share = sparsity_at(step, final=self.final, begin=self.begin, end=self.end)
         if share <= 0:
             return None
-        parts: dict[str, list[Shard]] = {}
-        for shard in self.engine.shards():
-            group = self.group_of(shard)
-            if group is not None:
-                parts.setdefault(group, []).append(shard)
+        parts = self._parts()
         names = self._names(parts)
         thresholds = self._thresholds(names, parts, share)
         with torch.no_grad():
             for name, threshold in zip(names, thresholds.tolist(), strict=True):
-                for shard in parts.get(name, ()):
-                    shard.tensor.masked_fill_(shard.tensor.abs() <= threshold, 0.0)
+                for tensor, important in parts.get(name, ()):
+                    tensor.masked_fill_(important <= threshold, 0.0)
         self.engine.refresh(step)
         return share
 
-    def _names(self, parts: dict[str, list[Shard]]) -> list[str]:
+    def _parts(self) -> dict[str, list[tuple[torch.Tensor, torch.Tensor]]]:
+        """For each group this rank's tensors and the importance of what they hold."""
+        shards = {shard.key: shard for shard in self.engine.shards()}
+        parts: dict[str, list] = {}
+        for shard in shards.values():
+            group = self.group_of(shard)
+            if group is not None:
+                moment = shards[SQUARES + parameter_of(shard.name), *shard.key[1:]]
+                values = self.importance(shard.tensor.detach(), moment.tensor.to(shard.tensor.device))
+                parts.setdefault(group, []).append((shard.tensor, values))
+        return parts
+
+    def _names(self, parts: dict[str, list]) -> list[str]:
         everywhere: list = [None] * dist.get_world_size()
         dist.all_gather_object(everywhere, sorted(parts))
         return sorted({name for each in everywhere for name in each})
 
-    def _thresholds(self, names: list[str], parts: dict[str, list[Shard]], share: float) -> torch.Tensor:
-        """For each group the magnitude up to which that share of its weights lies, by halving an interval; ranks that
+    def _thresholds(self, names: list[str], parts: dict[str, list], share: float) -> torch.Tensor:
+        """For each group the importance up to which that share of its weights lies, by halving an interval; ranks that
         hold the same parts each count them, which changes no share."""
-        held = [[s.tensor.detach().abs().flatten() for s in parts.get(name, ())] for name in names]
+        held = [[important.flatten() for _, important in parts.get(name, ())] for name in names]
         flat = [torch.cat(each) if each else torch.zeros(0) for each in held]
         sizes = torch.tensor([values.numel() for values in flat], dtype=torch.float64)
         high = torch.tensor([float(values.max()) if values.numel() else 0.0 for values in flat], dtype=torch.float64)
@@ -94,6 +105,16 @@ class Pruner:
             enough = counts >= wanted
             high, low = torch.where(enough, middle, high), torch.where(enough, low, middle)
         return high
+
+
+def magnitude(values: torch.Tensor, squares: torch.Tensor) -> torch.Tensor:
+    return values.abs()
+
+
+def sensitivity(values: torch.Tensor, squares: torch.Tensor) -> torch.Tensor:
+    """|value x gradient|, how much the loss changes to first order without it (AdaLoRA's, arXiv 2303.10512), with the
+    root mean square of the gradients that Adam keeps, which checkpoints hold and layouts share out already."""
+    return values.abs() * squares.sqrt()
 
 
 def each_matrix(shard: Shard) -> str | None:

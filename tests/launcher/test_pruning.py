@@ -1,9 +1,11 @@
 """Pruning while training: the share of zeros follows its schedule, and is decided over all ranks together."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 
-from launcher.pruning import Pruner, each_matrix, sparsity_at
+from launcher.pruning import Pruner, each_matrix, magnitude, sensitivity, sparsity_at
 from parallel import mesh as meshes
 from tests.parallel.toy import build, train
 from tests.ranks import run_ranks
@@ -17,7 +19,7 @@ def test_the_share_grows_with_the_cube_of_what_is_left():
     assert at(20) == pytest.approx(0.8 * (1 - 0.5**3))
 
 
-def pruned(kind: str) -> dict:
+def pruned(kind: str, importance: Callable) -> dict:
     """What is 0 of the toy's matrix on this rank after pruning half of it, and when it was done."""
     mesh = meshes.start("cpu")
     engine = build(kind, mesh)
@@ -27,16 +29,17 @@ def pruned(kind: str) -> dict:
         shard.name.replace("linear.", "blocks.0."), shard.global_shape, shard.rectangle, shard.tensor
     )
     engine.own_shards = lambda: [rename(shard) for shard in own()]
-    pruner = Pruner(engine, each_matrix, final=0.5, begin=0, end=10, every=5, last=12)
+    before = {shard.key: shard.tensor.clone() for shard in engine.shards()}
+    pruner = Pruner(engine, each_matrix, importance=importance, final=0.5, begin=0, end=10, every=5, last=12)
     done = [step for step in range(1, 13) if pruner(step) is not None]
-    found = [
-        (shard.rectangle.offset, shard.rectangle.shape, (shard.tensor == 0).tolist())
-        for shard in engine.shards()
-        if shard.name == NAME
-    ]
+    shards = [shard for shard in engine.shards() if shard.name == NAME]
+    found = [(shard.rectangle.offset, shard.rectangle.shape, (shard.tensor == 0).tolist()) for shard in shards]
+    values = [before[shard.key].tolist() for shard in shards]
+    squares = [before["optimizer/exp_avg_sq/blocks.0.weight", *shard.key[1:]].tolist() for shard in shards]
     biases = [shard.tensor for shard in engine.shards() if shard.name == "model/norm.weight"]
     meshes.stop()
-    return {"done": done, "zeros": found, "norms": float(sum((bias == 0).sum() for bias in biases))}
+    norms = float(sum((bias == 0).sum() for bias in biases))
+    return {"done": done, "zeros": found, "norms": norms, "values": values, "squares": squares}
 
 
 def whole(parts: list[dict]) -> torch.Tensor:
@@ -48,11 +51,15 @@ def whole(parts: list[dict]) -> torch.Tensor:
 
 
 @pytest.mark.distributed
-@pytest.mark.parametrize(("kind", "num_ranks"), [("fsdp", 2), ("torch", 2)])
-def test_ranks_prune_what_one_process_does(kind, num_ranks):
-    alone = run_ranks(pruned, 1, "torch")
-    together = run_ranks(pruned, num_ranks, kind)
+@pytest.mark.parametrize(("kind", "importance"), [("fsdp", magnitude), ("torch", magnitude), ("fsdp", sensitivity)])
+def test_ranks_prune_what_one_process_does(kind, importance):
+    alone = run_ranks(pruned, 1, "torch", importance)
+    together = run_ranks(pruned, 2, kind, importance)
     assert alone[0]["done"] == together[0]["done"] == [5, 10, 12]
     assert torch.equal(whole(alone), whole(together))
     assert whole(alone).float().mean() == pytest.approx(0.5, abs=1e-3)
+    (values,), (squares,) = (map(torch.tensor, alone[0][name]) for name in ("values", "squares"))
+    zeros = whole(alone).bool()
+    important = values.abs() * (squares.sqrt() if importance is sensitivity else 1.0)
+    assert important[zeros].max() < important[~zeros].min()
     assert alone[0]["norms"] == 0
