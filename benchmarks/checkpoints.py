@@ -201,16 +201,23 @@ def beside_training(folder: Path, engine: str) -> dict:
     found: dict = {}
     saver.begin(built.shards(), step=1, about={})  # the first one makes the buffers
     saver.finish()
-    sources = [shard.tensor.detach().clone() for shard in built.shards()]
+    sources = [shard.tensor.detach() for shard in built.shards()]
     targets = [torch.ones_like(tensor) for tensor in sources]
-    start = time.perf_counter()
-    for target, source in zip(targets, sources, strict=True):
-        target.copy_(source)
-    found["host copy"] = time.perf_counter() - start
+    copies, waits = [], []
+    for step in range(2, 9):  # in turn, on all ranks at once
+        sum_over_ranks([0])
+        start = time.perf_counter()
+        for target, source in zip(targets, sources, strict=True):
+            target.copy_(source)
+        copies.append(time.perf_counter() - start)
+        sum_over_ranks([0])
+        waits.append(saver.begin(built.shards(), step=step, about={}))
+        saver.finish()
+    found |= {"host copy": statistics.median(copies), "waiting": statistics.median(waits)}
     del sources, targets
     train(built, 2)
     quiet = statistics.mean(train(built, 8))
-    found["waiting"] = saver.begin(built.shards(), step=2, about={})
+    saver.begin(built.shards(), step=9, about={})
     busy, steps = 0.0, 0
     while sum_over_ranks([saver._save.thread.is_alive()])[0]:  # steps are collective: no rank ends before the others
         busy += train(built, 1)[0]
