@@ -204,12 +204,14 @@ def beside_training(folder: Path, engine: str) -> dict:
     sources = [shard.tensor.detach() for shard in built.shards()]
     targets = [torch.ones_like(tensor) for tensor in sources]
     copies, waits = [], []
-    for step in range(2, 9):  # in turn, on all ranks at once
+    for step in range(2, 9):  # in turn, on all ranks at once, each after a step of training as in a run
+        train(built, 1)
         sum_over_ranks([0])
         start = time.perf_counter()
         for target, source in zip(targets, sources, strict=True):
             target.copy_(source)
         copies.append(time.perf_counter() - start)
+        train(built, 1)
         sum_over_ranks([0])
         waits.append(saver.begin(built.shards(), step=step, about={}))
         saver.finish()
