@@ -35,7 +35,7 @@ def config_of(engine: str, ranks: int):
         num_layers=LAYERS, width=WIDTH, num_heads=10, vocab_size=VOCABULARY, max_positions=LENGTH
     )
     config.data.sequence_length, config.batch.global_size, config.batch.micro_size = LENGTH, 4, 4 // ranks
-    config.parallel.engine = engine
+    config.parallel.engine, config.parallel.precision = engine, "bf16"
     return config
 
 

@@ -174,6 +174,7 @@ def put_under_engine(
         micro_batch, num_micro_batches: what DeepSpeed is told of the batch.
         pace_of: as in `parameter_groups`.
     """
+    assert parallel.precision != "auto"  # start_mesh settles it
     decaying = matrices(model)
     common = {"learning_rate": settings.learning_rate, "betas": tuple(settings.betas), "eps": settings.eps}
 

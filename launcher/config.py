@@ -205,8 +205,9 @@ class Parallel:
     ZeRO-3 and fsdp)."""
     offload_dir: str | None = None
     """Folder on an NVMe disk in which it rests instead (ZeRO-3)."""
-    precision: Literal["bf16", "fp32"] = "bf16"
-    """Of the computation; master weights, gradient accumulation and reduction are fp32 in any case."""
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    """Of the computation; master weights, gradient accumulation and reduction are fp32 in any case. auto: bf16 where
+    every rank's device has instructions for it, and fp32 elsewhere; a plan counts bf16."""
     deepspeed: dict[str, Any] = field(default_factory=dict)
     """Further DeepSpeed settings under its own names; those that follow from Ingot's are refused."""
     timeout_seconds: int = 1800

@@ -7,7 +7,7 @@ from torch.distributed.tensor import DTensor
 
 from launcher.config import TrainConfig
 from launcher.exits import DONE
-from launcher.planning import footprint_of, layout_of
+from launcher.planning import counted_precision, footprint_of, layout_of
 from model.flops import flops_per_token, summary
 from model.tensor_plan import tensor_plan
 from model.transformer import LanguageModel
@@ -59,7 +59,7 @@ def _build(config: TrainConfig, mesh: meshes.Mesh) -> int:
         model = LanguageModel(config.model)
     share(model, tensor_plan(config.model), mesh)
     if config.parallel.engine == "fsdp" and mesh.shard > 1:
-        cut(model, list(model.blocks), mesh, config.parallel.precision)
+        cut(model, list(model.blocks), mesh, counted_precision(config))
     held = sum(p.to_local().numel() if isinstance(p, DTensor) else p.numel() for p in model.parameters())
     if config.parallel.engine == "zero" and config.parallel.zero_stage == 3:
         held = sum(-(-p.numel() // mesh.num_data) for p in model.parameters())

@@ -7,6 +7,7 @@ from typing import TextIO
 from data.tokenizer import Tokenizer
 from launcher import cli
 from launcher.config import TrainConfig
+from launcher.device import computes_in_bf16
 from launcher.exits import bad_input
 from launcher.finetune_config import FinetuneConfig
 from launcher.lifeline import Lifeline
@@ -24,7 +25,7 @@ def folder_of(config: Config) -> Path:
 
 
 def start_mesh(config: Config, lifeline: Lifeline) -> Mesh:
-    """Meets the other ranks, and ties this one to them. Each rank must call it."""
+    """Meets the other ranks, ties this one to them, and settles on a precision. Each rank must call it."""
     parallel = config.parallel
     mesh = meshes.start(
         config.run.device,
@@ -34,6 +35,9 @@ def start_mesh(config: Config, lifeline: Lifeline) -> Mesh:
         parallel.rendezvous_seconds,
     )
     lifeline.tie(mesh.rank, mesh.world_size)
+    if parallel.precision == "auto":
+        [lacking] = meshes.sum_over_ranks([int(not computes_in_bf16(mesh.device))])
+        parallel.precision = "fp32" if lacking else "bf16"
     return mesh
 
 
@@ -63,7 +67,10 @@ def open_run(
         shutil.rmtree(folder / "tokenizer", ignore_errors=True)
         tokenizer.save(folder / "tokenizer")
     metrics = Metrics(folder if mesh.is_main else None, steps=config.run.steps, step=progress.step)
-    for text in [*said, f"{engine_name(config)} on {mesh.describe()}"]:
+    said = [*said, f"{engine_name(config)} on {mesh.describe()}"]
+    if config.parallel.precision == "bf16" and not computes_in_bf16(mesh.device):
+        said.append("this device has no instructions for bf16, in which it is many times slower than in fp32")
+    for text in said:
         metrics.say(text)
     for note in notes:
         metrics.event(progress.step, note)

@@ -10,6 +10,11 @@ from parallel.plan import PERSISTENT, Footprint, LayoutSizes
 Shapes = dict[str, tuple[int, ...]]
 
 
+def counted_precision(config: TrainConfig) -> str:
+    """The configured precision, and for auto bf16: a plan is for devices that compute in it."""
+    return config.parallel.precision.replace("auto", "bf16")
+
+
 def layout_of(config: TrainConfig, world_size: int) -> LayoutSizes:
     """
     Raises:
@@ -24,7 +29,7 @@ def layout_of(config: TrainConfig, world_size: int) -> LayoutSizes:
         num_data,
         shard,
         tensor,
-        parallel.precision,
+        counted_precision(config),
         parallel.offload,
         max(1, config.batch.global_size // num_data // config.batch.micro_size),
     )
@@ -41,7 +46,7 @@ def footprint_of(
         recompute_peak: count what one block keeps while it is computed again.
     """
     model, length, tensor = config.model, config.data.sequence_length, config.parallel.tensor
-    element = 2 if config.parallel.precision == "bf16" else 4
+    element = 2 if counted_precision(config) == "bf16" else 4
     rest, small, blocks = 0, 0, [0] * model.num_layers
     for name, shape in (shapes or held_shapes(model, tensor)).items():
         count = math.prod(shape)

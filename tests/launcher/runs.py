@@ -19,6 +19,7 @@ rotary,
 data: {{train: [{{path: {corpus}}}], validation: [{{path: {corpus}}}], sequence_length: 32, objective: {objective}}}
 batch: {{global_size: 8, micro_size: 2}}
 optimizer: {{learning_rate: 1.0e-2, warmup_steps: 5, schedule_steps: 20}}
+parallel: {{precision: bf16}}
 """
 
 
