@@ -4,7 +4,7 @@ python benchmarks/finetuning.py --model FOLDER --train train.tsv --test test.tsv
 
 `losses`: the first steps of both without dropout, on the same examples in the same order, the Trainer's padded.
 `speed`: examples a second with dropout, the Trainer with its dynamic padding. `accuracy`: both to the end of an epoch
-of --examples examples, for three seeds. `methods`: each method of ours on as many. Files are SST-2's: columns sentence
+of --examples examples, for --seeds. `methods`: each method of ours on as many. Files are SST-2's: columns sentence
 and label.
 """
 
@@ -170,14 +170,14 @@ def compare_speed(options, folder: Path) -> None:
 def compare_accuracy(options, folder: Path) -> None:
     steps = options.examples // BATCH
     found: dict[str, list[float]] = {"ours": [], "Trainer": []}
-    for seed in (1, 2, 3):
+    for seed in options.seeds:
         lines = ours(options, steps, seed, None, "fp32", folder, test=True)
         found["ours"].append([line["accuracy"] for line in lines if line["kind"] == "eval"][-1])
         theirs = Theirs(options, steps, seed, None)
         theirs.train(folder)
         found["Trainer"].append(theirs.accuracy(options.test))
         print(f"seed {seed}: ours {found['ours'][-1]:.4f}, Trainer {found['Trainer'][-1]:.4f}", flush=True)
-    for name, values in found.items():
+    for name, values in found.items() if len(options.seeds) > 1 else ():
         print(f"{name}: {statistics.mean(values):.4f} +- {statistics.stdev(values):.4f} after {steps} steps")
 
 
@@ -206,6 +206,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--examples", type=int, default=12_000, help="of the comparison of accuracies")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], help="of the comparison of accuracies")
     parser.add_argument("--only", nargs="+", choices=METHODS, help="of the methods")
     options = parser.parse_args()
     for what in options.what:

@@ -11,6 +11,7 @@ from data.text_files import read_text
 
 DOCUMENT_START = "-DOCSTART-"
 SCHEMES = ("IOB2", "IOB1", "BIOES")
+MIXED = "IOB2 and IOB1"
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,8 @@ def scheme_of(sentences: Sequence[Sequence[str]]) -> str:
     BIOES  B- begins, I- goes on and E- ends an entity; S- is one of a single word
 
     with O outside of entities. Two of them fit only where there is no entity. Labels of one type may leave out "-TYPE".
+    Where none fits and all labels are O, B- or I-, it is MIXED: an I- that continues nothing of its type begins an
+    entity, as conlleval of CoNLL-2000 reads it.
 
     Raises:
         ValueError: none fits; it says where each does not.
@@ -99,6 +102,8 @@ def scheme_of(sentences: Sequence[Sequence[str]]) -> str:
         misfits[scheme] = _misfit(scheme, sentences)
         if misfits[scheme] is None:
             return scheme
+    if all(re.fullmatch("O|[BI](-.+)?", label) for labels in sentences for label in labels):
+        return MIXED
     reasons = "; ".join(f"not {scheme}: {misfit}" for scheme, misfit in misfits.items())
     raise ValueError(f"the labels follow no scheme of entities: {reasons}")
 
@@ -122,11 +127,24 @@ def to_bio(sentences: Sequence[Sequence[str]], scheme: str | None = None) -> lis
         return [[prefixes.get(label[0], label[0]) + label[1:] for label in labels] for labels in sentences]
     return [
         [
-            "B" + label[1:] if label[0] == "I" and (left == "O" or left[1:] != label[1:]) else label
+            "B" + label[1:] if _begins_inside(left, label) else label
             for left, label in zip(["O", *labels], labels, strict=False)
         ]
         for labels in sentences
     ]
+
+
+def count_mended(sentences: Sequence[Sequence[str]]) -> int:
+    """How many I- begin an entity that IOB2 begins with B-, where the labels are of MIXED schemes; 0 elsewhere."""
+    if scheme_of(sentences) != MIXED:
+        return 0
+    return sum(
+        _begins_inside(left, label) for labels in sentences for left, label in zip(["O", *labels], labels, strict=False)
+    )
+
+
+def _begins_inside(left: str, label: str) -> bool:
+    return label[0] == "I" and (left == "O" or left[1:] != label[1:])
 
 
 def _has_tabs(lines: Sequence[str]) -> bool:

@@ -10,7 +10,7 @@ from data.tokenizer import Tokenizer
 
 
 class Framer:
-    """Encodes and frames texts, and counts what it had to cut.
+    """Encodes and frames texts, and counts what it had to cut; `mended` is for labels that a reader had to change.
 
     Args:
         max_length: most tokens of an example, special ones included.
@@ -20,7 +20,7 @@ class Framer:
     def __init__(self, tokenizer: Tokenizer, max_length: int, refuse: bool = False):
         self.tokenizer, self.max_length, self.refuse = tokenizer, max_length, refuse
         self.one, self.two = tokenizer.template(pair=False), tokenizer.template(pair=True)
-        self.truncated = 0
+        self.truncated = self.mended = 0
 
     def texts(self, texts: Sequence[str], where: Sequence[str]) -> list[tuple[np.ndarray, np.ndarray]]:
         """Ids and token types of each text, int64."""

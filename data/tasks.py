@@ -67,12 +67,14 @@ class TaskData:
         sources: what the examples are of, by `Example.source`: records, sentences, questions.
         labels: the set of labels; empty for tasks without one.
         truncated: examples that were cut to max_length.
+        mended: labels I- that continue nothing, in a file of IOB2 or IOB1, and are read as the beginning of an entity.
     """
 
     examples: list[Example]
     sources: list[Any]
     labels: list[str] = field(default_factory=list)
     truncated: int = 0
+    mended: int = 0
 
 
 def read_task(path: str, settings: TaskSettings, tokenizer: Tokenizer, *, labelled: bool = True) -> TaskData:
@@ -89,7 +91,7 @@ def read_task(path: str, settings: TaskSettings, tokenizer: Tokenizer, *, labell
         columns = [settings.texts[0] if settings.texts else "words", settings.label]
         places = settings.word_column, settings.label_column
         found = read_words(path, columns, places, settings.labels, framer, labelled)
-        return TaskData(*found, truncated=framer.truncated)
+        return TaskData(*found, truncated=framer.truncated, mended=framer.mended)
     if settings.kind == "answers":
         examples, questions = read_answers(path, settings.texts, framer, settings.stride, labelled)
         return TaskData(examples, questions, truncated=framer.truncated)

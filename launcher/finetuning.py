@@ -310,6 +310,8 @@ def _about_data(config: FinetuneConfig, train: TaskData) -> str:
     text = f"{config.task.train}: {len(lengths):,} examples of {np.mean(lengths):.1f} tokens, at most {max(lengths)}"
     if train.truncated:
         text += f"; {train.truncated:,} longer than task.max_length {config.task.max_length}"
+    if train.mended:
+        text += f"; {train.mended:,} labels I- that continue nothing begin an entity, as in conlleval"
     labels = train.labels
     return text + (f"; labels: {', '.join(labels[:20])}{', ...' if len(labels) > 20 else ''}" if labels else "")
 

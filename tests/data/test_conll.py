@@ -5,7 +5,7 @@ import random
 import pytest
 from seqeval.metrics.sequence_labeling import get_entities
 
-from data.conll import SCHEMES, TaggedSentence, read_conll, scheme_of, to_bio
+from data.conll import MIXED, SCHEMES, TaggedSentence, count_mended, read_conll, scheme_of, to_bio
 
 COLUMNS = """\
 -DOCSTART- -X- -X- O
@@ -155,6 +155,16 @@ def test_an_entity_may_follow_one_of_the_sentence_before_in_iob1():
     assert to_bio([["O", "I-LOC"], ["B-LOC", "I-LOC"]]) == [["O", "B-LOC"], ["B-LOC", "I-LOC"]]
 
 
+def test_mixed_schemes_are_read_as_conlleval_reads_them():
+    mixed = [["B-PER", "O", "I-LOC", "I-LOC"], ["I-PER", "B-LOC", "I-PER"], ["B-PER", "I-PER"]]
+    assert scheme_of(mixed) == MIXED
+    assert count_mended(mixed) == 3
+    found = to_bio(mixed)
+    assert found == [["B-PER", "O", "B-LOC", "I-LOC"], ["B-PER", "B-LOC", "B-PER"], ["B-PER", "I-PER"]]
+    assert [get_entities(labels) for labels in found] == [get_entities(labels) for labels in mixed]
+    assert [count_mended(SAME[scheme]) for scheme in SCHEMES] == [0, 0, 0]
+
+
 def test_nothing_but_other_words():
     assert scheme_of([["O", "O"], []]) == "IOB2"
     assert to_bio([["O", "O"], []]) == [["O", "O"], []]
@@ -163,8 +173,6 @@ def test_nothing_but_other_words():
 @pytest.mark.parametrize(
     "labels",
     [
-        ["B-PER", "O", "I-LOC"],  # IOB2 and IOB1 at once
-        ["I-PER", "B-LOC"],
         ["B-PER", "I-PER", "E-LOC"],
         ["B-PER", "I-PER", "E-PER", "I-PER"],
         ["S-PER", "B-LOC"],  # never ends
@@ -186,7 +194,7 @@ def test_refusals_name_the_place():
     with pytest.raises(
         ValueError, match=r"IOB2: sentence 1, word 3 has 'I-LOC' after 'O'.*word 1 has 'B-PER' after 'O'"
     ):
-        scheme_of([["B-PER", "O", "I-LOC"]])
+        scheme_of([["B-PER", "O", "I-LOC", "E-LOC"]])
     with pytest.raises(ValueError, match="BIOES: sentence 1, ends after 'B-LOC'"):
         to_bio([["S-PER", "B-LOC"]], "BIOES")
     with pytest.raises(ValueError, match="scheme 'BMES' is none of IOB2, IOB1, BIOES"):

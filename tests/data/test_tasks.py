@@ -98,6 +98,15 @@ def test_labels_of_words_stand_on_their_first_tokens_in_iob2(tokenizer, write):
     assert first.num_targets == 3
 
 
+def test_labels_that_begin_inside_are_counted(tokenizer, write):
+    found = read_task(write(CONLL.replace("O\n", "B-LOC\n"), "mixed.conll"), TaskSettings("tagging", []), tokenizer)
+    assert found.mended == 3  # the first of each run of I-
+    assert [[found.labels[t] for t in each.target if t >= 0] for each in found.examples] == [
+        ["B-LOC", "B-PER", "I-PER"],
+        ["B-LOC", "B-PER", "B-PER"],
+    ]
+
+
 def test_long_sentences_are_cut_at_words_and_lose_none(tokenizer, write):
     text = "\n".join(f"{word} {tag}" for word, tag in [("zzz", "B-X"), ("the", "O"), ("yyyy", "I-Y")] * 5)
     text = text.replace("I-Y", "B-Y")
