@@ -69,7 +69,7 @@ def open_run(
     metrics = Metrics(folder if mesh.is_main else None, steps=config.run.steps, step=progress.step)
     said = [*said, f"{engine_name(config)} on {mesh.describe()}"]
     if config.parallel.precision == "bf16" and not computes_in_bf16(mesh.device):
-        said.append("this device has no instructions for bf16, in which it is many times slower than in fp32")
+        said.append("this device has no instructions for bf16, and computes faster in fp32 (parallel.precision)")
     for text in said:
         metrics.say(text)
     for note in notes:
