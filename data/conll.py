@@ -115,11 +115,29 @@ def to_bio(sentences: Sequence[Sequence[str]], scheme: str | None = None) -> lis
         ValueError: labels that do not follow the scheme, or any.
     """
     if scheme is None:
-        scheme = scheme_of(sentences)
-    elif scheme not in SCHEMES:
+        return to_bio_counted(sentences)[0]
+    if scheme not in SCHEMES:
         raise ValueError(f"scheme {scheme!r} is none of {', '.join(SCHEMES)}")
-    elif misfit := _misfit(scheme, sentences):
+    if misfit := _misfit(scheme, sentences):
         raise ValueError(f"the labels do not follow {scheme}: {misfit}")
+    return _converted(sentences, scheme)
+
+
+def to_bio_counted(sentences: Sequence[Sequence[str]]) -> tuple[list[list[str]], int]:
+    """As `to_bio`, and how many I- of MIXED schemes became B-; 0 where one scheme fits.
+
+    Raises:
+        ValueError: labels that follow no scheme.
+    """
+    scheme = scheme_of(sentences)
+    found = _converted(sentences, scheme)
+    if scheme != MIXED:
+        return found, 0
+    pairs = zip(sentences, found, strict=True)
+    return found, sum(a != b for before, after in pairs for a, b in zip(before, after, strict=True))
+
+
+def _converted(sentences: Sequence[Sequence[str]], scheme: str) -> list[list[str]]:
     if scheme == "IOB2":
         return [list(labels) for labels in sentences]
     if scheme == "BIOES":
@@ -127,24 +145,11 @@ def to_bio(sentences: Sequence[Sequence[str]], scheme: str | None = None) -> lis
         return [[prefixes.get(label[0], label[0]) + label[1:] for label in labels] for labels in sentences]
     return [
         [
-            "B" + label[1:] if _begins_inside(left, label) else label
+            "B" + label[1:] if label[0] == "I" and (left == "O" or left[1:] != label[1:]) else label
             for left, label in zip(["O", *labels], labels, strict=False)
         ]
         for labels in sentences
     ]
-
-
-def count_mended(sentences: Sequence[Sequence[str]]) -> int:
-    """How many I- begin an entity that IOB2 begins with B-, where the labels are of MIXED schemes; 0 elsewhere."""
-    if scheme_of(sentences) != MIXED:
-        return 0
-    return sum(
-        _begins_inside(left, label) for labels in sentences for left, label in zip(["O", *labels], labels, strict=False)
-    )
-
-
-def _begins_inside(left: str, label: str) -> bool:
-    return label[0] == "I" and (left == "O" or left[1:] != label[1:])
 
 
 def _has_tabs(lines: Sequence[str]) -> bool:

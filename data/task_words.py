@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from data.conll import TaggedSentence, count_mended, read_conll, to_bio
+from data.conll import TaggedSentence, read_conll, to_bio_counted
 from data.objectives import IGNORE_INDEX
 from data.task_examples import Example
 from data.task_files import ENDINGS, Record, read_records
@@ -43,8 +43,7 @@ def read_words(
     if labelled:
         tags = [sentence.labels for sentence in sentences]
         if all(tag == "O" or tag[:2] in ("B-", "I-", "E-", "S-") for sentence in tags for tag in sentence):
-            framer.mended = count_mended(tags)
-            tags = to_bio(tags)
+            tags, framer.mended = to_bio_counted(tags)
         sentences = [TaggedSentence(s.words, t, s.where, s.document) for s, t in zip(sentences, tags, strict=True)]
         labels = labels or find_labels(tag for sentence in tags for tag in sentence)
     examples = []

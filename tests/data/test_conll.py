@@ -5,7 +5,7 @@ import random
 import pytest
 from seqeval.metrics.sequence_labeling import get_entities
 
-from data.conll import MIXED, SCHEMES, TaggedSentence, count_mended, read_conll, scheme_of, to_bio
+from data.conll import MIXED, SCHEMES, TaggedSentence, read_conll, scheme_of, to_bio, to_bio_counted
 
 COLUMNS = """\
 -DOCSTART- -X- -X- O
@@ -158,11 +158,12 @@ def test_an_entity_may_follow_one_of_the_sentence_before_in_iob1():
 def test_mixed_schemes_are_read_as_conlleval_reads_them():
     mixed = [["B-PER", "O", "I-LOC", "I-LOC"], ["I-PER", "B-LOC", "I-PER"], ["B-PER", "I-PER"]]
     assert scheme_of(mixed) == MIXED
-    assert count_mended(mixed) == 3
-    found = to_bio(mixed)
+    found, count = to_bio_counted(mixed)
+    assert count == 3
+    assert found == to_bio(mixed)
     assert found == [["B-PER", "O", "B-LOC", "I-LOC"], ["B-PER", "B-LOC", "B-PER"], ["B-PER", "I-PER"]]
     assert [get_entities(labels) for labels in found] == [get_entities(labels) for labels in mixed]
-    assert [count_mended(SAME[scheme]) for scheme in SCHEMES] == [0, 0, 0]
+    assert [to_bio_counted(SAME[scheme]) for scheme in SCHEMES] == [(SAME["IOB2"], 0)] * 3
 
 
 def test_nothing_but_other_words():

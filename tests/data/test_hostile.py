@@ -171,8 +171,6 @@ def rewrite_index(folder, change):
 @pytest.mark.parametrize("value", [-8, 2**62, 2**70, 1e30, "0", None, True])
 @pytest.mark.parametrize("key", ["tokens_offset", "num_tokens", "doclens_offset", "num_documents", "tokens_crc32"])
 def test_senseless_indexes(folder, tmp_path, request, key, value):
-    if key == "tokens_crc32" and value == 2**62:
-        pytest.skip("no checksum is that, which is noticed where it is compared")
     rewrite_index(folder, lambda index: index["bundles"][0].update({key: value}))
     settle(request, tmp_path)
     with pytest.raises(DamagedShard, match=r"makes no sense"):
