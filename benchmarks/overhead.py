@@ -47,6 +47,7 @@ def config_of(arguments: argparse.Namespace, side: str, folder: Path):
     config.optimizer.warmup_steps = 2
     config.parallel.engine = "zero" if "zero" in side else "fsdp"
     config.parallel.data_shard = 1 if "replicas" in side else None
+    config.parallel.precision = "bf16"  # as the bare loops, on any machine
     return config
 
 
