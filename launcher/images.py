@@ -46,8 +46,10 @@ class ImageOptions:
     """Degrees by which a copy is turned at most, each way."""
     stretch: float = 0.0
     """Share by which a copy's height and width, each for itself, grow or shrink at most."""
-    share: float = 1.0
-    """Share of the images that is written, from the beginning: for few labels."""
+    first: int = 0
+    """Number of the first image that is written: the last 5,000 can be held out, to choose settings by."""
+    count: int | None = None
+    """Images that are written, all from the first on by default: for few labels, or to hold some out."""
     names: list[str] = field(default_factory=lambda: list(NAMES))
     """Names of the labels 0, 1, ..."""
     seed: int = 1234
@@ -58,7 +60,7 @@ def write_images(options: ImageOptions) -> str:
     """Writes the file, and says what it holds.
 
     Raises:
-        ValueError, OSError: files that cannot be read or do not fit together.
+        ValueError, OSError: files that cannot be read or do not fit together, or options that mean nothing.
     """
     import numpy as np
 
@@ -75,8 +77,14 @@ def write_images(options: ImageOptions) -> str:
         raise ValueError(f"the labels go up to {labels.max()}, and names are {len(options.names)}")
     if not 0 <= options.stretch < 1:
         raise ValueError(f"stretch is {options.stretch}; it must be at least 0 and below 1")
-    if not 0 < options.share <= 1:
-        raise ValueError(f"share is {options.share}; it must be above 0 and at most 1")
+    for name, least in (("patch", 1), ("codes", 1), ("fit", 1), ("copies", 0), ("move", 0)):
+        if getattr(options, name) < least:
+            raise ValueError(f"{name} is {getattr(options, name)}; it must be at least {least}")
+    last = len(images) if options.count is None else options.first + options.count
+    if not 0 <= options.first < last <= len(images):
+        raise ValueError(
+            f"first {options.first} and count {options.count} name no images of the {len(images)} in {options.images}"
+        )
     output = Path(options.output)
     output.parent.mkdir(parents=True, exist_ok=True)
     place = output.parent / "codebook.json"
@@ -84,16 +92,17 @@ def write_images(options: ImageOptions) -> str:
         codebook = load_codebook(place)
     else:
         codebook = Codebook.fit(images[: options.fit], options.patch, options.codes, options.seed)
-        save_codebook(place, codebook)
         write_tokenizer(output.parent / "tokenizer", len(codebook.centres), options.names)
+        save_codebook(place, codebook)
         codebook = load_codebook(place)
-    count = max(1, round(options.share * len(images)))
-    images = images[:count]
-    with output.open("w") as file:
+    numbers = np.arange(options.first, last)
+    images, labels = images[numbers], labels[numbers] if labels is not None else None
+    temporary = output.with_name(output.name + ".tmp")
+    with temporary.open("w") as file:
         for copy in range(options.copies + 1):
             seen = images
             if copy:
-                draws = [uniform(options.seed, copy, number, np.arange(count)) for number in range(5)]
+                draws = [uniform(options.seed, copy, number, numbers) for number in range(5)]
                 draws_N5 = 2 * np.stack(draws, axis=1) - 1
                 shift_N2 = (draws_N5[:, :2] * (options.move + 0.499)).round()
                 turn_N, stretch_N2 = np.radians(options.turn) * draws_N5[:, 2], 1 + options.stretch * draws_N5[:, 3:]
@@ -103,10 +112,11 @@ def write_images(options: ImageOptions) -> str:
                 if labels is not None:
                     record |= {"label": int(labels[number]), "name": options.names[labels[number]]}
                 file.write(json.dumps(record) + "\n")
+    temporary.replace(output)
     back = codebook.decode(codebook.encode(images[:1000]), images.shape[2] // codebook.size)
     error = float(np.sqrt(np.mean((back.astype(float) - images[:1000]) ** 2)))
     return (
-        f"{output}: {count * (options.copies + 1):,} images of {codebook.encode(images[:1]).shape[1]} tokens, "
+        f"{output}: {len(images) * (options.copies + 1):,} images of {codebook.encode(images[:1]).shape[1]} tokens, "
         f"{len(codebook.centres)} codes, root mean square error {error:.1f} of 255"
     )
 
