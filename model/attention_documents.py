@@ -1,13 +1,14 @@
 """Attention on the CPU, one document at a time: no mask, and no work between documents.
 
-torch's flash kernel for the CPU runs on views of the flattened tokens, once for each long document and once for each
-group of short ones that are padded to the same length. All of it is one operator to autograd and to torch.compile.
+torch's flash kernel for the CPU runs on views of the flattened tokens, once for each long document and each run of
+equally long ones that follow each other (images, say), and once for each group of other short ones, which are padded to
+the same length. All of it is one operator to autograd and to torch.compile.
 
 A bf16 document below `_NATIVE_LENGTH` is computed in fp32: the kernel's bf16 matrix products are set up anew for each
 shape, and on small blocks (up to 5 times, backward) slower than those in fp32. Measured on a CPU with AVX512-BF16.
 
-Legend: N flattened tokens, M spans, H query heads, K key and value heads, E head size, G documents of a group,
-L padded length of a group, P padded tokens of all groups.
+Legend: N flattened tokens, M spans, H query heads, K key and value heads, E head size, G documents of a run or group,
+L their length, padded in a group, P padded tokens of all groups.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ _flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_bac
 
 _SHORT = 64  # up to here one call for each document costs more than gathering and padding several
 _STEP = 16  # short documents are padded to a multiple of this
+_EQUAL = 8  # so many short documents of one length, one behind the other, need no padding
 _NATIVE_LENGTH = 512
 
 
@@ -31,7 +33,7 @@ class _Plan:
     """Which calls cover the spans.
 
     Attributes:
-        long: (start, end) of documents with a call of their own.
+        runs: (start, G, L) of documents that one call sees as they lie: a long one, or equally long ones.
         groups: (G, L) of each group of short documents.
         places: (P,) the token at each padded place, group after group; padding repeats its own document's last token,
             so that what is in one document (a NaN) cannot reach another.
@@ -40,7 +42,7 @@ class _Plan:
         is_whole: every one of the N tokens is in a span.
     """
 
-    long: tuple[tuple[int, int], ...]
+    runs: tuple[tuple[int, int, int], ...]
     groups: tuple[tuple[int, int], ...]
     places: Tensor
     real: Tensor
@@ -52,13 +54,16 @@ class _Plan:
 @lru_cache(maxsize=8)  # the layers of a model, forward and backward, ask with the same spans
 def _plan(spans: tuple[tuple[int, int], ...], num_tokens: int) -> _Plan:
     filled = [(start, end) for start, end in spans if start < end]
-    grouped: dict[int, list[tuple[int, int]]] = {}
-    for start, end in filled:
-        if end - start < _SHORT:
-            grouped.setdefault(-(-(end - start) // _STEP) * _STEP, []).append((start, end))
+    runs, grouped = [], {}
+    for start, count, length in _runs(filled):
+        if length >= _SHORT or count >= _EQUAL:
+            runs.append((start, count, length))
+        else:
+            members = [(start + i * length, start + (i + 1) * length) for i in range(count)]
+            grouped.setdefault(-(-length // _STEP) * _STEP, []).extend(members)
     few = {length for length, members in grouped.items() if len(members) == 1}
     groups = {length: members for length, members in sorted(grouped.items()) if length not in few}
-    long = [span for span in filled if span[1] - span[0] >= _SHORT] + [grouped[length][0] for length in sorted(few)]
+    runs += [(start, 1, end - start) for length in sorted(few) for start, end in grouped[length]]
     places, is_real = [torch.empty(0, dtype=torch.long)], [torch.empty(0, dtype=torch.bool)]
     for length, members in groups.items():
         start_G1, end_G1 = torch.tensor(members)[:, :, None].unbind(1)
@@ -68,7 +73,7 @@ def _plan(spans: tuple[tuple[int, int], ...], num_tokens: int) -> _Plan:
     padded_P, is_real_P = torch.cat(places), torch.cat(is_real)
     real = is_real_P.nonzero()[:, 0]
     return _Plan(
-        long=tuple(long),
+        runs=tuple(runs),
         groups=tuple((len(members), length) for length, members in groups.items()),
         places=padded_P,
         real=real,
@@ -78,13 +83,32 @@ def _plan(spans: tuple[tuple[int, int], ...], num_tokens: int) -> _Plan:
     )
 
 
+def _runs(spans: list[tuple[int, int]]) -> list[tuple[int, int, int]]:
+    """(start, G, L) of documents of one length, each beginning where the one before it ends."""
+    runs: list[tuple[int, int, int]] = []
+    for start, end in spans:
+        if runs:
+            first, count, length = runs[-1]
+            if start == first + count * length and end - start == length:
+                runs[-1] = (first, count + 1, length)
+                continue
+        runs.append((start, 1, end - start))
+    return runs
+
+
 def _plan_of(spans_M2: Tensor, num_tokens: int) -> _Plan:
     return _plan(tuple(map(tuple, spans_M2.tolist())), num_tokens)
 
 
-def _heads_first(x_LHE: Tensor, dtype: torch.dtype) -> Tensor:
-    x_LHE = x_LHE if x_LHE.stride(-1) == 1 else x_LHE.contiguous()  # the kernel takes this stride for granted
-    return x_LHE.to(dtype)[None].transpose(1, 2)
+def _run_of(x_NHE: Tensor, run: tuple[int, int, int]) -> Tensor:
+    """The run's part as (G, heads, L, E), or (G, heads, L) of what has no E; a view."""
+    start, count, length = run
+    return x_NHE[start : start + count * length].unflatten(0, (count, length)).transpose(1, 2)
+
+
+def _for_kernel(x_GHLE: Tensor, dtype: torch.dtype) -> Tensor:
+    x_GHLE = x_GHLE if x_GHLE.stride(-1) == 1 else x_GHLE.contiguous()  # the kernel takes this stride for granted
+    return x_GHLE.to(dtype)
 
 
 def _make(plan: _Plan, like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
@@ -97,8 +121,8 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
-def _type_of(document: tuple[int, int], dtype: torch.dtype) -> torch.dtype:
-    return dtype if document[1] - document[0] >= _NATIVE_LENGTH else _wide(dtype)
+def _type_of(run: tuple[int, int, int], dtype: torch.dtype) -> torch.dtype:
+    return dtype if run[2] >= _NATIVE_LENGTH else _wide(dtype)
 
 
 def _groups(plan: _Plan, tensors: tuple[Tensor, ...], causal: bool):
@@ -124,11 +148,11 @@ def document_attention_with_dropout(
     kernel for the CPU has no dropout. As many key heads as query heads."""
     plan, parts, tokens = _plan_of(spans_M2, len(q_NHE)), [], []
     tensors = (q_NHE, k_NHE, v_NHE)
-    for start, end in plan.long:
-        qkv = [x[start:end].transpose(0, 1) for x in tensors]
-        out_HLE = nn.functional.scaled_dot_product_attention(*qkv, dropout_p=dropout, is_causal=causal)
-        parts.append(out_HLE.transpose(0, 1))
-        tokens.append(torch.arange(start, end))
+    for run in plan.runs:
+        qkv = [_run_of(x, run) for x in tensors]
+        out_GHLE = nn.functional.scaled_dot_product_attention(*qkv, dropout_p=dropout, is_causal=causal)
+        parts.append(out_GHLE.transpose(1, 2).flatten(0, 1))
+        tokens.append(run[0] + torch.arange(run[1] * run[2]))
     if plan.groups:
         padded = []
         for (_, length), (_, qkv, bias) in zip(plan.groups, _groups(plan, tensors, causal), strict=True):
@@ -157,12 +181,11 @@ def document_attention(
     plan = _plan_of(spans_M2, len(q_NHE))
     out_NHE = _make(plan, q_NHE)
     lse_NH = _make(plan, q_NHE[..., 0], _wide(q_NHE.dtype))
-    for start, end in plan.long:
-        dtype = _type_of((start, end), q_NHE.dtype)
-        qkv = [_heads_first(x[start:end], dtype) for x in (q_NHE, k_NKE, v_NKE)]
-        out_1HLE, lse_1HL = _flash(*qkv, 0.0, causal)
-        out_NHE[start:end] = out_1HLE[0].transpose(0, 1)
-        lse_NH[start:end] = lse_1HL[0].transpose(0, 1)
+    for run in plan.runs:
+        qkv = [_for_kernel(_run_of(x, run), _type_of(run, x.dtype)) for x in (q_NHE, k_NKE, v_NKE)]
+        out_GHLE, lse_GHL = _flash(*qkv, 0.0, causal)
+        _run_of(out_NHE, run).copy_(out_GHLE)
+        _run_of(lse_NH, run).copy_(lse_GHL)
     if plan.groups:
         out_PHE = q_NHE.new_empty(len(plan.places), *q_NHE.shape[1:], dtype=_wide(q_NHE.dtype))
         lse_PH = out_PHE.new_empty(out_PHE.shape[:2])
@@ -190,12 +213,10 @@ def document_attention_backward(
     plan = _plan_of(spans_M2, len(q_NHE))
     grads = tuple(_make(plan, x) for x in (q_NHE, k_NKE, v_NKE))
     tensors = (grad_NHE, q_NHE, k_NKE, v_NKE, out_NHE)
-    for start, end in plan.long:
-        dtype = _type_of((start, end), q_NHE.dtype)
-        arguments = [_heads_first(x[start:end], dtype) for x in tensors]
-        lse_1HL = lse_NH[None, start:end].transpose(1, 2)
-        for grad, x_1HLE in zip(grads, _flash_backward(*arguments, lse_1HL, 0.0, causal), strict=True):
-            grad[start:end] = x_1HLE[0].transpose(0, 1)
+    for run in plan.runs:
+        arguments = [_for_kernel(_run_of(x, run), _type_of(run, x.dtype)) for x in tensors]
+        for grad_NHE, x_GHLE in zip(grads, _flash_backward(*arguments, _run_of(lse_NH, run), 0.0, causal), strict=True):
+            _run_of(grad_NHE, run).copy_(x_GHLE)
     if plan.groups:
         lse_PH = lse_NH.index_select(0, plan.places)
         padded = [x.new_empty(len(plan.places), *x.shape[1:], dtype=_wide(q_NHE.dtype)) for x in grads]

@@ -33,6 +33,7 @@ CASES = {
     "rows and empty": {"cu_seqlens": torch.cat((ROWS, ROWS[-1:].repeat(5)))},
     "packed": {"cu_seqlens": PACKED},
     "packed and empty": {"cu_seqlens": EMPTY},
+    "packed, equally long": {"cu_seqlens": torch.arange(0, 289, 16, dtype=torch.int32)},
     "left padding": {"mask_BS": LEFT},
     "right padding": {"mask_BS": RIGHT},
     "padding on both sides": {"mask_BS": BOTH},
@@ -171,7 +172,7 @@ def test_the_back_end_is_the_quickest_that_can(case, backend):
         assert layout_of(case, causal, dropout=0.1).backend == ("documents" if backend == "documents" else "sdpa")
 
 
-@pytest.mark.parametrize("case", ["packed", "packed and empty", "left padding"])
+@pytest.mark.parametrize("case", ["packed", "packed and empty", "packed, equally long", "left padding"])
 @pytest.mark.parametrize("causal", [True, False])
 def test_documents_with_dropout_compute_what_they_do_without(case, causal):
     """But for what is dropped: a probability too small to drop anything shows it."""

@@ -22,7 +22,7 @@ def random(*shape, dtype=torch.float32, seed=0):
 
 @pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("lengths", [(5, 20, 1, 70, 60, 60, 30), (40,), (7, 0, 0, 3), (300, 1)])
+@pytest.mark.parametrize("lengths", [(5, 20, 1, 70, 60, 60, 30), (40,), (7, 0, 0, 3), (300, 1), (2, *[5] * 8, 70, 70)])
 def test_operators_keep_the_rules_of_custom_operators(causal, dtype, lengths):
     cu_seqlens = packed(*lengths)
     num_tokens = sum(lengths)
@@ -54,8 +54,13 @@ def test_gradients_in_float64(causal, window):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("causal", [True, False])
-def test_long_documents_beside_short_ones(causal, dtype):
-    cu_seqlens = packed(600, 33, 35, 100, 20, 512, 236)
+@pytest.mark.parametrize(
+    "lengths",
+    [(600, 33, 35, 100, 20, 512, 236), (600, *[21] * 8, *[13] * 7, *[65] * 3, 482)],
+    ids=["all differ", "equal ones follow each other"],
+)
+def test_long_documents_beside_short_ones(lengths, causal, dtype):
+    cu_seqlens = packed(*lengths)
     qkv = [random(2, 768, heads, 16, dtype=dtype, seed=heads).requires_grad_() for heads in (4, 2, 2)]
     layout = prepare_layout(2, 768, causal, cu_seqlens, CPU, dtype=dtype)
     with_mask = prepare_layout(2, 768, causal, cu_seqlens, CPU, dtype=dtype, backend="sdpa")
