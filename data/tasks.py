@@ -44,6 +44,7 @@ class TaskSettings:
         max_length: most tokens of an example.
         refuse: whether longer ones are refused, instead of cut.
         stride: tokens by which the windows of a long paragraph overlap.
+        context: most tokens of its document that tagging shows on either side of a sentence.
         prompt: of generation, a text with {input} where the input goes.
     """
 
@@ -56,6 +57,7 @@ class TaskSettings:
     max_length: int = 512
     refuse: bool = False
     stride: int = 128
+    context: int = 0
     prompt: str = "{input}"
 
 
@@ -90,7 +92,7 @@ def read_task(path: str, settings: TaskSettings, tokenizer: Tokenizer, *, labell
     if settings.kind == "tagging":
         columns = [settings.texts[0] if settings.texts else "words", settings.label]
         places = settings.word_column, settings.label_column
-        found = read_words(path, columns, places, settings.labels, framer, labelled)
+        found = read_words(path, columns, places, settings.labels, framer, labelled, settings.context)
         return TaskData(*found, truncated=framer.truncated, mended=framer.mended)
     if settings.kind == "answers":
         examples, questions = read_answers(path, settings.texts, framer, settings.stride, labelled)

@@ -77,6 +77,9 @@ class Task:
     """What happens to an example that is longer: its end is cut off and it is counted, or the run is refused."""
     stride: int = 64
     """Tokens by which the windows of a long paragraph overlap (answers)."""
+    context: int = 0
+    """Tagging of CoNLL files: most tokens of the document that stand on either side of a sentence, without labels, as
+    far as task.max_length has room. Documents begin at -DOCSTART-."""
     max_answer_tokens: int = 30
     """Most tokens of an answer."""
     pooling: Literal["first", "last", "mean"] | None = None
@@ -244,6 +247,11 @@ class FinetuneConfig:
             "method.layer_decay": method.layer_decay,
             "method.sparsity_every": method.sparsity_every,
         }
+        for name in ("context", "patience", "stride"):
+            if (value := getattr(task, name)) < 0:
+                problems.append(f"task.{name} is {value}; it must be at least 0")
+        if task.context and task.kind != "tagging":
+            problems.append(f"task.context is of tagging; set it to 0 for {task.kind}")
         if not self.run.steps:
             positive["task.epochs"] = task.epochs
         problems += [f"{name} is {value}; it must be positive" for name, value in positive.items() if value <= 0]

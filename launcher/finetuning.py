@@ -140,6 +140,7 @@ def task_settings(config: FinetuneConfig) -> TaskSettings:
         max_length=task.max_length,
         refuse=task.long == "refuse",
         stride=task.stride,
+        context=task.context,
         prompt=task.prompt,
     )
 

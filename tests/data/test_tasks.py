@@ -119,6 +119,32 @@ def test_long_sentences_are_cut_at_words_and_lose_none(tokenizer, write):
         assert not words(tokenizer, example.ids[1:]).startswith("##")
 
 
+def test_context_is_of_the_same_document_and_has_no_labels(tokenizer, write):
+    lines = ["-DOCSTART- O", "", "the O", "film O", "", "was O", "", "carl B-PER", "", "-DOCSTART- O", "", "anna B-PER"]
+    path = write("\n".join(lines), "train.conll")
+    framed = {}
+    for context, length in ((9, 32), (1, 32), (9, 5), (9, 4)):
+        found = read_task(path, TaskSettings("tagging", [], context=context, max_length=length), tokenizer)
+        framed[context, length] = [words(tokenizer, example.ids) for example in found.examples]
+        for example, sentence in zip(found.examples, found.sources, strict=True):
+            seen = words(tokenizer, example.ids).split()
+            assert [seen[i] for i in np.flatnonzero(example.places >= 0)] == sentence.words
+            assert [found.labels[t] for t in example.target if t >= 0] == sentence.labels
+            assert (example.places >= 0).tolist() == (example.target >= 0).tolist()
+    assert framed[9, 32] == ["[CLS] the film was carl [SEP]"] * 3 + ["[CLS] anna [SEP]"]
+    assert framed[1, 32] == ["[CLS] the film was [SEP]", "[CLS] film was carl [SEP]", "[CLS] was carl [SEP]",
+                             "[CLS] anna [SEP]"]  # fmt: skip
+    assert framed[9, 5] == ["[CLS] the film was [SEP]", "[CLS] film was carl [SEP]", "[CLS] film was carl [SEP]",
+                            "[CLS] anna [SEP]"]  # fmt: skip
+    assert framed[9, 4][1:] == ["[CLS] was carl [SEP]", "[CLS] was carl [SEP]", "[CLS] anna [SEP]"]
+
+
+def test_records_are_no_context_of_each_other(tokenizer, write):
+    path = write([{"words": ["the", "film"], "label": ["O", "O"]}, {"words": ["anna"], "label": ["B-PER"]}])
+    found = read_task(path, TaskSettings("tagging", ["words"], context=9), tokenizer)
+    assert [words(tokenizer, example.ids) for example in found.examples] == ["[CLS] the film [SEP]", "[CLS] anna [SEP]"]
+
+
 def squad(context: str, question: str, answer: str | None) -> str:
     answers = [] if answer is None else [{"text": answer, "answer_start": context.index(answer)}]
     asked = {"id": "1", "question": question, "answers": answers, "is_impossible": answer is None}

@@ -39,6 +39,20 @@ def test_each_kind_of_task_is_learned_and_predicted(kind, bert, gpt2, tmp_path, 
         assert scored["exact_match"] > 0.8
 
 
+@pytest.mark.parametrize("context", [0, 8])
+def test_a_word_is_known_by_the_sentence_before_it(context, bert, tmp_path, capsys):
+    """Who did what the document said first: without context that is a guess."""
+    lines = [f"-DOCSTART- O\n\n{word} O\n\ncarl B-{word.upper()}\n" for word in ("good", "bad")]
+    (tmp_path / "train.conll").write_text("\n".join(lines * 60))
+    path = str(tmp_path / "train.conll")
+    task = ["--task.kind", "tagging", "--task.train", path, "--task.validation", path, "--task.context", context]
+    found = last_scores(run(bert, tmp_path, task, "--task.epochs", 4))
+    assert found["f1"] == 1 if context else found["f1"] <= 0.5
+    capsys.readouterr()
+    predict.main(["--checkpoint", str(tmp_path / "runs/run"), "--input", path, "--score", "true"])
+    assert json.loads(capsys.readouterr().out.splitlines()[0])["f1"] == pytest.approx(found["f1"])
+
+
 METHODS = {
     "full": [],
     "layer decay": ["--method.layer_decay", "0.7"],
