@@ -42,6 +42,8 @@ class Init:
     """Tokenizer folder; by default the one beside the weights."""
     weights: bool = True
     """false takes shape and tokenizer alone and begins with first values: beside it stands what pretraining gives."""
+    layers: list[int] = field(default_factory=list)
+    """Layers that are kept, counted from 0: every second one for a student (Sanh et al. 2019); empty keeps all."""
 
 
 @dataclass

@@ -63,6 +63,7 @@ def open_finetuned(path: str, device: torch.device, tokenizer: str | None = None
                 manifest["labels"],
                 seed=config.run.seed,
                 weights=config.init.weights,
+                layers=config.init.layers,
             )
         except (ValueError, OSError) as error:
             raise CheckpointError(

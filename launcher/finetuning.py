@@ -108,6 +108,7 @@ def open_model(config: FinetuneConfig, files: Files) -> Start:
         files.train.labels,
         seed=config.run.seed,
         weights=config.init.weights,
+        layers=config.init.layers,
         dropout=task.dropout,
         pooling=task.pooling,
     )

@@ -1,6 +1,7 @@
 """Where fine-tuning starts: a released or own model, with a head for the task, before it has memory."""
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -59,6 +60,7 @@ def open_start(
     *,
     seed: int,
     weights: bool = True,
+    layers: Sequence[int] = (),
     dropout: float | None = None,
     pooling: str | None = None,
 ) -> Start:
@@ -69,6 +71,7 @@ def open_start(
         labels: names of the head's outputs; empty for tasks without.
         seed: of what is new.
         weights: false takes the shape alone, and all is new.
+        layers: those that are kept; none for all.
         dropout, pooling: instead of the model's own.
 
     Raises:
@@ -79,6 +82,10 @@ def open_start(
     config = model.config
     _check_direction(kind, path, config)
     task = getattr(model, "task", None)
+    if layers:
+        config = config.keep_layers(layers)
+        start.part = _renumbered(start.part, layers)
+        start.note += f"; layers kept: {', '.join(map(str, layers))} of {model.config.num_layers}"
     if dropout is not None:
         config = replace(config, dropout=dropout, attention_dropout=dropout)
         task = None if task is None else replace(task, dropout=dropout)
@@ -90,6 +97,15 @@ def open_start(
         return start
     values = InitialValues(start.model, seed)
     return Start(start.model, values.part, set(values.shapes), f"first values in the shape of {path}")
+
+
+def _renumbered(part: Callable[..., Tensor], layers: Sequence[int]) -> Callable[..., Tensor]:
+    """The values by the names in a model that has kept some layers."""
+
+    def renumbered(name: str, offset: tuple[int, ...], shape: tuple[int, ...]) -> Tensor:
+        return part(re.sub(r"^blocks\.(\d+)", lambda found: f"blocks.{layers[int(found[1])]}", name), offset, shape)
+
+    return renumbered
 
 
 def task_of(kind: str, labels: list[str], config: ModelConfig) -> TaskConfig:

@@ -5,7 +5,8 @@ This file imports no torch, so a command line can show every option at once.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
 from types import UnionType
 from typing import Literal, get_args, get_origin, get_type_hints
 
@@ -168,6 +169,20 @@ class ModelConfig:
     def is_local(self, layer: int) -> bool:
         """Whether a layer sees a window only."""
         return self.layer_pattern[layer % len(self.layer_pattern)] == "L"
+
+    def keep_layers(self, layers: Sequence[int]) -> ModelConfig:
+        """That of the same model with some of its layers alone, each as it was.
+
+        Raises:
+            ValueError: there are none, or they are no rising numbers of layers.
+        """
+        numbers = list(layers)
+        if not numbers or numbers != sorted({n for n in numbers if 0 <= n < self.num_layers}):
+            raise ValueError(f"layers {numbers} are no rising numbers from 0 to {self.num_layers - 1}")
+        pattern = "".join("L" if self.is_local(n) else "G" for n in numbers)
+        has_first_norm = self.first_norm or numbers[0] > 0
+        pattern = pattern if "L" in pattern else "G"
+        return replace(self, num_layers=len(numbers), layer_pattern=pattern, first_norm=has_first_norm)
 
     def validate(self) -> None:
         """Raises one ValueError that lists every problem, each with its values and a remedy."""

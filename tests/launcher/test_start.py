@@ -5,6 +5,8 @@ import shutil
 import pytest
 import torch
 
+from launcher import export
+from launcher.exits import BadInput
 from launcher.finetuned import open_finetuned
 from tests.launcher.finetune_runs import CPU, losses, run
 from tests.launcher.tiny_models import write_task
@@ -38,3 +40,32 @@ def test_what_was_trained_on_first_values_is_opened_on_them_again(bert, tmp_path
         found[method] = dict(open_finetuned(str(tmp_path / method / "runs/run"), CPU).model.named_parameters())
     for name, value in found["full"].items():
         assert torch.equal(found["head"][name], value), name
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_a_start_keeps_the_layers_that_it_is_told(method, bert, tmp_path):
+    """Opened again, and exported to transformers: its own model of these layers has the same hidden states."""
+    from transformers import AutoModelForSequenceClassification, BertModel
+
+    task = write_task("classification", tmp_path)
+    kept = ["--init.layers", "[1]", "--run.steps", 1, "--optimizer.learning_rate", 1e-20, "--method.kind", method]
+    run(bert, tmp_path, task, *kept)
+    found = open_finetuned(str(tmp_path / "runs/run"), CPU)
+    theirs = BertModel.from_pretrained(bert).eval()
+    theirs.encoder.layer = theirs.encoder.layer[1:]
+    ids = torch.tensor([[2, 5, 6, 7, 3]])
+    with torch.no_grad():
+        expected = theirs(ids).last_hidden_state
+        torch.testing.assert_close(found.model.hidden_states(ids), expected, atol=1e-5, rtol=0)
+        logits = found.model(ids)
+    export.main(["--checkpoint", str(tmp_path / "runs/run"), "--output", str(tmp_path / "out")])
+    exported = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out").eval()
+    assert exported.config.num_hidden_layers == 1
+    with torch.no_grad():
+        torch.testing.assert_close(exported(ids).logits, logits, atol=1e-5, rtol=0)
+
+
+def test_layers_that_are_not_there_are_refused(bert, tmp_path):
+    with pytest.raises(BadInput, match=r"layers \[0, 2\] are no rising numbers from 0 to 1"):
+        run(bert, tmp_path, write_task("classification", tmp_path), "--init.layers", "[0, 2]")
+    assert not (tmp_path / "runs").exists()

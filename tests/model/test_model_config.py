@@ -50,6 +50,17 @@ def test_rotary_needs_an_even_head():
     ModelConfig(width=12, num_heads=4, positions="rotary", head_dim=8).validate()
 
 
+def test_kept_layers_stay_what_they_were():
+    config = ModelConfig(num_layers=6, layer_pattern="GLL", window=8, first_norm=False)
+    kept = config.keep_layers([0, 2, 3])
+    assert (kept.num_layers, kept.layer_pattern, kept.first_norm) == (3, "GLG", False)
+    kept = config.keep_layers([3])  # which had a norm before its attention
+    assert (kept.num_layers, kept.layer_pattern, kept.first_norm) == (1, "G", True)
+    for wrong in ([], [6], [1, 1], [2, 0], [-1]):
+        with pytest.raises(ValueError, match=r"are no rising numbers from 0 to 5"):
+            config.keep_layers(wrong)
+
+
 def test_every_field_is_documented():
     for name in ModelConfig.__dataclass_fields__:
         assert f"        {name}: " in ModelConfig.__doc__
