@@ -5,7 +5,9 @@ import socket
 import time
 import traceback
 from collections.abc import Callable
+from functools import cache
 
+import torch
 import torch.multiprocessing as mp
 
 from launcher.exits import leave
@@ -20,7 +22,7 @@ def run_ranks(function: Callable, world_size: int, *args: object, timeout: float
     Raises:
         AssertionError: a rank raised; its traceback is in the message. Or they did not end in `timeout` seconds.
     """
-    context = mp.get_context("spawn")
+    context = _context()
     results = context.SimpleQueue()
     port = free_port()
     processes = [
@@ -50,6 +52,16 @@ def run_ranks(function: Callable, world_size: int, *args: object, timeout: float
         for process in processes:
             process.kill()
     return returned
+
+
+@cache
+def _context():
+    """Fresh processes; without CUDA, which no fork survives, they are copies of one that has done the slow imports."""
+    if torch.cuda.is_available():
+        return mp.get_context("spawn")
+    context = mp.get_context("forkserver")
+    context.set_forkserver_preload(["deepspeed", "launcher.pretraining", "launcher.finetuning"])
+    return context
 
 
 def free_port() -> int:
