@@ -24,7 +24,7 @@ class TaggedSentence:
     document: int
 
 
-def read_conll(path: str | Path, word_column: int = 0, label_column: int = -1) -> list[TaggedSentence]:
+def read_conll(path: str | Path, word_column: int = 0, label_column: int | None = -1) -> list[TaggedSentence]:
     """The sentences of a file with a word a line and a blank line after each sentence (Tjong Kim Sang and De Meulder
     2003).
 
@@ -34,7 +34,8 @@ def read_conll(path: str | Path, word_column: int = 0, label_column: int = -1) -
     ranges of words ("3-4") and empty nodes ("3.1") are left out.
 
     Args:
-        word_column: counted from 0, or from the end where it is negative; so is `label_column`.
+        word_column: counted from 0, or from the end where it is negative; so is `label_column`. Without a label column
+            sentences have no labels.
 
     Raises:
         ValueError: not UTF-8, empty, or without a sentence; "FILE, line N: ..." for a line with more or fewer columns
@@ -72,11 +73,12 @@ def read_conll(path: str | Path, word_column: int = 0, label_column: int = -1) -
             raise ValueError(f"{place}: {len(columns)} columns, and line {first[0]} has {first[1]}")
         if len(columns) == 10 and word_column == 1 and re.fullmatch(r"\d+[-.]\d+", columns[0]):
             continue
-        if not columns[word_column] or not columns[label_column]:
+        if not columns[word_column] or (label_column is not None and not columns[label_column]):
             raise ValueError(f"{place}: no {'label' if columns[word_column] else 'word'} in its column")
         start = start if words else number
         words.append(columns[word_column])
-        labels.append(columns[label_column])
+        if label_column is not None:
+            labels.append(columns[label_column])
     finish()
     if not sentences:
         raise ValueError(f"{path} holds no sentence")
@@ -157,11 +159,12 @@ def _has_tabs(lines: Sequence[str]) -> bool:
     return bool(rows) and all("\t" in line for line in rows)
 
 
-def _check_columns(place: str, num_columns: int, word_column: int, label_column: int) -> None:
-    wanted = f"word_column {word_column} and label_column {label_column}"
-    if not all(-num_columns <= column < num_columns for column in (word_column, label_column)):
+def _check_columns(place: str, num_columns: int, word_column: int, label_column: int | None) -> None:
+    columns = [word_column] if label_column is None else [word_column, label_column]
+    wanted = f"word_column {word_column}" + ("" if label_column is None else f" and label_column {label_column}")
+    if not all(-num_columns <= column < num_columns for column in columns):
         raise ValueError(f"{place}: {num_columns} columns, too few for {wanted}")
-    if word_column % num_columns == label_column % num_columns:
+    if len({column % num_columns for column in columns}) < len(columns):
         raise ValueError(f"{place}: {num_columns} columns, of which {wanted} are the same")
 
 

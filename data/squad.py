@@ -21,11 +21,14 @@ class Question:
     where: str
 
 
-def read_squad(path: str | Path) -> list[Question]:
+def read_squad(path: str | Path, labelled: bool = True) -> list[Question]:
     """The questions of a JSON file of SQuAD 1.1 (Rajpurkar et al. 2016) or 2.0 (Rajpurkar et al. 2018), in order.
 
     Questions with `is_impossible`, or an empty list of answers, have none. An answer whose text is not at its
     `answer_start` moves to the nearest place that has it, the first of two that are as near.
+
+    Args:
+        labelled: whether to read answers; without, no question has any, and the file need not have them.
 
     Raises:
         ValueError: not UTF-8, empty or no JSON; something missing or of another type, an answer whose text is not in
@@ -39,7 +42,7 @@ def read_squad(path: str | Path) -> list[Question]:
             id=_get(entry, "id", str, place),
             question=_get(entry, "question", str, place),
             context=context,
-            answers=_answers(entry, context, place),
+            answers=_answers(entry, context, place) if labelled else [],
             where=name + place.removeprefix(str(path)),
         )
         if question.id in seen:

@@ -34,7 +34,7 @@ def read_answers(
         ValueError: no room for a paragraph beside a question.
     """
     if Path(path).suffix.lower() == ".json":
-        questions = read_squad(path)
+        questions = read_squad(path, labelled)
     else:
         names = list(columns) or ["question", "context"]
         questions = [_question(r, names, labelled) for r in read_records(path, [*names, *(["answers"] * labelled)])]

@@ -44,7 +44,8 @@ def read_words(
         wanted = columns if labelled else columns[:1]
         sentences = [_sentence(record, wanted, number) for number, record in enumerate(read_records(path, wanted))]
     else:
-        sentences = read_conll(path, *places)
+        word, label = places
+        sentences = read_conll(path, word, label if labelled else None)
     if labelled:
         tags = [sentence.labels for sentence in sentences]
         if all(tag == "O" or tag[:2] in ("B-", "I-", "E-", "S-") for sentence in tags for tag in sentence):

@@ -38,7 +38,7 @@ class PredictOptions:
     score: bool = False
     """The input has labels: print the scores and the report instead of predictions, or beside an output file."""
     probabilities: bool = True
-    """Give the probability of each label for classes and choices."""
+    """Give the probability of each label, by its name, or of each choice, in their order."""
     int8: Literal["none", "weights", "dynamic"] = "none"
     """Compute with the blocks' matrices in int8, by torchao: weights alone, or dynamic, activations too."""
     micro_tokens: int = 4096
@@ -142,7 +142,8 @@ def _lines(options: PredictOptions, found, data, device) -> Iterator[dict]:
                 shares = 1 / (1 + np.exp(-logits))
             else:
                 shares = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
-            line["probabilities"] = [round(float(share), 6) for share in shares]
+            rounded = [round(float(share), 6) for share in shares]
+            line["probabilities"] = rounded if kind == "choice" else dict(zip(found.labels, rounded, strict=True))
         yield line
 
 
