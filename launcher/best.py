@@ -56,13 +56,7 @@ class Best:
         self._saver = checkpoint.Saver(folder, keep=1)
 
     def __call__(self, scores: dict) -> bool:
-        """Takes the scores of the step that the run is at; whether it has looked long enough for better ones.
-
-        Raises:
-            ValueError: the task has no such score.
-        """
-        if self.score not in scores:
-            raise ValueError(f"task.score {self.score} is none of {', '.join(scores)}")
+        """Takes the scores of the step that the run is at; whether it has looked long enough for better ones."""
         self.is_new = not self.scores or self._better(scores[self.score], self.scores[self.score])
         if self.is_new:
             self.step, self.scores = self.progress.step, dict(scores)

@@ -8,15 +8,15 @@ from launcher.distillation_config import Distillation
 from parallel.layout import sizes
 
 SCORES = {
-    "classification": "accuracy",
-    "multi_label": "f1_micro",
-    "regression": "spearman",
-    "choice": "accuracy",
-    "tagging": "f1",
-    "answers": "f1",
-    "generation": "loss",
+    "classification": ["accuracy", "loss", "f1", "f1_macro", "matthews", "precision", "recall"],
+    "multi_label": ["f1_micro", "loss", "f1_macro", "accuracy"],
+    "regression": ["spearman", "loss", "pearson", "mean_squared_error"],
+    "choice": ["accuracy", "loss"],
+    "tagging": ["f1", "loss", "precision", "recall", "accuracy"],
+    "answers": ["f1", "loss", "exact_match"],
+    "generation": ["loss", "perplexity"],
 }
-"""By kind of task: the score by which the best checkpoint is chosen."""
+"""By kind of task: the scores of an evaluation, first the one that chooses the best checkpoint by default."""
 TEXTS = {
     "classification": ["text"],
     "multi_label": ["text"],
@@ -249,6 +249,10 @@ class FinetuneConfig:
             "method.layer_decay": method.layer_decay,
             "method.sparsity_every": method.sparsity_every,
         }
+        if task.score is not None and task.score not in SCORES[task.kind]:
+            problems.append(f"task.score {task.score} is none of {task.kind}: {', '.join(SCORES[task.kind])}")
+        if len(set(task.seeds)) < len(task.seeds):
+            problems.append(f"task.seeds {task.seeds} has one twice, which would be the same run")
         for name in ("context", "patience", "stride"):
             if (value := getattr(task, name)) < 0:
                 problems.append(f"task.{name} is {value}; it must be at least 0")

@@ -246,7 +246,7 @@ def _run(config: FinetuneConfig, mesh: Mesh, files: Files) -> tuple[int, dict]:
 
     best = Best(
         folder / "best",
-        config.task.score or SCORES[config.task.kind],
+        config.task.score or SCORES[config.task.kind][0],
         engine,
         metrics,
         progress,
