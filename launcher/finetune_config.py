@@ -230,6 +230,11 @@ class FinetuneConfig:
                 problems.append(f"distillation.teacher does not know the tokens of method.kind {method.kind}")
         if not 0 <= method.sparsity < 1:
             problems.append(f"method.sparsity is {method.sparsity}; it must be at least 0 and below 1")
+        if method.sparsity_end and method.sparsity_begin >= method.sparsity_end:
+            problems.append(
+                f"method.sparsity_begin is {method.sparsity_begin}; it must be below method.sparsity_end "
+                f"{method.sparsity_end}"
+            )
         if method.sparsity and method.kind != "full":
             problems.append(f"method.sparsity needs method.kind full, which is {method.kind}")
         if method.kind == "adalora" and method.first_rank < method.rank:
@@ -251,6 +256,8 @@ class FinetuneConfig:
         }
         if task.score is not None and task.score not in SCORES[task.kind]:
             problems.append(f"task.score {task.score} is none of {task.kind}: {', '.join(SCORES[task.kind])}")
+        if task.score is not None and task.validation is None:
+            problems.append(f"task.score {task.score} chooses nothing without task.validation; name a file")
         if len(set(task.seeds)) < len(task.seeds):
             problems.append(f"task.seeds {task.seeds} has one twice, which would be the same run")
         for name in ("context", "patience", "stride"):

@@ -249,6 +249,10 @@ BAD_INPUTS = {
     "longer than the model": (["--task.max_length", "100"], "the model's 64 positions"),
     "longer than a row": (["--batch.micro_tokens", "5"], "batch.micro_tokens is 5"),
     "no such score": (["--task.score", "bleu"], "task.score bleu is none of classification: accuracy, loss"),
+    "an end before its beginning": (
+        ["--method.sparsity_begin", "10", "--method.sparsity_end", "2"],
+        "method.sparsity_begin is 10; it must be below method.sparsity_end 2",
+    ),
     "a seed twice": (["--task.seeds", "[1, 1]"], r"task.seeds \[1, 1\] has one twice"),
     "a model that reads backwards too": (
         ["--task.kind", "generation", "--task.texts", "[text, target]"],
