@@ -24,7 +24,7 @@ from launcher.lifeline import Lifeline
 from launcher.metrics import Metrics
 from launcher.opening import about_checkpoints, folder_of, open_run, start_mesh
 from launcher.pictures import draw_confusion, draw_curves
-from launcher.pruning import Pruner, each_matrix, magnitude, sensitivity, singular_values
+from launcher.pruning import Pruner, each_matrix, magnitude, singular_values, triplets
 from launcher.resume import check_same_data, choose_start, resume
 from launcher.run_lock import lock
 from launcher.start import Start, find_tokenizer, open_start
@@ -204,7 +204,7 @@ def pruner_of(config: FinetuneConfig, engine: Engine) -> Callable[[int], object]
     method, steps = config.method, config.run.steps
     share, group_of, importance = method.sparsity, each_matrix, magnitude
     if method.kind == "adalora":
-        share, group_of, importance = 1 - method.rank / method.first_rank, singular_values, sensitivity
+        share, group_of, importance = 1 - method.rank / method.first_rank, singular_values, triplets
     if not share:
         return lambda step: None
     span = {"begin": method.sparsity_begin, "end": method.sparsity_end or max(1, 2 * steps // 3)}

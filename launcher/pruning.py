@@ -6,7 +6,7 @@ weights and Adam's moments, so there is no other state: a weight that was 0 may 
 after the last one, at the end, all zeros stay.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 import torch.distributed as dist
@@ -16,6 +16,7 @@ from parallel.engine import Engine
 
 HALVINGS = 40  # of the interval in which a threshold lies: finer than fp32
 SQUARES = "optimizer/exp_avg_sq/"  # names of Adam's means of squared gradients begin so
+SINGULAR = ".lora_E."  # in the names of AdaLoRA's singular values; in those of its matrices it is lora_A or lora_B
 
 
 def sparsity_at(step: int, *, final: float, begin: int, end: int) -> float:
@@ -24,12 +25,17 @@ def sparsity_at(step: int, *, final: float, begin: int, end: int) -> float:
     return final * (1 - (1 - done) ** 3)
 
 
+Held = tuple[Shard, torch.Tensor]
+"""A part of a parameter, and the means of its squared gradients."""
+
+
 class Pruner:
     """Prunes tensors of an engine.
 
     Args:
         group_of: of a shard the group of tensors whose smallest values become 0 together, or None for none.
-        importance: of a shard and the means of its squared gradients what makes a value small.
+        importance: from the rank's shards of the model, each with the means of its squared gradients, to what makes
+            each of their values small. Each rank calls it.
         final: share of zeros in the end.
         begin, end: steps between which it grows.
         every: steps between two times.
@@ -41,7 +47,7 @@ class Pruner:
         engine: Engine,
         group_of: Callable[[Shard], str | None],
         *,
-        importance: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+        importance: Callable[[list[Held]], Iterable[torch.Tensor]],
         final: float,
         begin: int,
         end: int,
@@ -71,13 +77,16 @@ class Pruner:
     def _parts(self) -> dict[str, list[tuple[torch.Tensor, torch.Tensor]]]:
         """For each group this rank's tensors and the importance of what they hold."""
         shards = {shard.key: shard for shard in self.engine.shards()}
-        parts: dict[str, list] = {}
+        held = []
         for shard in shards.values():
+            if shard.name.startswith("model/"):
+                moment = shards[SQUARES + parameter_of(shard.name), *shard.key[1:]]
+                held.append((shard, moment.tensor.to(shard.tensor.device)))
+        parts: dict[str, list] = {}
+        for (shard, _), important in zip(held, self.importance(held), strict=True):
             group = self.group_of(shard)
             if group is not None:
-                moment = shards[SQUARES + parameter_of(shard.name), *shard.key[1:]]
-                values = self.importance(shard.tensor.detach(), moment.tensor.to(shard.tensor.device))
-                parts.setdefault(group, []).append((shard.tensor, values))
+                parts.setdefault(group, []).append((shard.tensor, important))
         return parts
 
     def _names(self, parts: dict[str, list]) -> list[str]:
@@ -107,14 +116,37 @@ class Pruner:
         return high
 
 
-def magnitude(values: torch.Tensor, squares: torch.Tensor) -> torch.Tensor:
-    return values.abs()
+def magnitude(held: list[Held]) -> Iterable[torch.Tensor]:
+    return (shard.tensor.detach().abs() for shard, _ in held)
 
 
-def sensitivity(values: torch.Tensor, squares: torch.Tensor) -> torch.Tensor:
+def sensitivity(held: list[Held]) -> Iterable[torch.Tensor]:
     """|value x gradient|, how much the loss changes to first order without it (AdaLoRA's, arXiv 2303.10512), with the
     root mean square of the gradients that Adam keeps, which checkpoints hold and layouts share out already."""
-    return values.abs() * squares.sqrt()
+    return (shard.tensor.detach().abs() * squares.sqrt() for shard, squares in held)
+
+
+def triplets(held: list[Held]) -> Iterable[torch.Tensor]:
+    """`sensitivity`; of a singular value with the means over its row of A and its column of B (section 3.3 there)."""
+    found = list(sensitivity(held))
+    sums: dict[str, torch.Tensor] = {}  # by the name of the singular values: (A or B, sum and number, rank)
+    for (shard, _), values in zip(held, found, strict=True):
+        for place, (part, ranks) in enumerate(((".lora_A.", 0), (".lora_B.", 1))):
+            if part in shard.name:
+                name, box = shard.name.replace(part, SINGULAR), shard.rectangle
+                both = sums.setdefault(name, torch.zeros(2, 2, shard.global_shape[ranks], dtype=torch.float64))
+                both = both[place, :, box.offset[ranks] : box.offset[ranks] + box.shape[ranks]]
+                both[0] += values.sum(1 - ranks).cpu()
+                both[1] += box.shape[1 - ranks]
+    everywhere: list = [None] * dist.get_world_size()
+    dist.all_gather_object(everywhere, sums)
+    for (shard, _), values in zip(held, found, strict=True):
+        if SINGULAR in shard.name:
+            total = sum(each[shard.name] for each in everywhere if shard.name in each)
+            means_R = (total[:, 0] / total[:, 1]).sum(0).to(values)
+            begin, count = shard.rectangle.offset[0], shard.rectangle.shape[0]
+            values += means_R[begin : begin + count, None]
+    return found
 
 
 def each_matrix(shard: Shard) -> str | None:
@@ -127,4 +159,4 @@ def each_matrix(shard: Shard) -> str | None:
 
 def singular_values(shard: Shard) -> str | None:
     """Those of all layers together: which of them are 0 is how AdaLoRA spends its budget of ranks."""
-    return "ranks" if shard.name.startswith("model/") and ".lora_E." in shard.name else None
+    return "ranks" if shard.name.startswith("model/") and SINGULAR in shard.name else None

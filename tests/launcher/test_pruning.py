@@ -5,8 +5,9 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from launcher.pruning import Pruner, each_matrix, magnitude, sensitivity, sparsity_at
+from launcher.pruning import Pruner, each_matrix, magnitude, sensitivity, sparsity_at, triplets
 from parallel import mesh as meshes
+from parallel.catalog import flat_shards
 from tests.parallel.toy import build, train
 from tests.ranks import run_ranks
 
@@ -63,3 +64,51 @@ def test_ranks_prune_what_one_process_does(kind, importance):
     important = values.abs() * (squares.sqrt() if importance is sensitivity else 1.0)
     assert important[zeros].max() < important[~zeros].min()
     assert alone[0]["norms"] == 0
+
+
+TRIPLETS = {
+    f"model/blocks.{n}.attention.query.{part}.default": shape
+    for n in range(2)
+    for part, shape in (("lora_A", (4, 6)), ("lora_B", (5, 4)), ("lora_E", (4, 1)))
+}
+
+
+def values_and_squares() -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    draw = torch.Generator().manual_seed(0)
+    return {
+        name: (torch.randn(shape, generator=draw), torch.rand(shape, generator=draw))
+        for name, shape in TRIPLETS.items()
+    }
+
+
+def importance_of_parts(copies: bool) -> list[tuple]:
+    """What `triplets` finds of the singular values, where ranks hold all, or each a run of elements."""
+    mesh = meshes.start("cpu")
+    rank, world = mesh.rank, mesh.world_size
+    held = []
+    for name, (values, squares) in values_and_squares().items():
+        begin, end = (0, values.numel()) if copies else (values.numel() * n // world for n in (rank, rank + 1))
+        parts = [flat_shards(name, tuple(values.shape), begin, x.flatten()[begin:end]) for x in (values, squares)]
+        held += [(shard, other.tensor) for shard, other in zip(*parts, strict=True)]
+    found = list(triplets(held))
+    meshes.stop()
+    return [
+        (shard.name, shard.rectangle.offset[0], values.flatten().tolist())
+        for (shard, _), values in zip(held, found, strict=True)
+        if "lora_E" in shard.name
+    ]
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize(("world_size", "copies"), [(1, False), (3, False), (2, True)])
+def test_a_singular_value_counts_with_its_row_and_column(world_size, copies):
+    """As Zhang et al. 2023 have it: its own sensitivity and the means of those of its row of A and its column of B."""
+    sensitive = {name: values.abs() * squares.sqrt() for name, (values, squares) in values_and_squares().items()}
+    seen = 0
+    for found in run_ranks(importance_of_parts, world_size, copies):
+        for name, first, values in found:
+            a_RI, b_OR = (sensitive[name.replace("lora_E", part)] for part in ("lora_A", "lora_B"))
+            expected_R = sensitive[name][:, 0] + a_RI.mean(1) + b_OR.mean(0)
+            assert values == pytest.approx(expected_R[first : first + len(values)].tolist(), rel=1e-6)
+            seen += len(values)
+    assert seen == 8 * (world_size if copies else 1)
