@@ -176,7 +176,12 @@ def compare_accuracy(options, folder: Path) -> None:
         theirs = Theirs(options, steps, seed, None)
         theirs.train(folder)
         found["Trainer"].append(theirs.accuracy(options.test))
-        print(f"seed {seed}: ours {found['ours'][-1]:.4f}, Trainer {found['Trainer'][-1]:.4f}", flush=True)
+        learned = statistics.mean(line["loss"] for line in lines if line["kind"] == "train")
+        print(
+            f"seed {seed}: ours {found['ours'][-1]:.4f}, Trainer {found['Trainer'][-1]:.4f}; mean loss of all steps, "
+            f"with dropout: ours {learned:.4f}, Trainer {statistics.mean(theirs.losses):.4f}",
+            flush=True,
+        )
     for name, values in found.items() if len(options.seeds) > 1 else ():
         print(f"{name}: {statistics.mean(values):.4f} +- {statistics.stdev(values):.4f} after {steps} steps")
 
