@@ -141,9 +141,8 @@ def report(kind: str, predicted: list[Any], true: list[Any], labels: list[str]) 
 
 def _word_scores(predicted: list[list[str]], true: list[list[str]]) -> dict[str, float]:
     right = [a == b for mine, theirs in zip(predicted, true, strict=True) for a, b in zip(mine, theirs, strict=True)]
-    return dict.fromkeys(
-        ("precision", "recall", "f1", "accuracy"), float(np.mean(right))
-    )  # averaged over words all one
+    share = float(np.mean(right))  # what each of them is, averaged over words
+    return dict.fromkeys(("precision", "recall", "f1", "accuracy"), share)
 
 
 def _numbers(names: list[str], labels: list[str]) -> list[int]:
