@@ -6,7 +6,7 @@ weights and Adam's moments, so there is no other state: a weight that was 0 may 
 after the last one, at the end, all zeros stay.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 import torch
 import torch.distributed as dist
@@ -27,6 +27,8 @@ def sparsity_at(step: int, *, final: float, begin: int, end: int) -> float:
 
 Held = tuple[Shard, torch.Tensor]
 """A part of a parameter, and the means of its squared gradients."""
+Measure = Callable[[Shard, torch.Tensor], torch.Tensor]
+"""From these two to the importance of each value of the part."""
 
 
 class Pruner:
@@ -34,8 +36,8 @@ class Pruner:
 
     Args:
         group_of: of a shard the group of tensors whose smallest values become 0 together, or None for none.
-        importance: from the rank's shards of the model, each with the means of its squared gradients, to what makes
-            each of their values small. Each rank calls it.
+        importance: from the rank's shards of the model, each with the means of its squared gradients, to what says of
+            one of them what makes its values small. Each rank calls it.
         final: share of zeros in the end.
         begin, end: steps between which it grows.
         every: steps between two times.
@@ -47,7 +49,7 @@ class Pruner:
         engine: Engine,
         group_of: Callable[[Shard], str | None],
         *,
-        importance: Callable[[list[Held]], Iterable[torch.Tensor]],
+        importance: Callable[[list[Held]], Measure],
         final: float,
         begin: int,
         end: int,
@@ -77,16 +79,16 @@ class Pruner:
     def _parts(self) -> dict[str, list[tuple[torch.Tensor, torch.Tensor]]]:
         """For each group this rank's tensors and the importance of what they hold."""
         shards = {shard.key: shard for shard in self.engine.shards()}
-        held = []
-        for shard in shards.values():
-            if shard.name.startswith("model/"):
-                moment = shards[SQUARES + parameter_of(shard.name), *shard.key[1:]]
-                held.append((shard, moment.tensor.to(shard.tensor.device)))
-        parts: dict[str, list] = {}
-        for (shard, _), important in zip(held, self.importance(held), strict=True):
+        held = [
+            (shard, shards[SQUARES + parameter_of(shard.name), *shard.key[1:]].tensor)
+            for shard in shards.values()
+            if shard.name.startswith("model/")
+        ]
+        importance, parts = self.importance(held), {}
+        for shard, squares in held:
             group = self.group_of(shard)
             if group is not None:
-                parts.setdefault(group, []).append((shard.tensor, important))
+                parts.setdefault(group, []).append((shard.tensor, importance(shard, squares)))
         return parts
 
     def _names(self, parts: dict[str, list]) -> list[str]:
@@ -116,37 +118,39 @@ class Pruner:
         return high
 
 
-def magnitude(held: list[Held]) -> Iterable[torch.Tensor]:
-    return (shard.tensor.detach().abs() for shard, _ in held)
+def magnitude(held: list[Held]) -> Measure:
+    return lambda shard, squares: shard.tensor.detach().abs()
 
 
-def sensitivity(held: list[Held]) -> Iterable[torch.Tensor]:
+def sensitivity(held: list[Held]) -> Measure:
     """|value x gradient|, how much the loss changes to first order without it (AdaLoRA's, arXiv 2303.10512), with the
     root mean square of the gradients that Adam keeps, which checkpoints hold and layouts share out already."""
-    return (shard.tensor.detach().abs() * squares.sqrt() for shard, squares in held)
+    return lambda shard, squares: shard.tensor.detach().abs() * squares.to(shard.tensor.device).sqrt()
 
 
-def triplets(held: list[Held]) -> Iterable[torch.Tensor]:
-    """`sensitivity`; of a singular value with the means over its row of A and its column of B (section 3.3 there)."""
-    found = list(sensitivity(held))
+def triplets(held: list[Held]) -> Measure:
+    """`sensitivity` of singular values, with the means over the row of A and the column of B of each (section 3.3
+    there)."""
+    alone = sensitivity(held)
     sums: dict[str, torch.Tensor] = {}  # by the name of the singular values: (A or B, sum and number, rank)
-    for (shard, _), values in zip(held, found, strict=True):
+    for shard, squares in held:
         for place, (part, ranks) in enumerate(((".lora_A.", 0), (".lora_B.", 1))):
             if part in shard.name:
                 name, box = shard.name.replace(part, SINGULAR), shard.rectangle
                 both = sums.setdefault(name, torch.zeros(2, 2, shard.global_shape[ranks], dtype=torch.float64))
                 both = both[place, :, box.offset[ranks] : box.offset[ranks] + box.shape[ranks]]
-                both[0] += values.sum(1 - ranks).cpu()
+                both[0] += alone(shard, squares).sum(1 - ranks).cpu()
                 both[1] += box.shape[1 - ranks]
     everywhere: list = [None] * dist.get_world_size()
     dist.all_gather_object(everywhere, sums)
-    for (shard, _), values in zip(held, found, strict=True):
-        if SINGULAR in shard.name:
-            total = sum(each[shard.name] for each in everywhere if shard.name in each)
-            means_R = (total[:, 0] / total[:, 1]).sum(0).to(values)
-            begin, count = shard.rectangle.offset[0], shard.rectangle.shape[0]
-            values += means_R[begin : begin + count, None]
-    return found
+
+    def together(shard: Shard, squares: torch.Tensor) -> torch.Tensor:
+        total = sum(each[shard.name] for each in everywhere if shard.name in each)
+        means_R = (total[:, 0] / total[:, 1]).sum(0).to(shard.tensor)
+        begin, count = shard.rectangle.offset[0], shard.rectangle.shape[0]
+        return alone(shard, squares) + means_R[begin : begin + count, None]
+
+    return together
 
 
 def each_matrix(shard: Shard) -> str | None:

@@ -90,11 +90,11 @@ def importance_of_parts(copies: bool) -> list[tuple]:
         begin, end = (0, values.numel()) if copies else (values.numel() * n // world for n in (rank, rank + 1))
         parts = [flat_shards(name, tuple(values.shape), begin, x.flatten()[begin:end]) for x in (values, squares)]
         held += [(shard, other.tensor) for shard, other in zip(*parts, strict=True)]
-    found = list(triplets(held))
+    importance = triplets(held)
     meshes.stop()
     return [
-        (shard.name, shard.rectangle.offset[0], values.flatten().tolist())
-        for (shard, _), values in zip(held, found, strict=True)
+        (shard.name, shard.rectangle.offset[0], importance(shard, squares).flatten().tolist())
+        for shard, squares in held
         if "lora_E" in shard.name
     ]
 
