@@ -11,20 +11,17 @@ prepare_layout chooses. On a machine with other work, `--busy` measures on one t
 """
 
 import argparse
-import sys
 import time
 from dataclasses import fields
-from pathlib import Path
 from statistics import median
 from typing import get_args
 
 import torch
 from torch import Tensor, nn
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from model.attention import AttentionLayout, attention, prepare_layout
-from model.attention_choice import Backend
-from model.attention_masks import dense_mask, segments_of
+from ingot.model.attention.attention import AttentionLayout, attention, prepare_layout
+from ingot.model.attention.backends import Backend
+from ingot.model.attention.masks import dense_mask, segments_of
 
 HEADS, SIZE, TOKENS = 8, 64, 4096
 TYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}

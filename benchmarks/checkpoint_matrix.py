@@ -15,12 +15,10 @@ import sys
 import tempfile
 from pathlib import Path
 
-sys.path[0] = str(Path(__file__).resolve().parents[1])
-
 import torch
 
-from parallel import checkpoint
-from parallel import mesh as meshes
+from ingot.parallel import checkpoint
+from ingot.parallel import mesh as meshes
 from tests.layouts import MODELS, Layout, difference, engine_in, train_on
 from tests.ranks import run_ranks
 

@@ -27,8 +27,8 @@ LAYERS, WIDTH, VOCABULARY, LENGTH = 8, 640, 16384, 128
 
 
 def config_of(engine: str, ranks: int):
-    from launcher.config import TrainConfig
-    from model.config import ModelConfig
+    from ingot.launcher.config.pretrain import TrainConfig
+    from ingot.model.config import ModelConfig
 
     config = TrainConfig()
     config.model = ModelConfig(
@@ -41,8 +41,8 @@ def config_of(engine: str, ranks: int):
 
 def build(engine: str):
     """An Ingot engine after a step, and its mesh."""
-    from launcher.build import engine_of
-    from parallel import mesh as meshes
+    from ingot.launcher.training.build import engine_of
+    from ingot.parallel import mesh as meshes
 
     mesh = meshes.start("cpu")
     built = engine_of(config_of(engine, mesh.world_size), mesh)
@@ -92,7 +92,7 @@ def _memory(key: str) -> int:
 
 
 def ingot_save(folder: Path, engine: str) -> dict:
-    from parallel import checkpoint
+    from ingot.parallel import checkpoint
 
     built, _ = build(engine)
     found = {"own MB": sum(s.tensor.numel() * s.tensor.element_size() for s in built.shards()) / 1e6}
@@ -103,7 +103,7 @@ def ingot_save(folder: Path, engine: str) -> dict:
 
 
 def ingot_load(folder: Path, engine: str) -> dict:
-    from parallel import checkpoint
+    from ingot.parallel import checkpoint
 
     built, _ = build(engine)
     found, reading = {}, checkpoint.Reading()
@@ -116,10 +116,10 @@ def ingot_load(folder: Path, engine: str) -> dict:
 def deepspeed_engine(universal: bool):
     import deepspeed
 
-    from model.initialise import initialise
-    from model.transformer import LanguageModel
-    from parallel import mesh as meshes
-    from parallel.optimizer import adamw, matrices, parameter_groups
+    from ingot.model.initialization import initialise
+    from ingot.model.transformer import LanguageModel
+    from ingot.parallel import mesh as meshes
+    from ingot.parallel.optimizer import adamw, matrices, parameter_groups
 
     mesh = meshes.start("cpu")
     config = config_of("zero", mesh.world_size)
@@ -193,8 +193,8 @@ def dcp_both(folder: Path, _: str) -> dict:
 def beside_training(folder: Path, engine: str) -> dict:
     import torch
 
-    from parallel.checkpoint import Saver
-    from parallel.mesh import sum_over_ranks
+    from ingot.parallel.checkpoint import Saver
+    from ingot.parallel.mesh import sum_over_ranks
 
     built, _ = build(engine)
     saver = Saver(folder / "beside", keep=1)
@@ -263,8 +263,8 @@ def main() -> None:
         found = PARTS[arguments.part](arguments.folder, arguments.engine)
         if int(os.environ["RANK"]) == 0:
             (arguments.folder / "found.json").write_text(json.dumps(found))
-        from launcher.exits import leave
-        from parallel import mesh as meshes
+        from ingot.launcher.runtime.exit_codes import leave
+        from ingot.parallel import mesh as meshes
 
         meshes.stop()
         leave(0)

@@ -18,8 +18,6 @@ import tempfile
 import time
 from pathlib import Path
 
-sys.path[0] = str(Path(__file__).resolve().parents[1])
-
 import numpy as np
 import torch
 
@@ -76,10 +74,10 @@ class Theirs:
     def __init__(self, options, steps: int, seed: int, dropout: float | None):
         import transformers
 
-        from data.task_reader import TaskReader
-        from data.tasks import TaskSettings, read_task
-        from data.tokenizer import load_tokenizer
-        from launcher.start import open_start
+        from ingot.data.tasks.reader import TaskReader
+        from ingot.data.tasks.tasks import TaskSettings, read_task
+        from ingot.data.tokenizers.tokenizer import load_tokenizer
+        from ingot.launcher.loading.base_model import open_start
 
         transformers.utils.logging.disable_progress_bar()
         settings = TaskSettings("classification", ["sentence"], max_length=128)

@@ -14,16 +14,13 @@ import sys
 import time
 from collections.abc import Callable
 from itertools import chain
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 import transformers
 
-from model.config import ModelConfig
-from model.generation import Sampling, complete
-from model.transformer import LanguageModel
+from ingot.model.config import ModelConfig
+from ingot.model.generation.generate import Sampling, complete
+from ingot.model.transformer import LanguageModel
 
 LAYERS, WIDTH, HEADS, VOCABULARY, POSITIONS = 8, 512, 8, 8192, 1024
 PROMPT, WANTED = 16, 5.0

@@ -12,11 +12,8 @@ import itertools
 import sys
 import time
 import traceback
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from parallel import mesh as meshes
+from ingot.parallel import mesh as meshes
 from tests.layouts import GLOBAL, MODELS, Layout, difference, train, train_alone
 from tests.ranks import run_ranks
 

@@ -35,9 +35,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-sys.path[0] = str(Path(__file__).resolve().parents[1])
-
-from model.loss import linear_cross_entropy
+from ingot.model.loss import linear_cross_entropy
 
 
 @dataclass(frozen=True)

@@ -15,15 +15,13 @@ import tempfile
 import time
 from pathlib import Path
 
-sys.path[0] = str(Path(__file__).resolve().parents[1])
-
 TENSOR = 8
 
 
 def shapes() -> tuple[dict, dict]:
     """By tensor: the whole shape, and that of one tensor rank's part."""
-    from model.config import ModelConfig
-    from model.sizes import held_shapes
+    from ingot.model.config import ModelConfig
+    from ingot.model.costs.memory import held_shapes
 
     config = ModelConfig(
         num_layers=126, width=16384, num_heads=128, num_kv_heads=8, mlp_width=53248, vocab_size=128256,
@@ -35,7 +33,7 @@ def shapes() -> tuple[dict, dict]:
 
 def rectangle(whole: tuple, held: tuple, rank: int, ranks: int):
     """What a rank holds of a tensor; None where there is nothing left for it."""
-    from parallel.catalog import Rectangle
+    from ingot.parallel.catalog import Rectangle
 
     data, tensor = divmod(rank, TENSOR)
     dim = next((d for d in range(len(held)) if held[d] != whole[d]), None)
@@ -53,8 +51,8 @@ KINDS = ("model/", "optimizer/exp_avg/", "optimizer/exp_avg_sq/")
 def measure(ranks: int) -> None:
     import numpy as np
 
-    from parallel.checkpoint.format import file_of, make_manifest, pieces, write_manifest
-    from parallel.checkpoint.owners import share_out
+    from ingot.parallel.checkpoint.format import file_of, make_manifest, pieces, write_manifest
+    from ingot.parallel.checkpoint.owners import share_out
 
     whole, held = shapes()
     table = {kind + name: (tuple(whole[name]), "float32") for kind in KINDS for name in sorted(whole)}

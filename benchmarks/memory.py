@@ -7,12 +7,8 @@ with the buffers that stay. Activations are what is alive at the end of a forwar
 """
 
 import argparse
-import sys
-from pathlib import Path
 
-sys.path[0] = str(Path(__file__).resolve().parents[1])
-
-from parallel import mesh as meshes
+from ingot.parallel import mesh as meshes
 from tests.layouts import Layout
 from tests.memory_use import measure
 from tests.ranks import run_ranks

@@ -23,12 +23,11 @@ from types import SimpleNamespace
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from data.order import Order
-from data.packing import instances_by_shard
-from data.reader import Reader
-from data.shards import Corpus
-from data.windows import ShardWindows
+from ingot.data.corpus.shards import Corpus
+from ingot.data.loader.reader import Reader
+from ingot.data.order.order import Order
+from ingot.data.order.windowed_shuffle import ShardWindows
+from ingot.data.sequences.packing import instances_by_shard
 
 GLOBAL_BATCH, LENGTH = 1024, 2048
 WEIGHTS = [0.5, 0.3, 0.1, 0.07, 0.03]

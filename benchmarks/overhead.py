@@ -31,8 +31,8 @@ SIDES = {
 
 
 def config_of(arguments: argparse.Namespace, side: str, folder: Path):
-    from launcher.config import CorpusSource, TrainConfig
-    from model.config import ModelConfig
+    from ingot.launcher.config.pretrain import CorpusSource, TrainConfig
+    from ingot.model.config import ModelConfig
 
     config = TrainConfig()
     config.run.dir, config.run.name, config.run.device = str(folder), side.replace(" ", "-"), "cpu"
@@ -53,7 +53,7 @@ def config_of(arguments: argparse.Namespace, side: str, folder: Path):
 
 def run_ingot(arguments: argparse.Namespace, side: str, folder: Path) -> list[float]:
     """Seconds of each step, as the run reports them: reading, both passes, update, and reporting."""
-    from launcher.pretraining import pretrain
+    from ingot.launcher.training.pretrain_run import pretrain
 
     config = config_of(arguments, side, folder)
     run = folder / config.run.name
@@ -67,14 +67,14 @@ def run_bare(arguments: argparse.Namespace, side: str, folder: Path) -> list[flo
     import torch
     from torch.nn.parallel import DistributedDataParallel
 
-    from data.quarantine import Quarantine
-    from launcher import build
-    from launcher.trainer import to_device
-    from model.initialise import initialise
-    from model.transformer import LanguageModel
-    from parallel import mesh as meshes
-    from parallel.engine import Bf16Compute
-    from parallel.optimizer import adamw, matrices, parameter_groups
+    from ingot.data.corpus.quarantine import Quarantine
+    from ingot.launcher.training import build
+    from ingot.launcher.training.trainer import to_device
+    from ingot.model.initialization import initialise
+    from ingot.model.transformer import LanguageModel
+    from ingot.parallel import mesh as meshes
+    from ingot.parallel.engines.engine import Bf16Compute
+    from ingot.parallel.optimizer import adamw, matrices, parameter_groups
 
     config = config_of(arguments, side, folder)
     mesh = meshes.start("cpu")
@@ -138,7 +138,7 @@ def deepspeed_step(module, optimizer, config, mesh, targets: float):
 
 
 def prepare_corpus(folder: Path) -> None:
-    from launcher.prepare import PrepareOptions, TokenizerOptions, prepare
+    from ingot.launcher.prepare import PrepareOptions, TokenizerOptions, prepare
 
     source = Path(sysconfig.get_paths()["stdlib"])
     prepare(

@@ -11,13 +11,11 @@ cuts none. Exits with 1 if best fit at L = 2048 is below 98% or concatenation lo
 
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from data.bestfit import pack
-from data.packing import count_instances, instances_by_shard
+from ingot.data.sequences.best_fit import pack
+from ingot.data.sequences.packing import count_instances, instances_by_shard
 
 REPEATS, SHARDS = 5, 10
 

@@ -20,13 +20,11 @@ from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 import numpy as np
 
-from data.reader import Reader
-from data.shards import Corpus
-from data.writer import CorpusWriter
+from ingot.data.corpus.shards import Corpus
+from ingot.data.loader.reader import Reader
+from ingot.data.writing.writer import CorpusWriter
 
 TOKENIZER = SimpleNamespace(
     sha256="0" * 64, vocab_size=50_304, bos_id=0, eos_id=0, pad_id=1, mask_id=2, special_ids=frozenset({0, 1, 2})

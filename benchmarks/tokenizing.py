@@ -12,19 +12,16 @@ from __future__ import annotations
 import argparse
 import os
 import statistics
-import sys
 import tempfile
 import time
 from pathlib import Path
 
-sys.path[0] = str(Path(__file__).resolve().parent.parent)
-
-from data.documents import Skipped
-from data.ingest import scan
-from data.pieces import Plan, tokenize_piece
-from data.tokenizer import load_tokenizer
-from data.tokenizer_training import train_sentencepiece
-from launcher.prepare_options import PrepareOptions
+from ingot.data.sources.documents import Skipped
+from ingot.data.sources.ingest import scan
+from ingot.data.tokenizers.tokenizer import load_tokenizer
+from ingot.data.tokenizers.training import train_sentencepiece
+from ingot.data.writing.pieces import Plan, tokenize_piece
+from ingot.launcher.config.prepare import PrepareOptions
 
 
 def main() -> None:

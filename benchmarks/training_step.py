@@ -16,11 +16,7 @@ tokens only, and of causal attention only the half that is seen. All sides are c
 import argparse
 import multiprocessing
 import statistics
-import sys
 import time
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 
@@ -40,7 +36,7 @@ def batch(shape: argparse.Namespace, kind: str, device: str) -> tuple[torch.Tens
 
 
 def model_config(shape: argparse.Namespace, kind: str):
-    from model.config import ModelConfig
+    from ingot.model.config import ModelConfig
 
     sizes = {"vocab_size": shape.vocabulary, "num_layers": shape.layers, "num_heads": shape.width // 64}
     sizes |= {"width": shape.width, "max_positions": shape.length}
@@ -60,9 +56,9 @@ def model_config(shape: argparse.Namespace, kind: str):
 
 
 def ingot(shape: argparse.Namespace, kind: str, device: str):
-    from model.initialise import initialise
-    from model.transformer import LanguageModel
-    from parallel.engine import Bf16Compute
+    from ingot.model.initialization import initialise
+    from ingot.model.transformer import LanguageModel
+    from ingot.parallel.engines.engine import Bf16Compute
 
     module = LanguageModel(model_config(shape, kind))
     initialise(module, seed=1)
@@ -163,7 +159,7 @@ def work(side: str, shape: argparse.Namespace, kind: str, pipe) -> None:
 
 
 def step_flops(shape: argparse.Namespace, kind: str) -> float:
-    from model.flops import num_computing_parameters
+    from ingot.model.costs.flops import num_computing_parameters
 
     config = model_config(shape, kind)
     tokens = shape.batch * shape.length

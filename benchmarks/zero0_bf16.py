@@ -7,15 +7,11 @@ the weights have moved, and then the losses of native DeepSpeed at stages 0 and 
 """
 
 import logging
-import sys
-from pathlib import Path
 
 import torch
 
-sys.path[0] = str(Path(__file__).resolve().parents[1])
-
-from parallel import mesh as meshes
-from parallel.optimizer import adamw, matrices, parameter_groups
+from ingot.parallel import mesh as meshes
+from ingot.parallel.optimizer import adamw, matrices, parameter_groups
 from tests.parallel.toy import GLOBAL, LENGTH, MICRO, VOCABULARY, Toy, build
 
 STEPS, LEARNING_RATE = 8, 1e-2

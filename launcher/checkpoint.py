@@ -13,15 +13,12 @@ CKPT is a run folder, whose newest sound checkpoint is taken, or the folder of a
 """
 
 import argparse
-import sys
 from pathlib import Path
 
-if (
-    __name__ == "__main__"
-):  # as a script, the repository leads the import path, not launcher/, whose files could hide libraries
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
+if not __package__:  # run as a file
+    import _clone  # noqa: F401
 
-from launcher.exits import BadInput, bad_input, run_main
+from ingot.launcher.runtime.exit_codes import BadInput, bad_input, run_main
 
 
 class _Parser(argparse.ArgumentParser):
@@ -70,10 +67,10 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str]) -> int:
     options = parser().parse_args(argv)
-    from launcher import checkpoint_commands
+    from ingot.launcher.checkpoints import commands
 
     with bad_input():
-        return checkpoint_commands.COMMANDS[options.command](options)
+        return commands.COMMANDS[options.command](options)
 
 
 if __name__ == "__main__":

@@ -9,17 +9,14 @@ import json
 import sys
 from contextlib import nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
-if (
-    __name__ == "__main__"
-):  # as a script, the repository leads the import path, not launcher/, whose files could hide libraries
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
+if not __package__:  # run as a file
+    import _clone  # noqa: F401
 
-from launcher.cli import parse
-from launcher.exits import DONE, bad_input, run_main
-from launcher.prepare import spread_lists
+from ingot.launcher.config.parser import parse
+from ingot.launcher.prepare import spread_lists
+from ingot.launcher.runtime.exit_codes import DONE, bad_input, run_main
 
 
 @dataclass
@@ -70,13 +67,13 @@ def classify(options: ClassifyOptions) -> None:
     if options.shots and (options.examples is None or options.label is None):
         raise ValueError("shots needs examples, a file, and label, its column of true labels")
 
-    from data.task_files import read_records
-    from data.task_framing import text_of
-    from data.task_labels import class_name, number_of
-    from launcher.device import open_device
-    from launcher.inference import load_for_inference
-    from launcher.prompting import LABEL, Prompter, PromptTemplate, choose_shots
-    from launcher.scores import classification_report, classification_scores
+    from ingot.data.tasks.encoding import text_of
+    from ingot.data.tasks.labels import class_name, number_of
+    from ingot.data.tasks.records import read_records
+    from ingot.launcher.finetuning.metrics import classification_report, classification_scores
+    from ingot.launcher.inference.few_shot import LABEL, Prompter, PromptTemplate, choose_shots
+    from ingot.launcher.loading.language_model import load_for_inference
+    from ingot.launcher.runtime.device import open_device
 
     template = PromptTemplate(options.template)
     columns = [slot for slot in template.slots if slot != LABEL]

@@ -6,19 +6,16 @@ python launcher/evaluate.py --checkpoint runs/demo --text novel.txt poem.txt --s
 
 import json
 import math
-import sys
 import time
 from pathlib import Path
 
-if (
-    __name__ == "__main__"
-):  # as a script, the repository leads the import path, not launcher/, whose files could hide libraries
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
+if not __package__:  # run as a file
+    import _clone  # noqa: F401
 
-from launcher.cli import parse
-from launcher.evaluate_options import EvaluateOptions
-from launcher.exits import DONE, bad_input, run_main
-from launcher.prepare import spread_lists
+from ingot.launcher.config.evaluate import EvaluateOptions
+from ingot.launcher.config.parser import parse
+from ingot.launcher.prepare import spread_lists
+from ingot.launcher.runtime.exit_codes import DONE, bad_input, run_main
 
 
 def evaluate(options: EvaluateOptions) -> dict:
@@ -29,7 +26,7 @@ def evaluate(options: EvaluateOptions) -> dict:
         OSError: a file that cannot be read.
     """
     options.check()
-    from launcher.scoring import Scorer
+    from ingot.launcher.inference.perplexity import Scorer
 
     started = time.perf_counter()
     scores = Scorer(options).scores()

@@ -6,18 +6,14 @@ python launcher/export.py --checkpoint runs/sst2 --output classifier            
 python launcher/export.py --checkpoint runs/sst2-lora --output adapter --adapter true   # what LoRA has learned alone
 """
 
-import sys
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
-if (
-    __name__ == "__main__"
-):  # as a script, the repository leads the import path, not launcher/, whose files could hide libraries
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
+if not __package__:  # run as a file
+    import _clone  # noqa: F401
 
-from launcher.cli import parse
-from launcher.exits import DONE, bad_input, run_main
+from ingot.launcher.config.parser import parse
+from ingot.launcher.runtime.exit_codes import DONE, bad_input, run_main
 
 
 @dataclass
@@ -53,13 +49,13 @@ def export(options: ExportOptions) -> None:
     """
     import torch
 
-    from data.tokenizer_export import export_tokenizer
-    from launcher.inference import open_checkpoint
-    from launcher.run_tokenizer import open_tokenizer
-    from launcher.start import is_finetuned
-    from model.huggingface.folder import new_folder
-    from model.huggingface.save import write
-    from parallel.checkpoint import read_tensor
+    from ingot.data.tokenizers.huggingface_export import export_tokenizer
+    from ingot.launcher.loading.base_model import is_finetuned
+    from ingot.launcher.loading.language_model import open_checkpoint
+    from ingot.launcher.loading.tokenizer import open_tokenizer
+    from ingot.model.huggingface.folder import new_folder
+    from ingot.model.huggingface.save import write
+    from ingot.parallel.checkpoint import read_tensor
 
     if is_finetuned(options.checkpoint):
         config, task, read, tokenizer = _merged(options)
@@ -95,7 +91,7 @@ def _merged(options: ExportOptions):
     """Configuration, task, tensors by name and tokenizer of a fine-tuned model, additions merged."""
     import torch
 
-    from launcher.finetuned import merge, open_finetuned
+    from ingot.launcher.loading.finetuned_model import merge, open_finetuned
 
     found = open_finetuned(options.checkpoint, torch.device("cpu"), options.tokenizer)
     merge(found.model)
@@ -111,10 +107,10 @@ def export_adapter(options: ExportOptions) -> None:
     """
     import torch
 
-    from launcher.finetuned import additions, open_finetuned
-    from model.huggingface.adapter import as_lora, write_adapter
-    from model.huggingface.folder import new_folder
-    from model.huggingface.prompts import TYPES, write_prompts
+    from ingot.launcher.loading.finetuned_model import additions, open_finetuned
+    from ingot.model.huggingface.folder import new_folder
+    from ingot.model.huggingface.peft_adapter import as_lora, write_adapter
+    from ingot.model.huggingface.peft_prompts import TYPES, write_prompts
 
     found = open_finetuned(options.checkpoint, torch.device("cpu"), options.tokenizer)
     method = found.config.method

@@ -5,19 +5,14 @@ deepspeed launcher/finetune.py --config configs/finetune/sst2.yaml --parallel.ze
 torchrun --nproc_per_node 2 launcher/finetune.py --config configs/finetune/sst2.yaml --parallel.engine fsdp
 """
 
-import sys
-from pathlib import Path
-
-if (
-    __name__ == "__main__"
-):  # as a script, the repository leads the import path, not launcher/, whose files could hide libraries
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
+if not __package__:  # run as a file
+    import _clone  # noqa: F401
 
 import os
 
-from launcher.cli import parse
-from launcher.exits import bad_input, run_main
-from launcher.finetune_config import FinetuneConfig
+from ingot.launcher.config.finetune import FinetuneConfig
+from ingot.launcher.config.parser import parse
+from ingot.launcher.runtime.exit_codes import bad_input, run_main
 
 
 def main(argv: list[str]) -> int:
@@ -25,7 +20,7 @@ def main(argv: list[str]) -> int:
         config = parse(FinetuneConfig, argv, __doc__)
         config.check(int(os.environ.get("WORLD_SIZE", 1)))
     # torch and all the rest only now: --help and mistakes are answered at once
-    from launcher.finetuning import finetune
+    from ingot.launcher.finetuning.finetune_run import finetune
 
     return finetune(config)
 

@@ -14,15 +14,13 @@ from itertools import product
 from pathlib import Path
 from typing import Literal, TextIO
 
-if (
-    __name__ == "__main__"
-):  # as a script, the repository leads the import path, not launcher/, whose files could hide libraries
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
+if not __package__:  # run as a file
+    import _clone  # noqa: F401
 
-from launcher.cli import parse
-from launcher.exits import DONE, bad_input, run_main
-from launcher.prepare import spread_lists
-from launcher.prompts import read_prompts
+from ingot.launcher.config.parser import parse
+from ingot.launcher.inference.prompt_files import read_prompts
+from ingot.launcher.prepare import spread_lists
+from ingot.launcher.runtime.exit_codes import DONE, bad_input, run_main
 
 MASK = "<mask>"
 RULE = "-" * 40
@@ -97,8 +95,8 @@ def generate_texts(options: GenerateOptions) -> None:
     options.check()
     records = [{"prompt": options.prompt}] if options.prompts is None else read_prompts(options.prompts)
 
-    from launcher.device import in_dtype, open_device
-    from launcher.inference import load_for_inference
+    from ingot.launcher.loading.language_model import load_for_inference
+    from ingot.launcher.runtime.device import in_dtype, open_device
 
     model, tokenizer = load_for_inference(options.checkpoint, options.tokenizer, open_device(options.device))
     model = in_dtype(model, options.dtype)
@@ -132,7 +130,7 @@ def write(result: dict, file: TextIO, as_json: bool) -> None:
 
 def continue_texts(options: GenerateOptions, records: list[dict], model, tokenizer) -> Iterator[dict]:
     """The records, num_samples times each, with their `text` and how it came about; batch after batch."""
-    from model.generation import check, complete
+    from ingot.model.generation.generate import check, complete
 
     sampling, decode = sampling_of(options, tokenizer), decoder(tokenizer)
     prompts = [prompt_ids(options, record, tokenizer) for record in records]
@@ -154,7 +152,7 @@ def continue_texts(options: GenerateOptions, records: list[dict], model, tokeniz
 
 def stream(options: GenerateOptions, record: dict, model, tokenizer) -> None:
     """Prints one text as it comes."""
-    from model.generation import generate
+    from ingot.model.generation.generate import generate
 
     ids = prompt_ids(options, record, tokenizer)
     pieces = generate(model, [ids], sampling_of(options, tokenizer), decode=decoder(tokenizer))
@@ -166,7 +164,7 @@ def stream(options: GenerateOptions, record: dict, model, tokenizer) -> None:
 
 
 def sampling_of(options: GenerateOptions, tokenizer):
-    from model.generation import Sampling
+    from ingot.model.generation.generate import Sampling
 
     return Sampling(
         max_tokens=options.max_tokens,
@@ -210,7 +208,7 @@ def prompt_ids(options: GenerateOptions, record: dict, tokenizer) -> list[int]:
 
 def fill(options: GenerateOptions, records: list[dict], model, tokenizer) -> list[dict]:
     """The records with their `masks`: for each, the likeliest tokens."""
-    from model.generation import fill_mask
+    from ingot.model.generation.generate import fill_mask
 
     if tokenizer.mask_id is None:
         raise ValueError(f"the tokenizer {tokenizer.folder} has no mask token, which a BERT's prompts need")

@@ -5,18 +5,15 @@ python launcher/images.py --images test-images.idx.gz --labels test-labels.idx.g
 """
 
 import json
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-if (
-    __name__ == "__main__"
-):  # as a script, the repository leads the import path, not launcher/, whose files could hide libraries
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
+if not __package__:  # run as a file
+    import _clone  # noqa: F401
 
-from launcher.cli import parse
-from launcher.exits import DONE, bad_input, run_main
-from launcher.prepare import spread_lists
+from ingot.launcher.config.parser import parse
+from ingot.launcher.prepare import spread_lists
+from ingot.launcher.runtime.exit_codes import DONE, bad_input, run_main
 
 NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
@@ -64,8 +61,16 @@ def write_images(options: ImageOptions) -> str:
     """
     import numpy as np
 
-    from data.images import Codebook, load_codebook, moved, read_idx, save_codebook, words, write_tokenizer
-    from data.keyed import uniform
+    from ingot.data.order.keyed_random import uniform
+    from ingot.data.tokenizers.image_patches import (
+        Codebook,
+        load_codebook,
+        moved,
+        read_idx,
+        save_codebook,
+        words,
+        write_tokenizer,
+    )
 
     images = read_idx(options.images)
     if images.ndim != 3:

@@ -3,18 +3,14 @@
 python launcher/plan.py --config configs/gpt2-124m.yaml --plan.ranks 64 --plan.memory_gb 80
 """
 
-import sys
 from dataclasses import dataclass, field
-from pathlib import Path
 
-if (
-    __name__ == "__main__"
-):  # as a script, the repository leads the import path, not launcher/, whose files could hide libraries
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
+if not __package__:  # run as a file
+    import _clone  # noqa: F401
 
-from launcher.cli import parse
-from launcher.config import TrainConfig
-from launcher.exits import DONE, bad_input, run_main
+from ingot.launcher.config.parser import parse
+from ingot.launcher.config.pretrain import TrainConfig
+from ingot.launcher.runtime.exit_codes import DONE, bad_input, run_main
 
 
 @dataclass
@@ -48,7 +44,7 @@ class PlanConfig(TrainConfig):
 def main(argv: list[str]) -> int:
     with bad_input():
         config = parse(PlanConfig, argv, __doc__)
-        from launcher.planner import check, search
+        from ingot.launcher.planning.layout_search import check, search
 
         check(config, config.plan)
         print("\n".join(search(config, config.plan)))

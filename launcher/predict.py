@@ -13,14 +13,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-if (
-    __name__ == "__main__"
-):  # as a script, the repository leads the import path, not launcher/, whose files could hide libraries
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
+if not __package__:  # run as a file
+    import _clone  # noqa: F401
 
-from launcher.cli import parse
-from launcher.exits import DONE, bad_input, run_main
-from launcher.prepare import spread_lists
+from ingot.launcher.config.parser import parse
+from ingot.launcher.prepare import spread_lists
+from ingot.launcher.runtime.exit_codes import DONE, bad_input, run_main
 
 
 @dataclass
@@ -67,11 +65,11 @@ def predict(options: PredictOptions) -> None:
     import tempfile
     from dataclasses import replace
 
-    from data.tasks import read_task
-    from launcher.device import open_device
-    from launcher.finetuned import open_finetuned, quantize
-    from launcher.finetuning import task_settings
-    from launcher.methods import with_learned_tokens
+    from ingot.data.tasks.tasks import read_task
+    from ingot.launcher.finetuning.finetune_run import task_settings
+    from ingot.launcher.loading.finetuned_model import open_finetuned, quantize
+    from ingot.launcher.loading.peft_methods import with_learned_tokens
+    from ingot.launcher.runtime.device import open_device
 
     device = open_device(options.device)
     found = open_finetuned(options.checkpoint, device, options.tokenizer)
@@ -121,9 +119,9 @@ def _lines(options: PredictOptions, found, data, device) -> Iterator[dict]:
     import numpy as np
     import torch
 
-    from launcher.finetuning import reader_of
-    from launcher.task_evaluation import outputs_of
-    from launcher.task_results import predictions
+    from ingot.launcher.finetuning.evaluation import outputs_of
+    from ingot.launcher.finetuning.finetune_run import reader_of
+    from ingot.launcher.finetuning.predictions import predictions
 
     kind = found.config.task.kind
     if kind == "generation":
@@ -148,8 +146,8 @@ def _lines(options: PredictOptions, found, data, device) -> Iterator[dict]:
 
 
 def _generated(options: PredictOptions, found, data) -> Iterator[dict]:
-    from launcher.generate import decoder
-    from model.generation import Sampling, complete
+    from ingot.launcher.generate import decoder
+    from ingot.model.generation.generate import Sampling, complete
 
     end = found.tokenizer.eos_id
     for first in range(0, len(data.examples), 16):
@@ -172,9 +170,9 @@ def _prompt_length(example) -> int:
 
 
 def _print_scores(found, data, predicted: list) -> None:
-    from launcher.finetuned import size_of
-    from launcher.scores import text_scores
-    from launcher.task_results import report, scores, truth
+    from ingot.launcher.finetuning.metrics import text_scores
+    from ingot.launcher.finetuning.predictions import report, scores, truth
+    from ingot.launcher.loading.finetuned_model import size_of
 
     kind, labels = found.config.task.kind, found.labels
     if kind == "generation":

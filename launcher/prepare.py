@@ -9,19 +9,18 @@ python launcher/prepare.py verify CORPUS                                checks e
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
-if __name__ == "__main__":  # else files of this folder would be found before libraries of the same name
-    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+if not __package__:  # run as a file
+    import _clone  # noqa: F401
 
 import json
 from collections import deque
 from dataclasses import dataclass
 
-from launcher.cli import parse
-from launcher.exits import bad_input, run_main
-from launcher.prepare_options import InputOptions, PrepareOptions, TokenizerOptions, check
+from ingot.launcher.config.parser import parse
+from ingot.launcher.config.prepare import InputOptions, PrepareOptions, TokenizerOptions, check
+from ingot.launcher.runtime.exit_codes import bad_input, run_main
 
 __all__ = ["InputOptions", "PrepareOptions", "Summary", "TokenizerOptions", "check", "prepare"]
 
@@ -59,9 +58,9 @@ def prepare(options: PrepareOptions) -> Summary | None:
 
     Raises ValueError and OSError for what a user can mend.
     """
-    from data.writer import beside
-    from launcher.preparation import help_out, lead
-    from launcher.team import Team
+    from ingot.data.writing.writer import beside
+    from ingot.launcher.preparation.pipeline import help_out, lead
+    from ingot.launcher.preparation.shared_work import Team
 
     check(options)
     output = Path(options.output)
@@ -97,7 +96,7 @@ def spread_lists(argv: list[str], names: tuple[str, ...] = LISTS) -> list[str]:
 
 def main(argv: list[str]) -> int:
     if argv and argv[0] in COMMANDS:
-        from launcher import corpus_commands
+        from ingot.launcher.preparation import corpus_commands
 
         return getattr(corpus_commands, argv[0])(argv[1:])
     with bad_input():

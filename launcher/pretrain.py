@@ -6,17 +6,13 @@ python launcher/pretrain.py --config configs/demo.yaml
 """
 
 import os
-import sys
-from pathlib import Path
 
-if (
-    __name__ == "__main__"
-):  # as a script, the repository leads the import path, not launcher/, whose files could hide libraries
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
+if not __package__:  # run as a file
+    import _clone  # noqa: F401
 
-from launcher.cli import parse
-from launcher.config import TrainConfig
-from launcher.exits import bad_input, run_main
+from ingot.launcher.config.parser import parse
+from ingot.launcher.config.pretrain import TrainConfig
+from ingot.launcher.runtime.exit_codes import bad_input, run_main
 
 
 def main(argv: list[str]) -> int:
@@ -26,10 +22,10 @@ def main(argv: list[str]) -> int:
         config.check(config.run.dry_ranks or world_size if config.run.dry else world_size)
     # torch and all the rest only now: --help and mistakes are answered at once
     if config.run.dry:
-        from launcher.dry import dry_run
+        from ingot.launcher.planning.dry_run import dry_run
 
         return dry_run(config, config.run.dry_ranks or world_size)
-    from launcher.pretraining import pretrain
+    from ingot.launcher.training.pretrain_run import pretrain
 
     return pretrain(config)
 

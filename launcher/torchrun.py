@@ -12,10 +12,10 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
-if __name__ == "__main__":
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
+if not __package__:  # run as a file
+    import _clone  # noqa: F401
 
-from launcher.exits import DONE, REQUEUE, leave
+from ingot.launcher.runtime.exit_codes import DONE, REQUEUE, leave
 
 
 def main(argv: list[str]) -> int:

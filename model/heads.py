@@ -8,9 +8,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from model.config import ModelConfig
-from model.layers import ACTIVATIONS, make_norm
-from model.loss import IGNORED, VocabularyPart, keep_targets, linear_cross_entropy
+from ingot.model.config import ModelConfig
+from ingot.model.layers import ACTIVATIONS, make_norm
+from ingot.model.loss import IGNORED, VocabularyPart, keep_targets, linear_cross_entropy
 
 
 class HeadTransform(nn.Module):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from model.config import ModelConfig
+from ingot.model.config import ModelConfig
 
 ACTIVATIONS = {
     "gelu": nn.functional.gelu,

@@ -10,7 +10,7 @@ import math
 import torch
 from torch import Tensor
 
-from model.config import RotaryScaling
+from ingot.model.config import RotaryScaling
 
 Rotation = tuple[Tensor, Tensor]
 

@@ -1,12 +1,12 @@
 """What each module becomes when its layers are shared by several tensor ranks, as plain data.
 
 Attention is shared by heads, the MLP by its hidden size, embedding and head by the vocabulary. In between, activations
-lie cut along the sequence; `parallel/tensor.py` says what the roles mean.
+lie cut along the sequence; `parallel/tensor_parallel/layers.py` says what the roles mean.
 """
 
 from __future__ import annotations
 
-from model.config import ModelConfig
+from ingot.model.config import ModelConfig
 
 Role = tuple[str, int]  # a role and the number of units that its outputs (of rows: inputs) consist of, 0 for none
 

@@ -11,13 +11,13 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from model.attention import AttentionLayout, attention, default_positions, prepare_layout
-from model.config import ModelConfig
-from model.heads import LanguageModelHead, PairHead
-from model.kv_cache import KeyValueCache, LayerCache
-from model.layers import MLP, make_norm
-from model.loss import IGNORED
-from model.rotary import Rotation, rotate, rotation_of
+from ingot.model.attention.attention import AttentionLayout, attention, default_positions, prepare_layout
+from ingot.model.attention.kv_cache import KeyValueCache, LayerCache
+from ingot.model.config import ModelConfig
+from ingot.model.heads import LanguageModelHead, PairHead
+from ingot.model.layers import MLP, make_norm
+from ingot.model.loss import IGNORED
+from ingot.model.rotary import Rotation, rotate, rotation_of
 
 
 class Embedding(nn.Module):

@@ -12,8 +12,8 @@ import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
-from parallel.layout import sizes
-from parallel.rendezvous import connect
+from ingot.parallel.mesh_sizes import sizes
+from ingot.parallel.rendezvous import connect
 
 
 @dataclass(frozen=True)

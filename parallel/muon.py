@@ -11,7 +11,7 @@ from collections.abc import Container, Sequence
 import torch
 from torch import nn
 
-from parallel.optimizer import adamw, parameter_groups
+from ingot.parallel.optimizer import adamw, parameter_groups
 
 
 def choose(names: Container[str], patterns: Sequence[str]) -> frozenset[str]:

@@ -9,14 +9,14 @@ from dataclasses import dataclass, replace
 import torch
 import torch.distributed as dist
 
-from launcher.build import engine_of
-from launcher.config import TrainConfig
-from model.config import ModelConfig
-from model.initialise import initialise
-from model.transformer import LanguageModel
-from parallel import mesh as meshes
-from parallel.engine import Engine
-from parallel.mesh import Mesh
+from ingot.launcher.config.pretrain import TrainConfig
+from ingot.launcher.training.build import engine_of
+from ingot.model.config import ModelConfig
+from ingot.model.initialization import initialise
+from ingot.model.transformer import LanguageModel
+from ingot.parallel import mesh as meshes
+from ingot.parallel.engines.engine import Engine
+from ingot.parallel.mesh import Mesh
 
 GLOBAL, LENGTH, VOCABULARY, STEPS = 8, 16, 101, 10
 LEARNING_RATE = 1e-3

@@ -6,13 +6,13 @@ from dataclasses import replace
 import torch
 from torch.distributed.tensor import DTensor
 
-from launcher.build import engine_of
-from launcher.config import TrainConfig
-from launcher.planning import footprint_of, layout_of
-from model.config import ModelConfig
-from parallel.engine import Engine
-from parallel.mesh import Mesh
-from parallel.plan import BUCKET, memory
+from ingot.launcher.config.pretrain import TrainConfig
+from ingot.launcher.planning.footprint import footprint_of, layout_of
+from ingot.launcher.training.build import engine_of
+from ingot.model.config import ModelConfig
+from ingot.parallel.engines.engine import Engine
+from ingot.parallel.memory_plan import BUCKET, memory
+from ingot.parallel.mesh import Mesh
 from tests.layouts import Layout, shape_of
 
 LENGTH, ROWS = 128, 8

@@ -10,7 +10,7 @@ from functools import cache
 import torch
 import torch.multiprocessing as mp
 
-from launcher.exits import leave
+from ingot.launcher.runtime.exit_codes import leave
 
 
 def run_ranks(function: Callable, world_size: int, *args: object, timeout: float = 240.0) -> list:
@@ -60,7 +60,9 @@ def _context():
     if torch.cuda.is_available():
         return mp.get_context("spawn")
     context = mp.get_context("forkserver")
-    context.set_forkserver_preload(["deepspeed", "launcher.pretraining", "launcher.finetuning"])
+    context.set_forkserver_preload(
+        ["deepspeed", "ingot.launcher.training.pretrain_run", "ingot.launcher.finetuning.finetune_run"]
+    )
     return context
 
 

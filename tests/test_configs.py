@@ -8,11 +8,11 @@ import pytest
 import torch
 import yaml
 
-from launcher.cli import parse
-from launcher.config import TrainConfig
-from launcher.finetune_config import FinetuneConfig
-from launcher.prepare import PrepareOptions, check
-from model.transformer import LanguageModel
+from ingot.launcher.config.finetune import FinetuneConfig
+from ingot.launcher.config.parser import parse
+from ingot.launcher.config.pretrain import TrainConfig
+from ingot.launcher.prepare import PrepareOptions, check
+from ingot.model.transformer import LanguageModel
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 RUNS = sorted(path for path in CONFIGS.glob("*.yaml") if not path.stem.endswith("-corpus"))
@@ -77,14 +77,29 @@ def test_the_demo_corpus_fits_the_demo():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"parallel.tensor": 3}, "parallel.tensor 3 does not divide the 4 processes of the world; it can be 1, 2 or 4"),
-        ({"parallel.tensor": 4, "model.num_heads": 2, "model.width": 64}, "model.num_heads 2 is no multiple of it"),
-        ({"parallel.tensor": 2, "data.sequence_length": 63}, "data.sequence_length 63 is no multiple of it"),
+        (
+            {"parallel.tensor": 3},
+            "parallel.tensor 3 does not divide the 4 processes of the world; it can be 1, 2 or 4",
+        ),
+        (
+            {"parallel.tensor": 4, "model.num_heads": 2, "model.width": 64},
+            "model.num_heads 2 is no multiple of it",
+        ),
+        (
+            {"parallel.tensor": 2, "data.sequence_length": 63},
+            "data.sequence_length 63 is no multiple of it",
+        ),
         ({"parallel.data_shard": 2}, "engine zero cuts over all data ranks; leave it out, or set parallel.engine fsdp"),
-        ({"parallel.zero_stage": 3, "parallel.recompute": "selective"}, "set it to full, or parallel.engine to fsdp"),
+        (
+            {"parallel.zero_stage": 3, "parallel.recompute": "selective"},
+            "set it to full, or parallel.engine to fsdp",
+        ),
         ({"parallel.zero_stage": 3, "parallel.compile": True}, "set parallel.zero_stage to 2"),
         ({"parallel.zero_stage": 0, "parallel.offload": "optimizer"}, "needs parallel.zero_stage 1, which is 0"),
-        ({"parallel.engine": "fsdp", "parallel.offload": "optimizer"}, "engine fsdp has parallel.offload all"),
+        (
+            {"parallel.engine": "fsdp", "parallel.offload": "optimizer"},
+            "engine fsdp has parallel.offload all",
+        ),
         ({"parallel.offload_dir": "/disk"}, "parallel.offload_dir needs parallel.offload optimizer or all"),
         ({"optimizer.kind": "muon"}, "ZeRO-1 cuts them anywhere; set parallel.engine to fsdp"),
         ({"optimizer.kind": "muon", "parallel.tensor": 2}, "set parallel.tensor to 1"),
@@ -112,8 +127,14 @@ def test_a_fine_tuning_run_is_valid_and_needs_only_files_and_a_start(path):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"parallel.tensor": 2, "method.kind": "lora"}, "cannot share what method.kind lora adds; set it to 1"),
-        ({"parallel.tensor": 2, "method.adversarial": "fgm"}, "needs whole embeddings; set parallel.tensor to 1"),
+        (
+            {"parallel.tensor": 2, "method.kind": "lora"},
+            "cannot share what method.kind lora adds; set it to 1",
+        ),
+        (
+            {"parallel.tensor": 2, "method.adversarial": "fgm"},
+            "needs whole embeddings; set parallel.tensor to 1",
+        ),
         ({"optimizer.kind": "muon"}, "optimizer.kind muon is for pretraining"),
         ({"task.patience": 2}, "task.patience needs task.validation"),
         ({"method.r_drop": 1, "task.kind": "tagging"}, "are of classification and choice, not tagging"),

@@ -12,7 +12,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from model.huggingface.rows import Shape
+from ingot.model.huggingface.mapping.key_map import Shape
 
 WHOLE = ("model.safetensors", "pytorch_model.bin")
 INDEX = ".index.json"

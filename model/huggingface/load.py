@@ -8,15 +8,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from model.config import ModelConfig
-from model.huggingface.families import family_of, kind_of
-from model.huggingface.family import LANGUAGE_KINDS
-from model.huggingface.files import find_folder, open_weights, read_config
-from model.huggingface.matching import match, shapes_of, spelled
-from model.huggingface.rows import Placed, arrange
-from model.initialise import InitialValues
-from model.task_model import TaskConfig, TaskModel
-from model.transformer import LanguageModel
+from ingot.model.config import ModelConfig
+from ingot.model.finetuning.task_model import TaskConfig, TaskModel
+from ingot.model.huggingface.families.registry import family_of, kind_of
+from ingot.model.huggingface.files import find_folder, open_weights, read_config
+from ingot.model.huggingface.mapping.family import LANGUAGE_KINDS
+from ingot.model.huggingface.mapping.key_map import Placed, arrange
+from ingot.model.huggingface.matching import match, shapes_of, spelled
+from ingot.model.initialization import InitialValues
+from ingot.model.transformer import LanguageModel
 
 CLASSIFIER = ("head.classifier.weight", "head.classifier.bias")
 

@@ -11,9 +11,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from model.huggingface.family import LANGUAGE_KINDS, Family
-from model.huggingface.files import FLOATS, Weights, some
-from model.huggingface.rows import BODY, Placed, arrange, is_of
+from ingot.model.huggingface.files import FLOATS, Weights, some
+from ingot.model.huggingface.mapping.family import LANGUAGE_KINDS, Family
+from ingot.model.huggingface.mapping.key_map import BODY, Placed, arrange, is_of
 
 
 class Spelled:

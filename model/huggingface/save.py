@@ -12,13 +12,13 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor, nn
 
-from model.config import ModelConfig
-from model.huggingface.families import choose_family
-from model.huggingface.family import kind_of_task
-from model.huggingface.folder import new_folder
-from model.huggingface.rows import BODY, Shape, arrange
-from model.task_model import TaskConfig, TaskModel
-from model.transformer import LanguageModel
+from ingot.model.config import ModelConfig
+from ingot.model.finetuning.task_model import TaskConfig, TaskModel
+from ingot.model.huggingface.families.registry import choose_family
+from ingot.model.huggingface.folder import new_folder
+from ingot.model.huggingface.mapping.family import kind_of_task
+from ingot.model.huggingface.mapping.key_map import BODY, Shape, arrange
+from ingot.model.transformer import LanguageModel
 
 SHARD_BYTES = 5_000_000_000
 TYPES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}

@@ -1,6 +1,6 @@
 """Checkpoints that any layout can load: `format` (on disk), `grid`, `files`, `owners`, `saving` and `loading`."""
 
-from parallel.checkpoint.format import (
+from ingot.parallel.checkpoint.format import (
     FORMAT,
     VERSION,
     CheckpointError,
@@ -10,8 +10,8 @@ from parallel.checkpoint.format import (
     resolve,
     step_name,
 )
-from parallel.checkpoint.loading import Reading, load, read_tensor
-from parallel.checkpoint.saving import Saver, save
+from ingot.parallel.checkpoint.loading import Reading, load, read_tensor
+from ingot.parallel.checkpoint.saving import Saver, save
 
 __all__ = [
     "FORMAT",

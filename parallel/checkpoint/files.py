@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from parallel.catalog import Rectangle
+from ingot.parallel.catalog import Rectangle
 
 _NAMES = {
     torch.float64: "F64",

@@ -16,8 +16,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from parallel.catalog import Rectangle
-from parallel.checkpoint.grid import Grid
+from ingot.parallel.catalog import Rectangle
+from ingot.parallel.checkpoint.grid import Grid
 
 FORMAT, VERSION = "ingot-checkpoint", 3
 READABLE = (2, 3)

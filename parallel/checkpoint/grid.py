@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from parallel.catalog import Rectangle
+from ingot.parallel.catalog import Rectangle
 
 
 @dataclass(frozen=True)

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import torch
 
-from parallel.catalog import Rectangle, Shard
-from parallel.checkpoint.files import FileDamaged, TensorFile
-from parallel.checkpoint.format import CheckpointError, CheckpointMismatch, pieces, read_manifest
-from parallel.checkpoint.owners import agree, union
-from parallel.digest import digest
-from parallel.mesh import sum_over_ranks
+from ingot.parallel.catalog import Rectangle, Shard
+from ingot.parallel.checkpoint.digest import digest
+from ingot.parallel.checkpoint.files import FileDamaged, TensorFile
+from ingot.parallel.checkpoint.format import CheckpointError, CheckpointMismatch, pieces, read_manifest
+from ingot.parallel.checkpoint.owners import agree, union
+from ingot.parallel.mesh import sum_over_ranks
 
 
 @dataclass

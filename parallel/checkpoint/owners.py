@@ -12,9 +12,9 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from parallel.catalog import Rectangle, Shard
-from parallel.checkpoint.format import listed
-from parallel.checkpoint.grid import Grid
+from ingot.parallel.catalog import Rectangle, Shard
+from ingot.parallel.checkpoint.format import listed
+from ingot.parallel.checkpoint.grid import Grid
 
 GRID_FROM = 65
 """Rectangles of a tensor from which on a manifest has a grid instead of a list of them."""

@@ -16,9 +16,10 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from parallel.catalog import Shard
-from parallel.checkpoint.files import write
-from parallel.checkpoint.format import (
+from ingot.parallel.catalog import Shard
+from ingot.parallel.checkpoint.digest import digest
+from ingot.parallel.checkpoint.files import write
+from ingot.parallel.checkpoint.format import (
     PARTIAL,
     CheckpointError,
     commit,
@@ -28,9 +29,8 @@ from parallel.checkpoint.format import (
     make_manifest,
     step_name,
 )
-from parallel.checkpoint.owners import Ownership, agree
-from parallel.digest import digest
-from parallel.mesh import sum_over_ranks
+from ingot.parallel.checkpoint.owners import Ownership, agree
+from ingot.parallel.mesh import sum_over_ranks
 
 PAUSE = 15.0
 """Where training computes on the CPU too: seconds for which a save rests for each second that it works."""

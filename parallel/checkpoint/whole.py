@@ -8,11 +8,20 @@ from pathlib import Path
 
 import torch
 
-from parallel.catalog import Rectangle, Shard
-from parallel.checkpoint.files import FileDamaged, TensorFile, write
-from parallel.checkpoint.format import PARTIAL, CheckpointError, file_of, key_of, listed, make_manifest, pieces, publish
-from parallel.checkpoint.loading import Reading, read_shard
-from parallel.digest import digest
+from ingot.parallel.catalog import Rectangle, Shard
+from ingot.parallel.checkpoint.digest import digest
+from ingot.parallel.checkpoint.files import FileDamaged, TensorFile, write
+from ingot.parallel.checkpoint.format import (
+    PARTIAL,
+    CheckpointError,
+    file_of,
+    key_of,
+    listed,
+    make_manifest,
+    pieces,
+    publish,
+)
+from ingot.parallel.checkpoint.loading import Reading, read_shard
 
 BLOCK = 64 << 20
 """Bytes of a tensor that are in memory at once."""

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from data.tokenizer import load_tokenizer
-from data.tokenizer_training import train_sentencepiece
-from data.writer import CorpusWriter, finished_or_nothing
+from ingot.data.tokenizers.tokenizer import load_tokenizer
+from ingot.data.tokenizers.training import train_sentencepiece
+from ingot.data.writing.writer import CorpusWriter, finished_or_nothing
 
 WORDS = [
     *("for", "while", "return", "import", "value", "index", "token", "shard", "reader", "order"),

@@ -3,8 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from launcher import export
-from launcher.prepare import PrepareOptions, TokenizerOptions, prepare
+from ingot.launcher import export
+from ingot.launcher.prepare import PrepareOptions, TokenizerOptions, prepare
 from tests.launcher.finetune_runs import run
 from tests.launcher.tiny_models import released_bert, released_gpt2, write_task
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from launcher import finetune
+from ingot.launcher import finetune
 
 CPU = torch.device("cpu")
 BASE = [

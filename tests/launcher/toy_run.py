@@ -12,8 +12,8 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[2])
 
-from launcher.exits import DONE, REQUEUE, bad_input, run_main  # noqa: E402
-from launcher.lifeline import Lifeline  # noqa: E402
+from ingot.launcher.runtime.exit_codes import DONE, REQUEUE, bad_input, run_main  # noqa: E402
+from ingot.launcher.runtime.peer_watchdog import Lifeline  # noqa: E402
 
 STEP_SECONDS = 0.05
 
@@ -21,7 +21,7 @@ STEP_SECONDS = 0.05
 def main(argv: list[str]) -> int:
     """FOLDER, and what goes wrong: `raise R` or `wait R` at step 10, on rank R; otherwise a test kills a process."""
     folder, *fault = [argument for argument in argv if not argument.startswith("--local_rank")]
-    from parallel import mesh as meshes
+    from ingot.parallel import mesh as meshes
 
     stop_requested = []
     with Lifeline() as lifeline:

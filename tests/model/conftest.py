@@ -5,9 +5,9 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from model.config import ModelConfig
-from model.initialise import initialise
-from model.transformer import LanguageModel
+from ingot.model.config import ModelConfig
+from ingot.model.initialization import initialise
+from ingot.model.transformer import LanguageModel
 
 SHAPE = {"vocab_size": 97, "num_layers": 2, "num_heads": 4, "width": 32, "max_positions": 64}
 KINDS = {

@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from model.config import ModelConfig
-from model.huggingface.load import load
-from model.initialise import initialise
-from model.task_model import TaskModel
-from model.transformer import LanguageModel
+from ingot.model.config import ModelConfig
+from ingot.model.finetuning.task_model import TaskModel
+from ingot.model.huggingface.load import load
+from ingot.model.initialization import initialise
+from ingot.model.transformer import LanguageModel
 
 transformers = pytest.importorskip("transformers")
 transformers.utils.logging.disable_progress_bar()

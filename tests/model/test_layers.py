@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from model.config import ModelConfig
-from model.layers import LayerNorm, RMSNorm, make_norm
-from model.rotary import rotate, rotation_of
+from ingot.model.config import ModelConfig
+from ingot.model.layers import LayerNorm, RMSNorm, make_norm
+from ingot.model.rotary import rotate, rotation_of
 
 
 def naive_rotate(x_TE, positions_T, base):
@@ -45,7 +45,7 @@ def test_neither_a_cast_nor_the_meta_device_spoils_the_frequencies(build, monkey
         seen.append(rotation_of(*arguments))
         return rotation_of(*arguments[:3])
 
-    monkeypatch.setattr("model.transformer.rotation_of", spy)
+    monkeypatch.setattr("ingot.model.transformer.rotation_of", spy)
     if by == "cast":
         model.to(torch.bfloat16).float()
     else:

@@ -7,8 +7,8 @@ import torch
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from model import loss as loss_file
-from model.loss import keep_targets, linear_cross_entropy, rows_at_a_time
+from ingot.model import loss as loss_file
+from ingot.model.loss import keep_targets, linear_cross_entropy, rows_at_a_time
 
 ROWS, WIDTH, VOCABULARY = 23, 16, 41
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from model.config import ModelConfig
+from ingot.model.config import ModelConfig
 
 
 def test_defaults_are_valid():

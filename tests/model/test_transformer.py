@@ -6,8 +6,8 @@ from itertools import pairwise
 import pytest
 import torch
 
-from model.config import ModelConfig
-from model.transformer import LanguageModel
+from ingot.model.config import ModelConfig
+from ingot.model.transformer import LanguageModel
 
 KINDS = ("gpt", "bert", "modern")
 

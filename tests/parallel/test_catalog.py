@@ -3,7 +3,7 @@ import itertools
 import pytest
 import torch
 
-from parallel.catalog import Rectangle, flat_range_rectangles, flat_shards
+from ingot.parallel.catalog import Rectangle, flat_range_rectangles, flat_shards
 
 
 @pytest.mark.parametrize("shape", [(7,), (3, 5), (1, 6), (4, 1), (2, 3, 4), (3, 1, 2)])

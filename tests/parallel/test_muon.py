@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from parallel.muon import MuonWithAdamW, choose
-from parallel.optimizer import create_state, matrices, set_step
+from ingot.parallel.muon import MuonWithAdamW, choose
+from ingot.parallel.optimizer import create_state, matrices, set_step
 
 
 @pytest.fixture

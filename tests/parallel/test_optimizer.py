@@ -4,7 +4,7 @@ import math
 import pytest
 import torch
 
-from parallel.optimizer import learning_rate_at, matrices, parameter_groups
+from ingot.parallel.optimizer import learning_rate_at, matrices, parameter_groups
 
 SETTINGS = {"peak": 2.0, "warmup_steps": 10, "schedule_steps": 110, "final_fraction": 0.1, "decay_fraction": 0.2}
 

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch.distributed as dist
 
-from parallel.rendezvous import meet
+from ingot.parallel.rendezvous import meet
 from tests.ranks import free_port
 
 SECONDS = 2

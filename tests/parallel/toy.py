@@ -6,11 +6,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from parallel.engine import Engine, Shares
-from parallel.fsdp import TorchEngine
-from parallel.mesh import Mesh
-from parallel.optimizer import adamw, matrices, parameter_groups
-from parallel.zero import ZeroEngine
+from ingot.parallel.engines.engine import Engine, Shares
+from ingot.parallel.engines.fsdp import TorchEngine
+from ingot.parallel.engines.zero import ZeroEngine
+from ingot.parallel.mesh import Mesh
+from ingot.parallel.optimizer import adamw, matrices, parameter_groups
 
 GLOBAL, MICRO, LENGTH, VOCABULARY = 8, 2, 16, 97
 ENGINES = ("torch", "fsdp", "zero-0", "zero-1", "zero-2", "zero-3")

@@ -1,0 +1,67 @@
+"""One bundle of a shard: checked against its index, and where its documents begin."""
+
+from __future__ import annotations
+
+import zlib
+from array import array
+from bisect import bisect_left
+
+import numpy as np
+
+from ingot.data.corpus.manifest import Bundle
+from ingot.data.corpus.storage import OpenFile, RemoteFile
+
+BLOCK = 1024  # tokens
+
+
+class SoundBundle:
+    """What reading from a bundle takes: where its tokens lie in the file (`offset`, bytes) and in the shard's stream
+    (from `origin` to `end`, tokens), and the first token of each document, int64."""
+
+    __slots__ = ("_blocks", "_sorted", "end", "offset", "origin", "starts")
+
+    def __init__(self, bundle: Bundle, end: int, starts: np.ndarray):
+        self.offset, self.origin, self.end = bundle.tokens_offset, end - bundle.num_tokens, end
+        self._sorted = array("q", starts.tobytes())  # bisect is faster on this than on numpy's
+        self.starts = np.frombuffer(self._sorted, dtype=np.int64)
+        # Documents that start before each block of tokens: few are left to search.
+        edges = np.arange(0, bundle.num_tokens + 2 * BLOCK, BLOCK)
+        self._blocks = array("q", self.starts.searchsorted(edges).tobytes())
+
+    def between(self, first: int, last: int) -> np.ndarray:
+        """The starts in [first, last), tokens of the bundle."""
+        block, end_block = first // BLOCK, last // BLOCK
+        low = bisect_left(self._sorted, first, self._blocks[block], self._blocks[block + 1])
+        high = bisect_left(self._sorted, last, self._blocks[end_block], self._blocks[end_block + 1])
+        return self.starts[low:high]
+
+
+class WrongBytes(ValueError):
+    """A part of a bundle, at byte `offset` of the file, is not what was written."""
+
+    def __init__(self, part: str, bundle: Bundle, size: int, offset: int):
+        super().__init__(
+            f"the {part} of bundle {bundle.key} ({size} bytes at offset {offset}) do not match their checksum"
+        )
+        self.offset = offset
+
+
+def read_bundle(file: OpenFile | RemoteFile, bundle: Bundle, end: int, dtype: np.dtype, *, check: bool) -> SoundBundle:
+    """`end` is where it ends in the shard's stream, in tokens. With `check`, all its tokens are read too.
+
+    Raises WrongBytes, and OSError when the file cannot be read.
+    """
+    doclens = np.empty(bundle.num_documents, dtype="<u4")
+    file.read_into(doclens, bundle.doclens_offset)
+    if check:
+        tokens = np.empty(bundle.num_tokens, dtype=dtype)
+        file.read_into(tokens, bundle.tokens_offset)
+        if zlib.crc32(tokens) != bundle.tokens_crc32:
+            raise WrongBytes("tokens", bundle, tokens.nbytes, bundle.tokens_offset)
+        if zlib.crc32(doclens) != bundle.doclens_crc32:
+            raise WrongBytes("doclens", bundle, doclens.nbytes, bundle.doclens_offset)
+        file.keep(bundle.tokens_offset, tokens)
+    ends = np.cumsum(doclens, dtype=np.int64)
+    if (ends[-1] if len(ends) else 0) != bundle.num_tokens:
+        raise WrongBytes("doclens", bundle, doclens.nbytes, bundle.doclens_offset)
+    return SoundBundle(bundle, end, np.concatenate([np.zeros(1, dtype=np.int64), ends])[:-1])

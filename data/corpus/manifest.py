@@ -1,0 +1,164 @@
+"""Manifest and index of a corpus folder: read as plain data, and believed only where it makes sense.
+
+Both are JSON that anybody may have written. Each name, number and offset is checked before it is used, so that nothing
+outside the folder is opened and nothing outside a file is asked for.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ingot.data.corpus.quarantine import WHOLE_SHARD, Damage, DamagedShard
+from ingot.data.corpus.shard_list import Shard, ShardList, check_count, check_hash
+from ingot.data.corpus.storage import LocalFolder, RemoteFolder, open_storage
+
+CORPUS_FORMAT, INDEX_FORMAT, VERSION = "ingot-corpus", "ingot-shard-index", 1
+MANIFEST = "manifest.json"
+
+MAX_MANIFEST_BYTES = 2**30  # a million shards take some 400 MB
+MAX_INDEX_BYTES = 2**28  # a million bundles, and so a million million tokens
+
+
+def token_dtype(vocab_size: int) -> np.dtype:
+    """Little-endian uint16 where all ids fit, else uint32."""
+    return np.dtype("<u2" if vocab_size <= 65_536 else "<u4")
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """A line of an index. Offsets are those of the payload in the tar, after the npy header, in bytes."""
+
+    key: str
+    tokens_offset: int
+    num_tokens: int
+    tokens_crc32: int
+    doclens_offset: int
+    num_documents: int
+    doclens_crc32: int
+
+
+@dataclass(frozen=True)
+class Split:
+    """A split's part of the manifest; `text_bytes` of UTF-8, `unigram_entropy` in nats per token."""
+
+    shards: ShardList
+    num_tokens: int
+    num_documents: int
+    text_bytes: int
+    unigram_entropy: float
+
+
+def read_manifest(folder: str | Path | LocalFolder | RemoteFolder) -> dict:
+    """The manifest of a finished corpus folder. Raises ValueError, saying what to do, for anything else."""
+    storage = open_storage(folder) if isinstance(folder, str | Path) else folder
+    if isinstance(storage, LocalFolder) and not storage.path.is_dir():
+        raise ValueError(f"corpus folder {storage} does not exist: make it with launcher/prepare.py --output {storage}")
+    where = storage.locate(MANIFEST)
+    try:
+        manifest = json.loads(storage.read(MANIFEST, MAX_MANIFEST_BYTES))
+    except FileNotFoundError:
+        if isinstance(storage, LocalFolder) and not any(storage.path.iterdir()):
+            raise ValueError(f"corpus folder {storage} is empty: fill it with launcher/prepare.py") from None
+        raise ValueError(
+            f"corpus folder {storage} has no {MANIFEST}, so it is unfinished or no corpus: "
+            f"run launcher/prepare.py again"
+        ) from None
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{where} is damaged ({error}): run launcher/prepare.py again") from None
+    if not isinstance(manifest, dict) or manifest.get("format") != CORPUS_FORMAT:
+        raise ValueError(f"{where} does not describe a corpus (format {CORPUS_FORMAT})")
+    if manifest.get("version") != VERSION:
+        raise ValueError(
+            f"corpus {storage} has format version {manifest.get('version')}, this program reads version {VERSION}: "
+            f"make it anew with launcher/prepare.py"
+        )
+    if not isinstance(manifest.get("splits"), dict) or not isinstance(manifest.get("tokenizer"), dict):
+        raise ValueError(f"{where} is damaged (no splits, or no tokenizer): run launcher/prepare.py again")
+    return manifest
+
+
+def read_split(manifest: dict, split: str, where: str) -> Split:
+    """Raises ValueError, with `where` and the entry, for anything that no program could have meant."""
+    try:
+        check_hash("sha256", manifest["tokenizer"]["sha256"])
+        width = token_dtype(check_count("vocab_size", manifest["tokenizer"]["vocab_size"], least=1)).itemsize
+        content = manifest["splits"][split]
+        entropy = content["unigram_entropy"]
+        if not isinstance(entropy, int | float) or not math.isfinite(entropy):
+            raise ValueError(f"unigram_entropy is {entropy!r}")
+        shards = ShardList(content["shards"], width)
+        totals = [check_count(name, content[name]) for name in ("num_tokens", "num_documents", "text_bytes")]
+        if sum(shards.tokens.tolist()) != totals[0]:
+            raise ValueError(f"num_tokens is {totals[0]}, its shards hold {sum(shards.tokens.tolist())}")
+        return Split(shards, *totals, entropy)
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise ValueError(f"{where}, split {split}, makes no sense: {_say(error)}; copy or prepare it again") from None
+
+
+def _say(error: Exception) -> str:
+    return f"{error} is missing" if isinstance(error, KeyError) else str(error)
+
+
+class ShardIndex:
+    """The index of one shard in memory."""
+
+    def __init__(self, bundles: list[Bundle]):
+        self.bundles = bundles
+        self.token_ends = np.cumsum([b.num_tokens for b in bundles], dtype=np.int64).tolist()
+        self.num_tokens = self.token_ends[-1] if bundles else 0
+
+    @staticmethod
+    def load(storage: LocalFolder | RemoteFolder, shard: Shard, dtype: np.dtype) -> ShardIndex:
+        """Raises DamagedShard when the index is missing, not the one that the manifest lists, or senseless, and OSError
+        when it cannot be read."""
+        where = storage.locate(shard.index)
+
+        def damaged(reason: str) -> DamagedShard:
+            return DamagedShard(
+                f"{where} {reason}: copy the file again",
+                Damage(str(storage), shard.name, shard.sha256, WHOLE_SHARD, None, f"index {reason}"),
+            )
+
+        try:
+            content = storage.read(shard.index, MAX_INDEX_BYTES)
+        except FileNotFoundError:
+            raise damaged("is missing") from None
+        except ValueError as error:
+            raise damaged(f"is too large ({error})") from None
+        if hashlib.sha256(content).hexdigest() != shard.index_sha256:
+            raise damaged(f"does not match its checksum in {MANIFEST}")
+        try:
+            index = json.loads(content)
+            if (index["format"], index["version"], index["dtype"]) != (INDEX_FORMAT, VERSION, dtype.name):
+                raise ValueError(f"it is not {INDEX_FORMAT} version {VERSION} of {dtype.name} tokens")
+            bundles = [_bundle(entry, shard, dtype.itemsize) for entry in index["bundles"]]
+            if sum(b.num_tokens for b in bundles) != shard.tokens:
+                raise ValueError(f"its bundles do not add up to the {shard.tokens} tokens that {MANIFEST} lists")
+        except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
+            raise damaged(f"makes no sense ({_say(error)})") from None
+        return ShardIndex(bundles)
+
+
+def _bundle(entry: dict, shard: Shard, width: int) -> Bundle:
+    bundle = Bundle(
+        str(entry["key"])[:200],
+        check_count("tokens_offset", entry["tokens_offset"]),
+        check_count("num_tokens", entry["num_tokens"]),
+        check_count("tokens_crc32", entry["tokens_crc32"]),
+        check_count("doclens_offset", entry["doclens_offset"]),
+        check_count("num_documents", entry["num_documents"]),
+        check_count("doclens_crc32", entry["doclens_crc32"]),
+    )
+    for part, offset, size in (
+        ("tokens", bundle.tokens_offset, bundle.num_tokens * width),
+        ("doclens", bundle.doclens_offset, bundle.num_documents * 4),
+    ):
+        if offset + size > shard.bytes:
+            raise ValueError(f"the {part} of bundle {bundle.key} end beyond the {shard.bytes} bytes of {shard.name}")
+    return bundle

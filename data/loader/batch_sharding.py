@@ -1,0 +1,59 @@
+"""Whether a batch can be shared out among ranks, and corpora can be read together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ingot.data.corpus.shards import Corpus
+from ingot.data.sequences.packing import count_instances
+from ingot.data.tokenizers.tokenizer import Tokenizer
+
+
+def check_sharing(global_batch: int, micro_batch: int, num_ranks: int) -> None:
+    """Raises ValueError, naming the nearest numbers that would do, unless `num_ranks` divides `global_batch` and
+    `micro_batch` divides the share of each rank."""
+    if min(global_batch, micro_batch, num_ranks) < 1:
+        raise ValueError(f"global batch ({global_batch}), micro-batch ({micro_batch}) and data ranks must be positive")
+    if global_batch % num_ranks:
+        below, above = global_batch // num_ranks * num_ranks, -(-global_batch // num_ranks) * num_ranks
+        sizes = f"{below} or {above}" if below else f"{above}"
+        raise ValueError(
+            f"a global batch of {global_batch} sequences cannot be shared out among {num_ranks} data ranks: use a "
+            f"global batch of {sizes}, or {_near(global_batch, num_ranks)} data ranks"
+        )
+    share = global_batch // num_ranks
+    if share % micro_batch:
+        raise ValueError(
+            f"a micro-batch of {micro_batch} sequences does not divide the {share} of each rank (global batch "
+            f"{global_batch} over {num_ranks} data ranks): use a micro-batch of {_near(share, micro_batch)}"
+        )
+
+
+def _near(number: int, wanted: int) -> str:
+    """The divisors of `number` next to `wanted`, below and above: "4 or 8"."""
+    divisors = [d for d in range(1, number + 1) if number % d == 0]
+    near = [
+        max((d for d in divisors if d <= wanted), default=None),
+        min((d for d in divisors if d >= wanted), default=None),
+    ]
+    return " or ".join(str(d) for d in near if d is not None)
+
+
+def check_corpora(corpora: Sequence[Corpus], tokenizer: Tokenizer, sequence_length: int) -> None:
+    """Raises ValueError unless all corpora were made with `tokenizer` and hold at least one sequence each."""
+    if not corpora:
+        raise ValueError("no corpus to read: name at least one")
+    if sequence_length < 1:
+        raise ValueError(f"sequence_length must be positive, is {sequence_length}")
+    for corpus in corpora:
+        if corpus.tokenizer_sha256 != tokenizer.sha256:
+            raise ValueError(
+                f"corpus {corpus.folder} was made with another tokenizer (sha256 {corpus.tokenizer_sha256[:16]}) than "
+                f"{tokenizer.folder} (sha256 {tokenizer.sha256[:16]}): prepare it with "
+                f"--tokenizer.path {tokenizer.folder}"
+            )
+        if not count_instances(corpus.num_tokens, sequence_length):
+            raise ValueError(
+                f"corpus {corpus.folder}, split {corpus.split}, has {corpus.num_tokens} of the {sequence_length + 1} "
+                f"tokens that one sequence takes: use a sequence_length of at most {max(1, corpus.num_tokens - 1)}"
+            )

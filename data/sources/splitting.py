@@ -1,0 +1,198 @@
+"""Cuts a file into sources: parts that can be read, and tokenized, each on its own.
+
+Where the cuts lie follows from the file alone and the wanted size, never from who does the work.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from ingot.data.sources.documents import Skipped
+from ingot.data.sources.filters import parse_filter
+from ingot.data.sources.source_files import AUTO, Source, kind_of, table_columns
+
+Progress = Callable[[int], None]
+
+
+def cut_file(
+    name: str,
+    path: Path,
+    skipped: Skipped,
+    *,
+    source_bytes: int,
+    text_column: str = "text",
+    where: Sequence[str] = (),
+    split: str = AUTO,
+    progress: Progress = lambda num_bytes: None,
+) -> list[Source]:
+    """The sources of a file, reading it once; none when it is no text, empty or unreadable (`skipped` counts it).
+
+    Plain JSON lines are cut at the first line end after each `source_bytes` bytes, tables between row groups (record
+    batches) where their data reaches that size; compressed lines and tars are one source.
+
+    Raises ValueError for a table that lacks the text column or one that a filter names, and for a damaged one.
+    """
+    kind = kind_of(name)
+    if kind == "text" and where:
+        raise ValueError(f"{path} is one document and has no columns to filter by: give it as an input without where")
+    try:
+        if kind == "text":
+            return _whole_text(name, path, split, skipped, progress)
+        stamp = os.stat(path)
+        if stamp.st_size == 0:
+            skipped.add("empty", name)
+            return []
+        parts = list(
+            _PARTS.get(kind, _whole)(path, source_bytes, [text_column, *parse_filter(where).columns], progress)
+        )
+    except OSError as error:
+        if kind != "text" and not isinstance(error, PermissionError):
+            raise ValueError(f"{path} cannot be read as {kind}: {error}") from error
+        skipped.add("unreadable", name)
+        return []
+    return [
+        Source(
+            name=name if len(parts) == 1 else f"{name}#{number:05d}",
+            path=Path(path),
+            size=size,
+            sha256=sha256,
+            split=split,
+            kind=kind,
+            file=name,
+            start=start,
+            stop=stop,
+            first_row=first_row,
+            modified=stamp.st_mtime_ns,
+            text_column=text_column,
+            where=tuple(where),
+        )
+        for number, (start, stop, first_row, size, sha256) in enumerate(parts)
+    ]
+
+
+def _whole_text(name: str, path: Path, split: str, skipped: Skipped, progress: Progress) -> list[Source]:
+    content = path.read_bytes()
+    progress(len(content))
+    try:
+        empty = not content.decode("utf-8-sig").strip()
+    except UnicodeDecodeError:
+        skipped.add("not UTF-8", name)
+        return []
+    if empty:
+        skipped.add("empty", name)
+        return []
+    return [Source(name, path, len(content), hashlib.sha256(content).hexdigest(), split)]
+
+
+Part = tuple[int, int, int, int, str]  # start, stop, first row, bytes, sha256
+
+
+def _whole(path: Path, source_bytes: int, columns: Sequence[str], progress: Progress) -> Iterator[Part]:
+    yield 0, 0, 1, *_digest(path, progress)
+
+
+def _digest(path: Path, progress: Progress) -> tuple[int, str]:
+    digest, size = hashlib.sha256(), 0
+    with open(path, "rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+            size += len(chunk)
+            progress(len(chunk))
+    return size, digest.hexdigest()
+
+
+def _lines(path: Path, source_bytes: int, columns: Sequence[str], progress: Progress) -> Iterator[Part]:
+    if str(path).lower().endswith((".gz", ".zst")):
+        yield from _whole(path, source_bytes, columns, progress)
+        return
+    start, row = 0, 1
+    with open(path, "rb") as file:
+        while True:
+            digest, size, num_lines = hashlib.sha256(), 0, 0
+            while size < source_bytes and (chunk := file.read(min(1 << 20, source_bytes - size))):
+                digest.update(chunk)
+                size += len(chunk)
+                num_lines += chunk.count(b"\n")
+            if not size:
+                return
+            if not chunk.endswith(b"\n") and (rest := file.readline()):
+                digest.update(rest)
+                size += len(rest)
+                num_lines += 1
+            progress(size)
+            yield start, start + size, row, size, digest.hexdigest()
+            start, row = start + size, row + num_lines
+
+
+def _parquet(path: Path, source_bytes: int, columns: Sequence[str], progress: Progress) -> Iterator[Part]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(path) as file:
+            _check_columns(path, file.schema_arrow, columns)
+            groups = [file.metadata.row_group(number) for number in range(file.metadata.num_row_groups)]
+            sizes = [(group.num_rows, group.total_byte_size) for group in groups]
+    except pa.ArrowException as error:
+        raise ValueError(f"{path} is damaged or no parquet file: {error}") from error
+    yield from _runs(sizes, source_bytes, *_digest(path, progress))
+
+
+def _arrow(path: Path, source_bytes: int, columns: Sequence[str], progress: Progress) -> Iterator[Part]:
+    import pyarrow as pa
+
+    try:
+        with pa.memory_map(str(path)) as file, pa.ipc.open_stream(file) as stream:
+            _check_columns(path, stream.schema, columns)
+            sizes = [(batch.num_rows, batch.nbytes) for batch in stream]
+    except pa.ArrowException as error:
+        raise ValueError(f"{path} is damaged or no arrow stream: {error}") from error
+    yield from _runs(sizes, source_bytes, *_digest(path, progress))
+
+
+def _runs(sizes: Sequence[tuple[int, int]], source_bytes: int, size: int, sha256: str) -> Iterator[Part]:
+    """Runs of consecutive (rows, bytes), each of at least `source_bytes` but for the last; the file's bytes are shared
+    out among them by their part of the data."""
+    whole = max(1, sum(num_bytes for _, num_bytes in sizes))
+    begin, row, rows, gathered, done = 0, 1, 0, 0, 0
+    for number, (num_rows, num_bytes) in enumerate(sizes, 1):
+        rows, gathered = rows + num_rows, gathered + num_bytes
+        if gathered >= source_bytes or number == len(sizes):
+            share = size * (done + gathered) // whole - size * done // whole
+            yield begin, number, row, share, sha256
+            begin, row, rows, gathered, done = number, row + rows, 0, 0, done + gathered
+
+
+def _check_columns(path: Path, schema, columns: Sequence[str]) -> None:
+    import pyarrow as pa
+
+    texts = [field.name for field in schema if _is_text(field.type)]
+    for name in columns:
+        if not table_columns(schema.names, [name]):
+            raise ValueError(
+                f"{path} has no column {name!r}; it has: {', '.join(schema.names)} (with text: {', '.join(texts)}). "
+                f"Name one with text_column, or in the filter"
+            )
+    first = columns[0]
+    if (
+        first in schema.names
+        and not _is_text(schema.field(first).type)
+        and not pa.types.is_null(schema.field(first).type)
+    ):
+        raise ValueError(
+            f"{path}: column {first!r} holds {schema.field(first).type}, not text; columns with text: "
+            f"{', '.join(texts) or 'none'}. Name one with text_column"
+        )
+
+
+def _is_text(kind) -> bool:
+    import pyarrow as pa
+
+    value = kind.value_type if pa.types.is_dictionary(kind) else kind
+    return pa.types.is_string(value) or pa.types.is_large_string(value) or pa.types.is_string_view(value)
+
+
+_PARTS = {"lines": _lines, "parquet": _parquet, "arrow": _arrow}

@@ -1,0 +1,93 @@
+"""Examples of downstream tasks as token ids with targets, and their packing into one row without padding."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from ingot.data.sequences.objectives import IGNORE_INDEX
+
+
+@dataclass(frozen=True)
+class Example:
+    """One example, or one window of a long one.
+
+    Attributes:
+        ids, types: int64 [tokens], of all its documents end to end.
+        target: int64 () for a class or choice, (2,) for the first and last token of an answer, (tokens,) for labels or
+            next tokens; float64 (C,) for labels that are 0 or 1, or numbers.
+        num_targets: how many losses it has: targets that are not -100.
+        source: number of the record that it is of.
+        documents: tokens of each document; one, but for choices.
+        places: int64 (tokens, ...), where in its source each token stands, for those who read the model's answer.
+    """
+
+    ids: np.ndarray
+    types: np.ndarray
+    target: np.ndarray
+    num_targets: int
+    source: int
+    documents: tuple[int, ...]
+    places: np.ndarray | None = None
+
+    @property
+    def is_per_token(self) -> bool:
+        """Whether each token has a target."""
+        return self.target.dtype.kind == "i" and self.target.shape == self.ids.shape
+
+    def without_target(self) -> Example:
+        """The same, without a loss: a model still computes it."""
+        nothing = np.nan if self.target.dtype.kind == "f" else IGNORE_INDEX
+        return replace(self, target=np.full_like(self.target, nothing), num_targets=0)
+
+    def filler(self, num_tokens: int) -> Example:
+        """An example of the same form with so many tokens, at least one a document, and without a loss."""
+        others = len(self.documents) - 1
+        target = self.without_target().target
+        return Example(
+            np.full(num_tokens, self.ids[0]),
+            np.zeros(num_tokens, np.int64),
+            np.full(num_tokens, IGNORE_INDEX) if self.is_per_token else target,
+            0,
+            self.source,
+            (num_tokens - others, *[1] * others),
+        )
+
+
+def with_prompts(example: Example, count: int, at: int) -> Example:
+    """The same with the ids -1 to -count put in at place `at` of each document: tokens that a model learns."""
+    starts = np.cumsum([0, *example.documents[:-1]])
+    places = np.repeat(starts + at, count)  # in the ids as they were
+    ids = np.insert(example.ids, places, np.tile(-1 - np.arange(count), len(starts)))
+    target = example.target
+    if example.is_per_token:
+        target = np.insert(target, places, IGNORE_INDEX)
+    elif target.shape == (2,) and target.dtype.kind == "i":
+        target = np.where(target >= at, target + count, target)
+    found = None if example.places is None else np.insert(example.places, places, -1, axis=0)
+    return replace(
+        example,
+        ids=ids,
+        types=np.insert(example.types, places, 0),
+        target=target,
+        documents=tuple(length + count for length in example.documents),
+        places=found,
+    )
+
+
+def pack(examples: Sequence[Example], labels: str) -> dict[str, np.ndarray]:
+    """One row that holds all documents of the examples, in order: `input_ids`, `positions`, `token_types` (int64 [1,
+    tokens]), `cu_seqlens` (int32 [documents + 1]), and the targets under the name `labels`, [1, tokens] where each
+    token has one and [examples, ...] where each example has one."""
+    lengths = [length for example in examples for length in example.documents]
+    ids = np.concatenate([example.ids for example in examples])
+    targets = [example.target for example in examples]
+    return {
+        "input_ids": ids[None],
+        "positions": np.concatenate([np.arange(length) for length in lengths])[None],
+        "token_types": np.concatenate([example.types for example in examples])[None],
+        "cu_seqlens": np.cumsum([0, *lengths], dtype=np.int32),
+        labels: np.concatenate(targets)[None] if examples[0].is_per_token else np.stack(targets),
+    }

@@ -1,0 +1,74 @@
+"""Labels of a task: the set of them, and a record's own as numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from ingot.data.tasks.records import Record
+
+
+def find_labels(values: Iterable[str]) -> list[str]:
+    """All that occur, in order of their numbers where all are integers, else of the alphabet."""
+    found = set(values)
+    try:
+        return sorted(found, key=int)
+    except ValueError:
+        return sorted(found)
+
+
+def class_name(record: Record, column: str) -> str:
+    """The label of a record with one.
+
+    Raises:
+        ValueError: it is neither text, integer nor bool, or empty.
+    """
+    value = record.values[column]
+    if isinstance(value, bool | int):
+        return str(int(value))
+    if not isinstance(value, str) or not value.strip():
+        raise ValueError(f"{record.where}: {column!r} is {value!r}; a label is a text or an integer")
+    return value.strip()
+
+
+def label_names(record: Record, column: str, separator: str = ",") -> list[str]:
+    """The labels of a record with any number of them: a list, or a text with commas.
+
+    Raises:
+        ValueError: neither of these.
+    """
+    value = record.values[column]
+    if isinstance(value, str):
+        return [part.strip() for part in value.split(separator) if part.strip()]
+    if isinstance(value, list) and all(isinstance(part, str | int) for part in value):
+        return [str(part) for part in value]
+    raise ValueError(f"{record.where}: {column!r} is {value!r}; give a list of labels, or a text with commas")
+
+
+def number_of(name: str, labels: Sequence[str], where: str) -> int:
+    """The place of a label in the set.
+
+    Raises:
+        ValueError: it is not in it.
+    """
+    try:
+        return labels.index(name)
+    except ValueError:
+        shown = ", ".join(map(repr, labels[:10])) + (", ..." if len(labels) > 10 else "")
+        raise ValueError(f"{where}: the label {name!r} is none of {shown}; set task.labels to all of them") from None
+
+
+def number(record: Record, column: str) -> float:
+    """A value of a regression.
+
+    Raises:
+        ValueError: it is no finite number.
+    """
+    value: Any = record.values[column]
+    try:
+        result = float(value)
+    except (TypeError, ValueError):
+        result = float("nan")
+    if result != result or result in (float("inf"), float("-inf")):
+        raise ValueError(f"{record.where}: {column!r} is {value!r}, and no number")
+    return result

@@ -1,0 +1,160 @@
+"""A tokenizer of ours -> the files that `transformers` opens, which give the same ids."""
+
+from __future__ import annotations
+
+import json
+import re
+import warnings
+from pathlib import Path
+
+from ingot.data.tokenizers.tokenizer import SentencePieceTokenizer, Tokenizer
+
+NORMAL, USER_DEFINED, BYTE = 1, 4, 6  # kinds of pieces in sentencepiece_model.proto
+
+PROBES = (
+    "The quick brown fox jumps over the lazy dog. 0123456789 3.14159 1,000,000",
+    "  two spaces before,   three between, and some behind   ",
+    "def f(x):\n\treturn x  # a tab\n\n\n    four spaces\r\n",
+    "naïve café, Ångström, Straße, ﬁ ligature, e\u0301 decomposed, non\u00a0breaking\u3000wide",
+    "春眠不覺曉,處處聞啼鳥。 한국어 텍스트, 日本語のかな, Русский текст, עברית, العربية",
+    "emoji 😀👩‍👩‍👧‍👦🇩🇪 and ∑∫√, arrows →⇒, \u0001 control, \ufffd, \U0001d518\U0001d52b",
+    "aaaaaaaaaaaaaaaaaaaaaaa bbbbbbbbbbbbbb \n\n\n\n\t\t\t \n x",
+    "",
+    *(sign * number + "x" for sign in " 0=-a" for number in range(2, 50)),
+)
+"""What the ids must agree on: spaces, digits, accents, scripts, emoji, lines, bytes, and runs of a character."""
+
+
+def export_tokenizer(
+    tokenizer: Tokenizer, folder: Path, *, causal: bool, token_types: bool = False, exact: bool = True
+) -> None:
+    """Writes the tokenizer's files into a folder that is there.
+
+    A `transformers` tokenizer is copied, and named by a class that older versions know, too. A SentencePiece model is
+    copied, and converted to a tokenizer.json; both give the same ids, which is checked. (Unigram models differ in two
+    things: a text that spells a byte piece, such as <0x41>, is that piece there; and where two ways to cut a run of one
+    character are equally likely, the rounding of sums decides, which the libraries do not share.)
+
+    Args:
+        causal: whether a text begins with the opening token only (GPT), or ends with the closing one as well (BERT).
+        token_types: whether the model tells the two texts of a pair apart by token types.
+        exact: whether other ids for some text are an error; a warning if not.
+
+    Raises:
+        ValueError: a SentencePiece model that cannot be converted.
+    """
+    tokenizer.save(folder)
+    if isinstance(tokenizer, SentencePieceTokenizer):
+        _convert(tokenizer, folder, causal, token_types, exact)
+    else:
+        _name_class(tokenizer.class_name, folder / "tokenizer_config.json")
+
+
+def _name_class(name: str, path: Path) -> None:
+    """Where a folder names its tokenizer's class in config.json alone, which the model's will replace."""
+    settings = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    if settings.get("tokenizer_class") in (None, "TokenizersBackend"):
+        settings["tokenizer_class"] = "PreTrainedTokenizerFast" if name == "TokenizersBackend" else name
+        _write(path, settings)
+
+
+def _convert(tokenizer: SentencePieceTokenizer, folder: Path, causal: bool, token_types: bool, exact: bool) -> None:
+    from sentencepiece import sentencepiece_model_pb2
+    from tokenizers import AddedToken, processors
+
+    proto = sentencepiece_model_pb2.ModelProto()
+    proto.ParseFromString((tokenizer.folder / "tokenizer.model").read_bytes())
+    _refuse_what_is_not_converted(proto, tokenizer.folder)
+    pieces = tokenizer.pieces()
+    converted = _fast_tokenizer(proto, pieces)
+    special = [AddedToken(pieces[i], normalized=False, special=True) for i in sorted(tokenizer.special_ids)]
+    converted.add_special_tokens(special)
+    named = {"bos": tokenizer.bos_id, "eos": tokenizer.eos_id, "pad": tokenizer.pad_id, "mask": tokenizer.mask_id}
+    named = {name: pieces[i] for name, i in named.items() if i is not None}
+    begin = [named["bos"]] if "bos" in named else []
+    end = [named["eos"]] if "eos" in named and not causal else []
+    if begin or end:
+        converted.post_processor = processors.TemplateProcessing(
+            single=[*begin, "$A", *end],
+            pair=[*begin, "$A", *end, *(begin if causal else []), "$B:1", *(f"{token}:1" for token in end)],
+            special_tokens=[(token, pieces.index(token)) for token in {*begin, *end}],
+        )
+    _check_same_ids(tokenizer, converted, proto, exact)
+    converted.save(str(folder / "tokenizer.json"))
+    settings = {f"{name}_token": piece for name, piece in named.items()}
+    unknown = tokenizer.unk_id
+    settings |= {"unk_token": pieces[unknown]} if unknown is not None else {}
+    settings |= {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
+    settings |= {"model_input_names": ["input_ids", *(["token_type_ids"] if token_types else []), "attention_mask"]}
+    _write(folder / "tokenizer_config.json", settings)
+
+
+def _refuse_what_is_not_converted(proto, folder: Path) -> None:
+    normalizer = proto.normalizer_spec
+    problems = {
+        "a table of normalisations": bool(normalizer.precompiled_charsmap),
+        "a space put before each text": normalizer.add_dummy_prefix,
+        "extra spaces removed": normalizer.remove_extra_whitespaces,
+        "spaces that stay as they are": not normalizer.escape_whitespaces,
+        f"a model of type {proto.trainer_spec.model_type}": proto.trainer_spec.model_type not in (1, 2),
+    }
+    found = [what for what, is_so in problems.items() if is_so]
+    if found:
+        raise ValueError(
+            f"{folder / 'tokenizer.model'} has {', '.join(found)}, which models trained here have not and the "
+            "conversion does not know; prepare the corpus with its transformers tokenizer instead"
+        )
+
+
+def _fast_tokenizer(proto, pieces: list[str]):
+    """The same model in the `tokenizers` library: unigram with its scores, or BPE with its merges, best score first."""
+    from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+
+    unknown = proto.trainer_spec.unk_id
+    if proto.trainer_spec.model_type == 1:
+        vocabulary = [(piece, proto.pieces[i].score) for i, piece in enumerate(pieces)]
+        model = models.Unigram(vocabulary, unknown, byte_fallback=True)
+    else:
+        normal = {piece: proto.pieces[i].score for i, piece in enumerate(pieces) if proto.pieces[i].type == NORMAL}
+        merges = [
+            (-score, len(piece[:at]), piece[:at], piece[at:])
+            for piece, score in normal.items()
+            for at in range(1, len(piece))
+            if piece[:at] in normal and piece[at:] in normal
+        ]
+        model = models.BPE(
+            vocab={piece: i for i, piece in enumerate(pieces)},
+            merges=[(left, right) for *_, left, right in sorted(merges)],
+            unk_token=pieces[unknown],
+            fuse_unk=True,
+            byte_fallback=True,
+        )
+    converted = Tokenizer(model)
+    converted.normalizer = normalizers.Replace(" ", "▁")
+    whole = [re.escape(piece) for i, piece in enumerate(pieces) if proto.pieces[i].type == USER_DEFINED]
+    if whole:  # pieces that SentencePiece never joins with others
+        pattern = Regex("|".join(sorted(whole, key=len, reverse=True)))
+        converted.pre_tokenizer = pre_tokenizers.Split(pattern, behavior="isolated")
+    converted.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    return converted
+
+
+def _check_same_ids(tokenizer: SentencePieceTokenizer, converted, proto, exact: bool) -> None:
+    ordinary = [piece.piece.replace("▁", " ") for piece in proto.pieces if piece.type in (NORMAL, USER_DEFINED)]
+    texts = [*PROBES, *("".join(ordinary[i : i + 50]) for i in range(0, len(ordinary), 50))]
+    for text in texts:
+        wanted = tokenizer.encode(text)
+        got = converted.encode(text, add_special_tokens=False).ids
+        if got != wanted:
+            message = (
+                f"{tokenizer.folder / 'tokenizer.model'} cannot be converted to a tokenizer.json with the same ids: "
+                f"{text[:60]!r} gives {wanted[:20]} and {got[:20]}"
+            )
+            if exact:
+                raise ValueError(f"{message}; set exact_tokenizer to false to write it nevertheless")
+            warnings.warn(message, stacklevel=4)
+            return
+
+
+def _write(path: Path, values: dict) -> None:
+    path.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

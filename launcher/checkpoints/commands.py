@@ -1,0 +1,252 @@
+"""The commands of `launcher/checkpoint.py`."""
+
+import argparse
+import fnmatch
+import math
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from ingot.launcher.checkpoints.foreign_formats import STATES, brought_in
+from ingot.launcher.config.parser import parse
+from ingot.launcher.config.pretrain import TrainConfig
+from ingot.launcher.planning.footprint import footprint_of, layout_of
+from ingot.launcher.runtime.exit_codes import BAD_INPUT, DONE
+from ingot.model.transformer import LanguageModel
+from ingot.parallel.catalog import Rectangle, Shard
+from ingot.parallel.checkpoint import CheckpointError, committed, read_manifest, resolve, step_name
+from ingot.parallel.checkpoint.format import pieces
+from ingot.parallel.checkpoint.whole import Opened, differences, make, problems
+
+DIFFERENT = 1
+
+
+def list_run(options: argparse.Namespace) -> int:
+    folder = options.run / "checkpoints" if (options.run / "checkpoints").is_dir() else options.run
+    found = committed(folder)
+    if not found:
+        raise CheckpointError(f"{options.run} holds no checkpoint: neither manifest.json nor checkpoints/step-*")
+    print(f"{'step':>10}  {'tokens':>16}  {'GB':>9}  {'files':>6}  layout")
+    for path in found:
+        try:
+            manifest = read_manifest(path)
+        except CheckpointError as error:
+            print(f"{int(path.name[5:]):10}  {error}")
+            continue
+        size = sum(manifest["files"].values()) / 1e9
+        tokens = manifest.get("tokens", 0)
+        print(f"{manifest['step']:10}  {tokens:16,}  {size:9.3f}  {len(manifest['files']):6}  {_layout(manifest)}")
+    for left in sorted({*folder.glob(".step-*"), *folder.glob("step-*.damaged-*")}):
+        print(
+            f"  {left.name}: {'kept for inspection' if 'damaged' in left.name else 'left by a save that was cut short'}"
+        )
+    return DONE
+
+
+def _layout(manifest: dict) -> str:
+    return ", ".join(f"{key} {value}" for key, value in manifest.get("layout", {}).items()) or "not said"
+
+
+def show(options: argparse.Namespace) -> int:
+    path = resolve(options.checkpoint)
+    manifest = read_manifest(path)
+    print(
+        f"{path}: step {manifest['step']}, {manifest.get('tokens', 0):,} tokens, cursor {manifest.get('cursor', 0):,}"
+    )
+    print(f"layout: {_layout(manifest)}")
+    files = {name: number for number, name in enumerate(manifest["files"])}
+    print(
+        f"{len(files)} files, {sum(manifest['files'].values()):,} bytes; parts are drawn with the number of their file"
+    )
+    chosen = {n: e for n, e in manifest["tensors"].items() if fnmatch.fnmatchcase(n, options.tensor)}
+    if not chosen:
+        raise CheckpointError(
+            f"no tensor of {path} fits {options.tensor}; the first is {next(iter(manifest['tensors']))}"
+        )
+    for name, entry in chosen.items():
+        digest = f"  {entry['digest']}" if options.digests else ""
+        print(f"{name}  {entry['dtype']} {entry['shape']}{digest}  {_drawing(name, entry, files)}")
+    total = sum(math.prod(e["shape"]) for n, e in chosen.items() if n.startswith("model/"))
+    print(f"{len(chosen)} tensors, {total:,} parameters")
+    return DONE
+
+
+def _drawing(name: str, entry: dict, files: dict[str, int], most: int = 8) -> str:
+    """Who holds what: `file[start:stop, ...]`, a dim that is whole as `:`."""
+    parts = []
+    found = sorted(pieces(name, entry), key=lambda piece: piece.rectangle.offset)
+    for piece in found[:most]:
+        sides = zip(piece.rectangle.offset, piece.rectangle.shape, entry["shape"], strict=True)
+        inner = ", ".join(":" if n == whole else f"{o}:{o + n}" for o, n, whole in sides)
+        parts.append(f"{files[piece.file]}[{inner}]")
+    more = len(found) - most
+    return " ".join(parts) + (f" and {more} more" if more > 0 else "")
+
+
+def verify(options: argparse.Namespace) -> int:
+    total = 0
+    for given in options.checkpoint:
+        path = resolve(given)
+        manifest = read_manifest(path)
+        with tqdm(total=sum(manifest["files"].values()), unit="B", unit_scale=True, desc="verifying") as bar:
+            found = problems(path, manifest, bar.update)
+        for problem in found:
+            print(problem)
+        print(f"{path}: {len(found)} problems" if found else f"{path}: whole, {len(manifest['tensors'])} digests agree")
+        total += len(found)
+    return BAD_INPUT if total else DONE
+
+
+def diff(options: argparse.Namespace) -> int:
+    paths = [resolve(options.one), resolve(options.other)]
+    manifests = [read_manifest(path) for path in paths]
+    only = "model/" if options.weights else ""
+    tensors = [{n: e for n, e in m["tensors"].items() if n.startswith(only)} for m in manifests]
+    lines = [f"{name}: in {paths[0]} only" for name in tensors[0].keys() - tensors[1].keys()]
+    lines += [f"{name}: in {paths[1]} only" for name in tensors[1].keys() - tensors[0].keys()]
+    both = sorted(tensors[0].keys() & tensors[1].keys())
+    alike = [n for n in both if tensors[0][n]["shape"] == tensors[1][n]["shape"]]
+    for name in sorted({*both} - {*alike}):
+        lines.append(f"{name}: {tensors[0][name]['shape']} and {tensors[1][name]['shape']}")
+    with Opened(paths[0], manifests[0]) as one, Opened(paths[1], manifests[1]) as other:
+        for found in differences(one, other, alike):
+            lines.append(f"{found.name}: largest difference {found.largest:.3g}, relative norm {found.relative:.3g}")
+    settings = [dict(_flat(m.get("config", {}))) for m in manifests]
+    for key in sorted(settings[0].keys() | settings[1].keys()):
+        a, b = (each.get(key) for each in settings)
+        if a != b:
+            print(f"setting {key}: {a} and {b}")
+    print("\n".join(sorted(lines)) if lines else f"{len(both)} tensors are equal")
+    return DIFFERENT if lines else DONE
+
+
+def _flat(tree: dict, prefix: str = "") -> Iterator[tuple[str, object]]:
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+def average(options: argparse.Namespace) -> int:
+    paths = [resolve(each) for each in options.checkpoint]
+    shares = options.shares or [1 / len(paths)] * len(paths)
+    if len(shares) != len(paths):
+        raise ValueError(f"{len(shares)} shares for {len(paths)} checkpoints; give one for each")
+    manifests = [read_manifest(path) for path in paths]
+    shapes = [{n: e["shape"] for n, e in m["tensors"].items() if n.startswith("model/")} for m in manifests]
+    for path, each in zip(paths, shapes, strict=True):
+        if each != shapes[0]:
+            odd = sorted(n for n in {*each, *shapes[0]} if each.get(n) != shapes[0].get(n))
+            raise ValueError(f"{path} is of another model than {paths[0]}: {', '.join(odd[:5])}")
+
+    def means() -> Iterator[Shard]:
+        opened = [Opened(path, manifest) for path, manifest in zip(paths, manifests, strict=True)]
+        for name in shapes[0]:
+            for shard in opened[0].rows(name):
+                total = shard.tensor.float() * shares[0]
+                for share, each in zip(shares[1:], opened[1:], strict=True):
+                    total += share * each.read(name, shard.rectangle).float()
+                yield Shard(name, shard.global_shape, shard.rectangle, total)
+        for each in opened:
+            each.__exit__()
+
+    about = _about(manifests[0]) | {"averaged": [str(path) for path in paths], "shares": shares}
+    _new_run(options.output, manifests[0]["step"], means(), about)
+    if (tokenizer := paths[0].parents[1] / "tokenizer").is_dir():
+        shutil.copytree(tokenizer, options.output / "tokenizer")
+    print(f"{options.output}: the mean of {len(paths)} checkpoints; weights alone, to use, or for run.weights_from")
+    return DONE
+
+
+def _about(manifest: dict) -> dict:
+    return {k: v for k, v in manifest.items() if k not in ("format", "version", "step", "files", "tensors", "layout")}
+
+
+def _new_run(output: Path, step: int, shards: Iterator[Shard], about: dict) -> None:
+    _check_new(output)
+    make(output / "checkpoints" / step_name(step), shards, step=step, about=about)
+
+
+def _check_new(output: Path) -> None:
+    if output.exists():
+        raise ValueError(f"{output} exists; name a new folder with --output")
+
+
+def export(options: argparse.Namespace) -> int:
+    if options.format == "huggingface":
+        from ingot.launcher.export import main
+
+        return main(["--checkpoint", str(options.checkpoint), "--output", str(options.output)])
+    import torch.distributed.checkpoint as dcp
+
+    path = resolve(options.checkpoint)
+    _check_new(options.output)
+    with Opened(path, read_manifest(path)) as opened:
+        tensors = {name: _whole(opened, name) for name in opened.manifest["tensors"]}
+        dcp.save(tensors, checkpoint_id=str(options.output), no_dist=True)
+    print(f"{options.output}: {len(tensors)} tensors, under the names that they have in {path}")
+    return DONE
+
+
+def _whole(opened: Opened, name: str) -> torch.Tensor:
+    shape = tuple(opened.manifest["tensors"][name]["shape"])
+    return opened.read(name, Rectangle((0,) * len(shape), shape))
+
+
+def bring_in(options: argparse.Namespace) -> int:
+    config = parse(TrainConfig, ["--config", str(options.config)], "")
+    with torch.device("meta"):
+        model = LanguageModel(config.model)
+    shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
+    others = {name for name, _ in model.named_parameters(remove_duplicate=False)} - shapes.keys()
+    about = {"cursor": 0, "tokens": 0, "config": config.to_dict(), "imported": str(options.source)}
+    with brought_in(options.source, shapes, others) as shards:
+        _new_run(options.output, options.step, shards, about)
+    print(f"{options.output}: {len(shapes)} parameters with {' and '.join(STATES)}, at step {options.step}")
+    return DONE
+
+
+def plan(options: argparse.Namespace) -> int:
+    path = resolve(options.checkpoint)
+    manifest = read_manifest(path)
+    config = parse(TrainConfig, ["--config", str(options.config)], "")
+    config.check(options.ranks)
+    with torch.device("meta"):
+        shapes = {f"model/{name}": [*p.shape] for name, p in LanguageModel(config.model).named_parameters()}
+    wanted = dict(shapes)
+    for state in STATES:
+        wanted |= {f"optimizer/{state}/{name[6:]}": shape for name, shape in shapes.items()}
+    saved = {name: entry["shape"] for name, entry in manifest["tensors"].items()}
+    odd = [name for name in sorted({*wanted, *saved}) if saved.get(name) != wanted.get(name)]
+    wrong = [f"{n}: {saved.get(n, 'missing')} there and {wanted.get(n, 'not in this model')} here" for n in odd]
+    footprint, layout = footprint_of(config), layout_of(config, options.ranks)
+    cut = layout.shard if layout.engine == "fsdp" else layout.num_data if layout.stage else 1
+    held = 12 * footprint.parameters / cut
+    total = 12 * sum(math.prod(shape) for shape in shapes.values())
+    print(f"{path} ({_layout(manifest)}) into {layout.name} on {options.ranks} ranks")
+    print(
+        f"  state: {total / 1e9:.3f} GB, fp32 weights and two moments; a rank reads and holds {held / 1e9:.3f} GB of it"
+    )
+    print("  besides, while it reads: no more of the host's memory than a part of one tensor on its way to a device")
+    if wrong:
+        print("\n".join(f"  {line}" for line in wrong[:10]))
+        print(f"  does NOT load: {len(wrong)} tensors do not fit")
+        return BAD_INPUT
+    print("  loads: all names and shapes fit")
+    return DONE
+
+
+COMMANDS = {
+    "list": list_run,
+    "show": show,
+    "verify": verify,
+    "diff": diff,
+    "average": average,
+    "export": export,
+    "import": bring_in,
+    "plan": plan,
+}

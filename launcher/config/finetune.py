@@ -1,0 +1,278 @@
+"""The typed tree of a fine-tuning run's configuration."""
+
+from dataclasses import asdict, dataclass, field
+from typing import Any, ClassVar, Literal
+
+from ingot.launcher.config.distillation import Distillation
+from ingot.launcher.config.pretrain import Optimizer, Parallel, RampPhase, Run
+from ingot.parallel.mesh_sizes import sizes
+
+SCORES = {
+    "classification": ["accuracy", "loss", "f1", "f1_macro", "matthews", "precision", "recall"],
+    "multi_label": ["f1_micro", "loss", "f1_macro", "accuracy"],
+    "regression": ["spearman", "loss", "pearson", "mean_squared_error"],
+    "choice": ["accuracy", "loss"],
+    "tagging": ["f1", "loss", "precision", "recall", "accuracy"],
+    "answers": ["f1", "loss", "exact_match"],
+    "generation": ["loss", "perplexity"],
+}
+"""By kind of task: the scores of an evaluation, first the one that chooses the best checkpoint by default."""
+TEXTS = {
+    "classification": ["text"],
+    "multi_label": ["text"],
+    "regression": ["text"],
+    "choice": ["text", "endings"],
+    "tagging": ["words"],
+    "answers": ["question", "context"],
+    "generation": ["input", "output"],
+}
+
+PROMPTS = ("prompt", "p_tuning", "prefix")
+"""Methods that learn tokens before a text."""
+
+
+@dataclass
+class Init:
+    """Where the run starts."""
+
+    path: str = ""
+    """A run, a checkpoint, a Hugging Face folder or a name on its hub: weights of the body, and of the head where it
+    fits."""
+    tokenizer: str | None = None
+    """Tokenizer folder; by default the one beside the weights."""
+    weights: bool = True
+    """false takes shape and tokenizer alone and begins with first values: beside it stands what pretraining gives."""
+    layers: list[int] = field(default_factory=list)
+    """Layers that are kept, counted from 0: every second one for a student (Sanh et al. 2019); empty keeps all."""
+
+
+@dataclass
+class Task:
+    """What is to be learned, from which files."""
+
+    kind: Literal["classification", "multi_label", "regression", "choice", "tagging", "answers", "generation"] = (
+        "classification"
+    )
+    """classification: one label of a set. multi_label: any number of them. regression: numbers. choice: which ending
+    follows. tagging: a label for each word. answers: a passage of a paragraph. generation: a text that follows."""
+    train: str = ""
+    """File to learn from: .tsv, .csv, .jsonl, .json, .parquet, CoNLL columns, SQuAD's .json, or a folder that datasets
+    saved (FOLDER:SPLIT)."""
+    validation: str | None = None
+    """File to score while training, and by which the best checkpoint is chosen."""
+    texts: list[str] = field(default_factory=list)
+    """Columns: of the text, or of the two of a pair; by default text; choice: text, endings; tagging: words; answers:
+    question, context; generation: input, output, or one column of chat messages."""
+    label: str = "label"
+    """Column of the label; for regression several, with commas between."""
+    labels: list[str] | None = None
+    """The set of labels; by default all that the training file has."""
+    word_column: int = 0
+    """Column of the word in CoNLL files, counted from 0."""
+    label_column: int = -1
+    """Column of the label in CoNLL files; -1 is the last."""
+    prompt: str = "{input}"
+    """What a generation task puts around its input; must contain {input}."""
+    max_length: int = 128
+    """Most tokens of an example. Tagging and answers cut longer ones into windows."""
+    long: Literal["truncate", "refuse"] = "truncate"
+    """What happens to an example that is longer: its end is cut off and it is counted, or the run is refused."""
+    stride: int = 64
+    """Tokens by which the windows of a long paragraph overlap (answers)."""
+    context: int = 0
+    """Tagging of CoNLL files: most tokens of the document that stand on either side of a sentence, without labels, as
+    far as task.max_length has room. Documents begin at -DOCSTART-."""
+    max_answer_tokens: int = 30
+    """Most tokens of an answer."""
+    pooling: Literal["first", "last", "mean"] | None = None
+    """What stands for a text: its first token (BERT), its last (GPT), or the mean of all; by default as the model's
+    family has it."""
+    dropout: float | None = None
+    """Dropout of the whole model while fine-tuning; by default what its configuration says."""
+    epochs: float = 3.0
+    """Passes over the training file, where run.steps is 0."""
+    score: str | None = None
+    """The score by which the best checkpoint is chosen, loss included; by default the task's own."""
+    patience: int = 0
+    """Evaluations without a better score after which the run ends; 0 never ends it."""
+    seeds: list[int] = field(default_factory=list)
+    """Seeds to run one after the other, each in a run.name-seedN of its own, with mean and deviation at the end; empty
+    runs run.seed alone."""
+
+
+@dataclass
+class Method:
+    """Which parameters learn, and how they are kept from over-fitting."""
+
+    kind: Literal["full", "head", "lora", "adalora", "ia3", "adapters", "prompt", "p_tuning", "prefix"] = "full"
+    """full: all. head: the task's head alone. lora, adalora (Zhang et al. 2023) and ia3: small additions to the
+    matrices, by the peft library. adapters: bottlenecks behind attention and MLP (Houlsby et al. 2019). prompt,
+    p_tuning and prefix: tokens before the text. The head of a task learns with each."""
+    tokens: int = 20
+    """Tokens that prompt, p_tuning and prefix learn."""
+    rank: int = 8
+    """Rank of lora, width of adapters; of adalora the mean rank that is left in the end."""
+    first_rank: int = 12
+    """Rank with which each matrix of adalora begins."""
+    alpha: float = 16.0
+    """Scale of lora: the product of its matrices counts alpha / rank (adalora: alpha / first_rank)."""
+    dropout: float = 0.0
+    """Dropout before lora, in training."""
+    targets: list[str] = field(default_factory=list)
+    """Modules that lora, adalora and ia3 change: query, key, value, output (of attention), up, gate, down (of the MLP);
+    by default query and value for lora, all for adalora, key, value and down for ia3."""
+    layer_decay: float = 1.0
+    """Factor of the learning rate from each layer to the one below it (Howard and Ruder 2018); 1 is the same for
+    all."""
+    unfreeze_steps: int = 0
+    """Steps after which the next layer begins to learn, from the head downwards; 0 lets all learn at once."""
+    adversarial: Literal["none", "fgm", "freelb"] = "none"
+    """Learns at disturbed embeddings too: fgm in one step (Miyato et al. 2017), freelb in several (Zhu et al. 2020)."""
+    adversarial_norm: float = 1.0
+    """Norm of the disturbance of each example."""
+    adversarial_steps: int = 3
+    """Steps of freelb."""
+    r_drop: float = 0.0
+    """Weight of the divergence between two passes with different dropout (Liang et al. 2021); 0 is one pass."""
+    sparsity: float = 0.0
+    """Share of the weights of each block's matrices that are 0 in the end, the smallest ones; 0 prunes nothing."""
+    sparsity_begin: int = 0
+    """Step from which pruning sets in, and the ranks of adalora fall."""
+    sparsity_end: int = 0
+    """Step at which the sparsity, or adalora's rank, is reached; 0 is two thirds of the run."""
+    sparsity_every: int = 20
+    """Steps between two times of pruning."""
+
+
+@dataclass
+class TaskBatch:
+    """Batch sizes. Examples of a step are packed into rows without padding, as many on each rank."""
+
+    global_size: int = 32
+    """Examples of one optimizer step, over all ranks."""
+    micro_tokens: int = 4096
+    """Most tokens that one rank computes at a time; it changes memory and speed, never the result."""
+    ramp: ClassVar[list[RampPhase]] = []
+
+
+@dataclass
+class FinetuneConfig:
+    """A fine-tuning run."""
+
+    run: Run = field(default_factory=lambda: Run(steps=0, eval_every=0, save_every=0))
+    init: Init = field(default_factory=Init)
+    task: Task = field(default_factory=Task)
+    method: Method = field(default_factory=Method)
+    distillation: Distillation = field(default_factory=Distillation)
+    batch: TaskBatch = field(default_factory=TaskBatch)
+    optimizer: Optimizer = field(
+        default_factory=lambda: Optimizer(
+            learning_rate=5e-5, betas=(0.9, 0.999), weight_decay=0.01, schedule="linear", warmup_steps=0,
+            final_fraction=0.0,
+        )
+    )  # fmt: skip
+    parallel: Parallel = field(default_factory=Parallel)
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def check(self, world_size: int) -> None:
+        """Looks for what does not fit together on so many processes, before anything is started.
+
+        Raises:
+            ValueError: all problems at once, each with its value and what would do.
+        """
+        task, method, problems = self.task, self.method, self.parallel.problems()
+        if not self.init.path:
+            problems.append("init.path names nothing to start from; give a run, a checkpoint or a Hugging Face folder")
+        if not task.train:
+            problems.append("task.train names no file; give one to learn from")
+        try:
+            sizes(world_size, self.parallel.tensor, self.parallel.data_shard)
+        except ValueError as error:
+            problems.append(str(error))
+        if self.parallel.tensor > 1 and method.kind not in ("full", "head"):
+            problems.append(
+                f"parallel.tensor {self.parallel.tensor} cannot share what method.kind {method.kind} adds; set it to "
+                f"1, or method.kind to full or head"
+            )
+        if self.parallel.tensor > 1 and method.adversarial != "none":
+            problems.append(f"method.adversarial {method.adversarial} needs whole embeddings; set parallel.tensor to 1")
+        if self.optimizer.kind != "adamw":
+            problems.append(f"optimizer.kind {self.optimizer.kind} is for pretraining; set it to adamw")
+        if self.run.dry:
+            problems.append("run.dry is for pretraining; leave it out")
+        if self.run.weights_from is not None:
+            problems.append("run.weights_from is for pretraining; init.path says where fine-tuning starts")
+        if self.run.eval_samples:
+            problems.append("run.eval_samples is for pretraining; shorten task.validation instead")
+        if task.kind != "generation" and self.optimizer.z_loss:
+            problems.append("optimizer.z_loss is of language models; set it to 0")
+        if task.kind in ("regression", "multi_label") and self.optimizer.label_smoothing:
+            problems.append(f"optimizer.label_smoothing is of classes; set it to 0 for {task.kind}")
+        if (method.adversarial != "none" or method.r_drop) and task.kind not in ("classification", "choice"):
+            problems.append(f"method.adversarial and method.r_drop are of classification and choice, not {task.kind}")
+        if method.adversarial != "none" and self.sharded(world_size):
+            problems.append(
+                f"method.adversarial {method.adversarial} needs whole parameters; set parallel.zero_stage to 2 or "
+                f"less, or parallel.data_shard to 1"
+            )
+        problems += self.distillation.problems(self.parallel.tensor)
+        teacher = self.distillation.teacher
+        if (method.adversarial != "none") + bool(method.r_drop) + (teacher is not None) > 1:
+            problems.append(
+                "method.adversarial, method.r_drop and distillation.teacher do not go together; set only one"
+            )
+        if teacher is not None:
+            if task.kind not in ("classification", "choice", "tagging", "generation"):
+                problems.append(f"distillation is of classification, choice, tagging, generation, not {task.kind}")
+            if method.kind in PROMPTS:
+                problems.append(f"distillation.teacher does not know the tokens of method.kind {method.kind}")
+        if not 0 <= method.sparsity < 1:
+            problems.append(f"method.sparsity is {method.sparsity}; it must be at least 0 and below 1")
+        if method.sparsity_end and method.sparsity_begin >= method.sparsity_end:
+            problems.append(
+                f"method.sparsity_begin is {method.sparsity_begin}; it must be below method.sparsity_end "
+                f"{method.sparsity_end}"
+            )
+        if method.sparsity and method.kind != "full":
+            problems.append(f"method.sparsity needs method.kind full, which is {method.kind}")
+        if method.kind == "adalora" and method.first_rank < method.rank:
+            problems.append(f"method.first_rank is {method.first_rank}; it must be at least method.rank {method.rank}")
+        if task.patience and not (task.validation and self.run.eval_every):
+            problems.append("task.patience needs task.validation and run.eval_every above 0")
+        if method.unfreeze_steps and method.kind != "full":
+            problems.append(f"method.unfreeze_steps needs method.kind full, which is {method.kind}")
+        positive = {
+            "task.max_length": task.max_length,
+            "batch.global_size": self.batch.global_size,
+            "batch.micro_tokens": self.batch.micro_tokens,
+            "run.log_every": self.run.log_every,
+            "optimizer.learning_rate": self.optimizer.learning_rate,
+            "method.rank": method.rank,
+            "method.tokens": method.tokens,
+            "method.layer_decay": method.layer_decay,
+            "method.sparsity_every": method.sparsity_every,
+        }
+        if task.score is not None and task.score not in SCORES[task.kind]:
+            problems.append(f"task.score {task.score} is none of {task.kind}: {', '.join(SCORES[task.kind])}")
+        if task.score is not None and task.validation is None:
+            problems.append(f"task.score {task.score} chooses nothing without task.validation; name a file")
+        if len(set(task.seeds)) < len(task.seeds):
+            problems.append(f"task.seeds {task.seeds} has one twice, which would be the same run")
+        for name in ("context", "patience", "stride"):
+            if (value := getattr(task, name)) < 0:
+                problems.append(f"task.{name} is {value}; it must be at least 0")
+        if task.context and task.kind != "tagging":
+            problems.append(f"task.context is of tagging; set it to 0 for {task.kind}")
+        if not self.run.steps:
+            positive["task.epochs"] = task.epochs
+        problems += [f"{name} is {value}; it must be positive" for name, value in positive.items() if value <= 0]
+        if problems:
+            raise ValueError("; ".join(problems))
+
+    def sharded(self, world_size: int) -> bool:
+        """Whether parameters lie in parts on several ranks."""
+        if self.parallel.engine == "zero":
+            return self.parallel.zero_stage == 3
+        return self.parallel.offload == "all" or (world_size > 1 and self.parallel.data_shard != 1)

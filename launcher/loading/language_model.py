@@ -1,0 +1,69 @@
+"""Opening a run, a checkpoint or a Hugging Face folder to use the model, in one process."""
+
+from pathlib import Path
+
+import torch
+
+from ingot.data.tokenizers.tokenizer import Tokenizer, load_tokenizer
+from ingot.launcher.loading.base_model import is_finetuned
+from ingot.launcher.loading.finetuned_model import open_finetuned
+from ingot.launcher.loading.tokenizer import open_tokenizer
+from ingot.model.config import ModelConfig
+from ingot.model.huggingface.load import load
+from ingot.model.transformer import LanguageModel
+from ingot.parallel.checkpoint import CheckpointError, read_manifest, read_tensor, resolve
+
+
+def load_for_inference(path: str, tokenizer: str | None, device: torch.device) -> tuple[LanguageModel, Tokenizer]:
+    """The model, fp32 and in evaluation mode, and its tokenizer.
+
+    Args:
+        path: a run folder, whose newest sound checkpoint is taken (of a fine-tuning run the best), a checkpoint
+            folder, or a Hugging Face folder.
+        tokenizer: its folder; None for the one in the run's or the Hugging Face folder.
+
+    Raises:
+        ValueError: no sound checkpoint there, tensors that the model does not have or lacks, or another tokenizer.
+    """
+    if (Path(path) / "config.json").is_file():
+        model = load(path, device=device)
+        if not isinstance(model, LanguageModel):
+            raise ValueError(f"{path} holds a model for {model.task.kind} and no language model")
+        found = load_tokenizer(tokenizer if tokenizer is not None else path)
+        if found.vocab_size > model.config.vocab_size:
+            raise ValueError(
+                f"tokenizer {found.folder} has {found.vocab_size} ids, and the model in {path} knows "
+                f"{model.config.vocab_size}; name its own with --tokenizer"
+            )
+        return model, found
+    if is_finetuned(path):
+        found = open_finetuned(path, device, tokenizer)
+        if not isinstance(found.model, LanguageModel):
+            raise ValueError(f"{path} holds a model for {found.config.task.kind}, which launcher/predict.py applies")
+        return found.model, found.tokenizer
+    folder, manifest, config = open_checkpoint(path)
+    with torch.device("meta"):
+        model = LanguageModel(config)
+    model.to_empty(device=device)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(read_tensor(folder, manifest, f"model/{name}"))
+    return model.eval(), open_tokenizer(folder, manifest, tokenizer)
+
+
+def open_checkpoint(path: str) -> tuple[Path, dict, ModelConfig]:
+    """The folder of a checkpoint, its manifest, and the configuration of a model with just its tensors.
+
+    Raises:
+        ValueError: no sound checkpoint there, or tensors that the model does not have or lacks.
+    """
+    folder = resolve(Path(path))
+    manifest = read_manifest(folder)
+    config = ModelConfig(**manifest["config"]["model"])
+    with torch.device("meta"):
+        parameters = {f"model/{name}" for name, _ in LanguageModel(config).named_parameters()}
+    saved = {name for name in manifest["tensors"] if name.startswith("model/")}
+    if saved != parameters:
+        odd = sorted(saved ^ parameters)
+        raise CheckpointError(f"checkpoint {folder} does not fit its own configuration; on one side only: {odd[:5]}")
+    return folder, manifest, config

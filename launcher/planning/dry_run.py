@@ -1,0 +1,79 @@
+"""A dry run: what a configuration takes on so many processes, said by one process that has none of them."""
+
+import os
+
+import torch
+from torch.distributed.tensor import DTensor
+
+from ingot.launcher.config.pretrain import TrainConfig
+from ingot.launcher.planning.footprint import counted_precision, footprint_of, layout_of
+from ingot.launcher.runtime.exit_codes import DONE
+from ingot.model.costs.flops import flops_per_token, summary
+from ingot.model.tensor_plan import tensor_plan
+from ingot.model.transformer import LanguageModel
+from ingot.parallel import mesh as meshes
+from ingot.parallel.engines.fsdp import cut
+from ingot.parallel.memory_plan import Memory, memory, traffic
+from ingot.parallel.tensor_parallel.layers import share
+
+NOT_COUNTED = 0.08
+"""Share of a device's memory that is left for what the plan does not count: the CUDA context, NCCL's buffers, work
+space of operators, and what the allocator cannot use."""
+
+
+def dry_run(config: TrainConfig, world_size: int) -> int:
+    """Prints layout, memory and communication of rank 0, whose part is the largest. Returns the exit code: 0."""
+    if int(os.environ.get("RANK", 0)):
+        return DONE
+    mesh = meshes.pretend(world_size, config.parallel.tensor, config.parallel.data_shard)
+    try:
+        held = _build(config, mesh)
+    finally:
+        meshes.stop()
+    footprint, layout = footprint_of(config), layout_of(config, world_size)
+    need, sent = memory(footprint, layout), traffic(footprint, layout)
+    tokens = config.batch.global_size * config.data.sequence_length
+    flops = tokens * flops_per_token(config.model, config.data.sequence_length) / world_size
+    print(summary(config.model))
+    print(f"{layout.name}, {layout.precision}, recompute {config.parallel.recompute}, on {mesh.describe()}")
+    print(f"built for rank 0: {held:,} parameters")
+    print(
+        f"a step: {tokens:,} tokens, {layout.accumulation} micro-batch(es) of {config.batch.micro_size} x "
+        f"{config.data.sequence_length} tokens a rank, {flops / 1e12:,.4g} TFLOP a rank"
+    )
+    print(table(need))
+    print(f"  sent a step: {sent.data / 1e9:.4g} GB to data ranks, {sent.tensor / 1e9:.4g} GB to tensor ranks")
+    print(_verdict(need, config.run.device_memory_gb))
+    return DONE
+
+
+def table(need: Memory) -> str:
+    """Memory by part, a line each, in 10^9 bytes."""
+    parts = ("parameters", "gradients", "optimizer", "activations", "buffers", "total")
+    return "\n".join(f"  {part:<12}{getattr(need, part) / 1e9:12.3f} GB" for part in parts)
+
+
+def _build(config: TrainConfig, mesh: meshes.Mesh) -> int:
+    """Parameters that rank 0 keeps, counted on the model itself, cut as a real run cuts it."""
+    with torch.device("meta"):
+        model = LanguageModel(config.model)
+    share(model, tensor_plan(config.model), mesh)
+    if config.parallel.engine == "fsdp" and mesh.shard > 1:
+        cut(model, list(model.blocks), mesh, counted_precision(config))
+    held = sum(p.to_local().numel() if isinstance(p, DTensor) else p.numel() for p in model.parameters())
+    if config.parallel.engine == "zero" and config.parallel.zero_stage == 3:
+        held = sum(-(-p.numel() // mesh.num_data) for p in model.parameters())
+    return held
+
+
+def _verdict(need: Memory, memory_gb: float | None) -> str:
+    if memory_gb is None and torch.cuda.is_available():
+        memory_gb = torch.cuda.get_device_properties(0).total_memory / 1e9
+    if memory_gb is None:
+        return "  whether it fits: set run.device_memory_gb"
+    room = memory_gb * (1 - NOT_COUNTED) * 1e9
+    word = "fits into" if need.total <= room else "does NOT fit into"
+    return (
+        f"  {word} {memory_gb:g} GB: {need.total / 1e9:.1f} of {room / 1e9:.1f} GB ({NOT_COUNTED:.0%} are left for "
+        f"what is not counted)"
+    )

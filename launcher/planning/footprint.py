@@ -1,0 +1,68 @@
+"""From a configuration to what the planner asks: a model's footprint on a rank, and the sizes of a layout."""
+
+import math
+
+from ingot.launcher.config.pretrain import TrainConfig
+from ingot.model.costs.memory import held_shapes, kept_activations, kept_by_block
+from ingot.parallel.memory_plan import PERSISTENT, Footprint, LayoutSizes
+from ingot.parallel.mesh_sizes import sizes
+
+Shapes = dict[str, tuple[int, ...]]
+
+
+def counted_precision(config: TrainConfig) -> str:
+    """The configured precision, and for auto bf16: a plan is for devices that compute in it."""
+    return config.parallel.precision.replace("auto", "bf16")
+
+
+def layout_of(config: TrainConfig, world_size: int) -> LayoutSizes:
+    """
+    Raises:
+        ValueError: the sizes do not multiply to `world_size`.
+    """
+    parallel = config.parallel
+    replicas, shard, tensor = sizes(world_size, parallel.tensor, parallel.data_shard)
+    num_data = replicas * shard
+    return LayoutSizes(
+        parallel.engine,
+        parallel.zero_stage,
+        num_data,
+        shard,
+        tensor,
+        counted_precision(config),
+        parallel.offload,
+        max(1, config.batch.global_size // num_data // config.batch.micro_size),
+    )
+
+
+def footprint_of(
+    config: TrainConfig, *, shapes: Shapes | None = None, mask: int = 1, recompute_peak: bool = True
+) -> Footprint:
+    """What the configuration's model has on a tensor rank, with the activations of one micro-batch.
+
+    Args:
+        shapes: `held_shapes` of the model, if they are known.
+        mask: as in `kept_by_block`.
+        recompute_peak: count what one block keeps while it is computed again.
+    """
+    model, length, tensor = config.model, config.data.sequence_length, config.parallel.tensor
+    element = 2 if counted_precision(config) == "bf16" else 4
+    rest, small, blocks = 0, 0, [0] * model.num_layers
+    for name, shape in (shapes or held_shapes(model, tensor)).items():
+        count = math.prod(shape)
+        small += count * (count < PERSISTENT)
+        if name.startswith("blocks."):
+            blocks[int(name.split(".")[1])] += count
+        else:
+            rest += count
+    targets = 1.0 if config.data.objective == "clm" else config.data.mlm_probability
+    tokens = config.batch.micro_size * length
+    common = {"sequence_length": length, "tensor": tensor, "element": element, "mask": mask}
+    how = config.parallel.recompute
+    activations = kept_activations(model, tokens=tokens, recompute=how, targets=targets, **common)
+    if how != "none" and not recompute_peak:
+        activations -= tokens * sum(kept_by_block(model, **common).values())
+    # Forward and backward gather whole sequences before attention and MLP, and scatter sums behind them.
+    passes = 8 if how == "none" else 10
+    exchanged = passes * tokens * model.width * element * (tensor - 1) / tensor
+    return Footprint(max(blocks), model.num_layers, rest, small, activations, exchanged)

@@ -1,0 +1,207 @@
+"""From the configuration to the parts of a run: corpora and readers, model, engine."""
+
+import copy
+from collections.abc import Callable
+
+import torch
+
+from ingot.data.corpus.cache import Cache
+from ingot.data.corpus.quarantine import Quarantine
+from ingot.data.corpus.shards import Corpus
+from ingot.data.loader.batch_sharding import check_corpora
+from ingot.data.loader.reader import Reader
+from ingot.data.tokenizers.tokenizer import Tokenizer, load_tokenizer
+from ingot.launcher.config.pretrain import CorpusSource, Optimizer, Parallel, TrainConfig
+from ingot.launcher.loading.teacher import learn_from
+from ingot.launcher.training.batch_ramp import largest, slots_of
+from ingot.model.attention.blocks import OPERATORS
+from ingot.model.initialization import InitialValues
+from ingot.model.tensor_plan import tensor_plan
+from ingot.model.transformer import LanguageModel, Transformer
+from ingot.parallel.engines.activation_checkpointing import recompute
+from ingot.parallel.engines.engine import Engine
+from ingot.parallel.engines.fsdp import TorchEngine
+from ingot.parallel.engines.zero import ZeroEngine
+from ingot.parallel.mesh import Mesh
+from ingot.parallel.muon import MuonWithAdamW, choose
+from ingot.parallel.optimizer import adamw, matrices, parameter_groups
+from ingot.parallel.tensor_parallel.layers import Plan, share
+
+
+def open_cache(config: TrainConfig) -> Cache | None:
+    return Cache(config.data.cache_dir, config.data.cache_bytes) if config.data.cache_dir else None
+
+
+def open_corpora(
+    sources: list[CorpusSource], default_split: str, config: TrainConfig, cache: Cache | None, quarantine: Quarantine
+) -> list[Corpus]:
+    """With data.strict a missing or cut shard is an error now, otherwise damage like any other, once it is met."""
+    return [
+        Corpus.open(
+            source.path,
+            source.split or default_split,
+            check=config.data.strict,
+            cache=cache,
+            quarantine=quarantine,
+        )
+        for source in sources
+    ]
+
+
+def open_tokenizer(config: TrainConfig, corpora: list[Corpus]) -> Tokenizer:
+    """The tokenizer that the corpora were made with.
+
+    Raises:
+        ValueError: they were made with different ones, one of them holds no whole sequence, or the tokenizer has more
+            ids than the model's vocabulary.
+    """
+    tokenizer = load_tokenizer(corpora[0].tokenizer_folder)
+    check_corpora(corpora, tokenizer, config.data.sequence_length)
+    if tokenizer.vocab_size > config.model.vocab_size:
+        raise ValueError(
+            f"the tokenizer of {corpora[0].folder} has {tokenizer.vocab_size} ids, and model.vocab_size is "
+            f"{config.model.vocab_size}; set model.vocab_size to {tokenizer.vocab_size} or more"
+        )
+    return tokenizer
+
+
+def training_reader(config: TrainConfig, corpora: list[Corpus], tokenizer: Tokenizer, mesh: Mesh) -> Reader:
+    return Reader(
+        corpora,
+        None,
+        segments=weight_segments(config),
+        shuffle=config.data.shuffle,
+        window_shards=config.data.window_shards,
+        num_partitions=config.data.partitions,
+        seed=config.run.seed,
+        threads=config.data.threads,
+        prefetch=config.data.prefetch,
+        **_sequences(config, tokenizer, mesh),
+    )
+
+
+def weight_segments(config: TrainConfig) -> list[tuple[int, list[float]]]:
+    """The corpora's weights from each slot on at which they change."""
+    changes = sorted(config.data.weight_changes, key=lambda change: change.step)
+    first = (0, [source.weight for source in config.data.train])
+    return [first, *((slots_of(config.batch, change.step - 1), change.weights) for change in changes)]
+
+
+def validation_readers(config: TrainConfig, corpora: list[Corpus], tokenizer: Tokenizer, mesh: Mesh) -> list[Reader]:
+    """One for each validation corpus, in the corpus's own order, so that each evaluation reads the same."""
+    return [
+        Reader(
+            [corpus],
+            [1.0],
+            shuffle=False,
+            seed=config.run.seed,
+            threads=1,
+            prefetch=2,
+            **_sequences(config, tokenizer, mesh),
+        )
+        for corpus in corpora
+    ]
+
+
+def _sequences(config: TrainConfig, tokenizer: Tokenizer, mesh: Mesh) -> dict:
+    return {
+        "sequence_length": config.data.sequence_length,
+        "objective": config.data.objective,
+        "packing": config.data.packing,
+        "mlm_probability": config.data.mlm_probability,
+        "mask_unit": config.data.mask_unit,
+        "pairs": config.data.pairs,
+        "fim_rate": config.data.fim_rate,
+        "tokenizer": tokenizer,
+        "global_batch": config.batch.global_size,
+        "micro_batch": config.batch.micro_size,
+        "strict": config.data.strict,
+        "errors": "yield",
+        "rank": mesh.data_rank,
+        "num_ranks": mesh.num_data,
+    }
+
+
+def engine_of(config: TrainConfig, mesh: Mesh, tokenizer: Tokenizer | None = None) -> Engine:
+    """The model under its engine, with its first weights, which are the same in every layout.
+
+    Args:
+        tokenizer: with it the model learns from the teacher that is configured, whose tokenizer must be the same.
+    """
+    with torch.device("meta"):
+        model = LanguageModel(copy.copy(config.model))
+    values = InitialValues(model, config.run.seed)
+    if tokenizer is not None:
+        learn_from(
+            config.distillation,
+            model,
+            kind="language",
+            labels=[],
+            tokenizer=tokenizer,
+            length=config.data.sequence_length,
+            precision=config.parallel.precision,
+            device=mesh.device,
+        )
+    engine = put_under_engine(
+        model,
+        config.optimizer,
+        config.parallel,
+        mesh,
+        plan=tensor_plan(config.model),
+        micro_batch=config.batch.micro_size,
+        num_micro_batches=largest(config.batch) // mesh.num_data // config.batch.micro_size,
+    )
+    engine.fill(values.part)
+    return engine
+
+
+def put_under_engine(
+    model: Transformer,
+    settings: Optimizer,
+    parallel: Parallel,
+    mesh: Mesh,
+    *,
+    plan: Plan,
+    micro_batch: int = 1,
+    num_micro_batches: int = 1,
+    pace_of: Callable[[str], tuple[float, int]] = lambda name: (1.0, 1),
+) -> Engine:
+    """The engine that the configuration asks for, its parameters still to be filled.
+
+    Args:
+        model: on the meta device; it is changed: cut for tensor ranks, recomputed and compiled as configured.
+        plan: of the cut over tensor ranks.
+        micro_batch, num_micro_batches: what DeepSpeed is told of the batch.
+        pace_of: as in `parameter_groups`.
+    """
+    assert parallel.precision != "auto"  # start_mesh settles it
+    decaying = matrices(model)
+    common = {"learning_rate": settings.learning_rate, "betas": tuple(settings.betas), "eps": settings.eps}
+
+    def make_optimizer(module: torch.nn.Module) -> torch.optim.Optimizer:
+        if settings.kind == "adamw":
+            return adamw(parameter_groups(module, settings.weight_decay, decaying, pace_of), **common)
+        chosen = choose(decaying, settings.muon_matrices)
+        rest = {"momentum": settings.momentum, "weight_decay": settings.weight_decay, **common}
+        return MuonWithAdamW(module, chosen, decaying, **rest)
+
+    shares = share(model, plan, mesh)
+    recompute(model.blocks, parallel.recompute, kept=OPERATORS)
+    if parallel.compile:
+        for block in model.blocks:
+            block.compile()
+    basis = {"mesh": mesh, "shares": shares, "precision": parallel.precision, "clip_norm": settings.clip_norm}
+    if parallel.engine == "fsdp":
+        offload = parallel.offload == "all"
+        return TorchEngine(model, make_optimizer, blocks=list(model.blocks), offload=offload, **basis)
+    return ZeroEngine(
+        model,
+        make_optimizer,
+        stage=parallel.zero_stage,
+        micro_batch=micro_batch,
+        num_micro_batches=num_micro_batches,
+        offload=parallel.offload,
+        offload_folder=parallel.offload_dir,
+        settings=parallel.deepspeed,
+        **basis,
+    )

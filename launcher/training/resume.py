@@ -1,0 +1,158 @@
+"""Where a run starts: anew, or from a checkpoint, and whether its data are still the ones it was trained on."""
+
+import hashlib
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+from ingot.data.corpus.shards import Corpus
+from ingot.launcher.config.pretrain import TrainConfig
+from ingot.launcher.training.trainer import Progress
+from ingot.model.config import ModelConfig
+from ingot.model.huggingface.load import Source
+from ingot.model.huggingface.mapping.family import computing_fields
+from ingot.parallel import checkpoint
+from ingot.parallel.checkpoint import CheckpointError, CheckpointMismatch
+from ingot.parallel.engines.engine import Engine
+from ingot.parallel.mesh import sum_over_ranks
+
+
+def choose_start(resume: str, folder: Path) -> list[Path]:
+    """The checkpoints to try, in order; none means a fresh start.
+
+    Args:
+        resume: `auto`, `never`, or the path of a run or checkpoint.
+        folder: the run's folder.
+
+    Raises:
+        ValueError: `never` in a folder with checkpoints, or a path without any.
+    """
+    own = checkpoint.committed(folder / "checkpoints")
+    if resume == "auto":
+        return own
+    if resume == "never":
+        if own:
+            raise ValueError(
+                f"run.resume is never, but {folder} already holds checkpoints up to {own[0].name}; choose another "
+                f"run.name, or remove the folder"
+            )
+        return []
+    return [checkpoint.resolve(Path(resume))]
+
+
+def resume(
+    engine: Engine,
+    starts: list[Path],
+    stamp: dict,
+    model: dict,
+    *,
+    allow_changed: bool | None = None,
+    weights_from: str | None = None,
+) -> tuple[Progress, list[str]]:
+    """Loads the first sound checkpoint of `starts` into the engine. Each rank must call it.
+
+    Args:
+        stamp: what the data of this run are, from `data_stamp`.
+        model: the model's configuration, for a message where it is another.
+        allow_changed: whether the data may be others; None where there is no such setting.
+        weights_from: run or checkpoint for the weights of a run without checkpoints.
+
+    Returns:
+        The progress to go on from, and what a log should say about it.
+
+    Raises:
+        CheckpointError: there are checkpoints and none is sound, or one belongs to another model.
+        ValueError: the data are not those of the checkpoint.
+    """
+    errors = []
+    for path in starts:
+        try:
+            manifest = checkpoint.read_manifest(path)
+            changed = _changes(manifest.get("data", {}), stamp)
+            if changed and not allow_changed:
+                remedy = "Choose another run.name to start anew with these"
+                if allow_changed is not None:
+                    remedy = (
+                        "To go on with the data of this configuration, from the same count of sequences on, set "
+                        "data.allow_changed true"
+                    )
+                raise ValueError(f"checkpoint {path} was trained on other data: {'; '.join(changed)}. {remedy}")
+            checkpoint.load(path, engine.shards())
+        except CheckpointMismatch as error:
+            different = _changes(manifest.get("config", {}).get("model", {}), model)
+            raise CheckpointMismatch(f"{error}. Of the model's configuration, {'; '.join(different)}") from error
+        except CheckpointError as error:
+            errors.append(str(error))
+            continue
+        engine.refresh(manifest["step"])
+        notes = [f"skipped: {error}" for error in errors] + [f"resumed from {path}"]
+        notes += [f"data changed: {change}" for change in changed]
+        progress = Progress(manifest["step"], manifest["cursor"], manifest["tokens"], manifest.get("substituted", 0))
+        if not allow_changed:
+            progress.quarantine = [(sha256, bundle) for sha256, bundle in manifest.get("quarantine", [])]
+        return progress, notes
+    if not errors and weights_from is not None and (Path(weights_from) / "config.json").is_file():
+        fill_from_released(engine, weights_from, ModelConfig(**model))
+        return Progress(), [f"weights from {weights_from}"]
+    if not errors and weights_from is not None:
+        path = checkpoint.resolve(Path(weights_from))
+        checkpoint.load(path, engine.shards(), only="model/")
+        engine.refresh(0)
+        return Progress(), [f"weights from {path}"]
+    if errors:
+        raise CheckpointError(
+            "; ".join(errors) + ". None of the checkpoints is sound; mend or remove them, or choose another run.name"
+        )
+    return Progress(), []
+
+
+def fill_from_released(engine: Engine, path: str, config: ModelConfig) -> None:
+    """Gives the engine the weights of a Hugging Face folder.
+
+    Raises:
+        ValueError: no weights there, or of a model that computes something else.
+    """
+    kind = "pretraining" if config.pair_head else "language"
+    source = Source(path, kind)
+    theirs, mine = computing_fields(source.config, kind, None), computing_fields(config, kind, None)
+    if different := [f"model.{n} {theirs.get(n)}" for n in sorted(theirs | mine) if theirs.get(n) != mine.get(n)]:
+        raise ValueError(f"the model in {path} is another: it has {', '.join(different)}")
+    engine.fill(source.part)
+
+
+def data_stamp(config: TrainConfig, corpora: list[Corpus]) -> dict:
+    """What, besides the slot number, decides what a sequence is. Plain JSON."""
+    data = config.data
+    stamp = {
+        "corpora": [corpus.fingerprint for corpus in corpora],
+        "weights": [source.weight for source in data.train],
+        "seed": config.run.seed,
+        "objective": data.objective,
+        **{name: getattr(data, name) for name in ("sequence_length", "packing", "shuffle", "fim_rate")},
+    }
+    if data.shuffle == "window":
+        stamp |= {"window_shards": data.window_shards, "partitions": data.partitions}
+        if data.partitions > 1:  # their shares of an epoch follow from all changes, those to come included
+            stamp |= {"weight_changes": [asdict(change) for change in data.weight_changes]}
+    if data.objective == "mlm":
+        stamp |= {name: getattr(data, name) for name in ("mlm_probability", "mask_unit", "pairs")}
+    return stamp
+
+
+def check_same_data(stamp: dict) -> None:
+    """Each rank must call it.
+
+    Raises:
+        ValueError: the ranks do not see the same corpora.
+    """
+    value = int.from_bytes(hashlib.sha256(json.dumps(stamp, sort_keys=True).encode()).digest()[:8])
+    total, num_ranks = sum_over_ranks([value, 1])
+    if total != value * num_ranks % 2**64:
+        raise ValueError(
+            "the ranks do not see the same corpora: the manifests at the paths of data.train differ from machine to "
+            "machine; copy one of them everywhere"
+        )
+
+
+def _changes(before: dict, now: dict) -> list[str]:
+    return [f"{key} was {before.get(key)} and is {now[key]}" for key in now if before.get(key) != now[key]]

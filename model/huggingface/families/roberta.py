@@ -1,0 +1,59 @@
+"""RoBERTa (arXiv 1907.11692): BERT whose positions begin behind the padding token's id, with heads of its own."""
+
+from typing import Any
+
+from ingot.model.config import ModelConfig
+from ingot.model.huggingface.families import bert
+from ingot.model.huggingface.mapping.family import Family, Head
+from ingot.model.huggingface.mapping.key_map import Row
+from ingot.model.huggingface.mapping.settings import Key, Settings
+
+LANGUAGE = (
+    Row("head.transform.dense", "lm_head.dense"),
+    Row("head.transform.norm", "lm_head.layer_norm"),
+    Row("head.weight", "lm_head.decoder.weight"),
+    Row("head.bias", "lm_head.bias", twin="lm_head.decoder.bias"),
+)
+
+
+def _read(settings: Settings) -> dict[str, Any]:
+    """The first position is numbered pad_token_id + 1, and their table counts the rows before it."""
+    offset = settings.number("pad_token_id", 1) + 1
+    if offset < 1:
+        settings.refuse("pad_token_id", offset - 1, "at least 0: it numbers the first position")
+    positions = settings.number("max_position_embeddings") - offset
+    if positions < 1:
+        settings.problems.append(f"max_position_embeddings leaves no position behind pad_token_id {offset - 1}")
+    return {**bert.read(settings), "position_offset": offset, "max_positions": positions}
+
+
+def _write(config: ModelConfig) -> dict[str, Any]:
+    return {
+        "pad_token_id": config.position_offset - 1,
+        "max_position_embeddings": config.max_positions + config.position_offset,
+    }
+
+
+ROBERTA = Family(
+    model_type="roberta",
+    prefix="roberta.",
+    body=bert.BODY,
+    heads={
+        "language": Head("RobertaForMaskedLM", LANGUAGE),
+        "sequence": Head(
+            "RobertaForSequenceClassification",
+            (Row("head.layer.dense", "classifier.dense"), Row("head.classifier", "classifier.out_proj")),
+            {"pooling": "first", "layer": "tanh"},
+        ),
+        "token": Head("RobertaForTokenClassification", (Row("head.classifier", "classifier"),), {"layer": "none"}),
+        "span": Head("RobertaForQuestionAnswering", (Row("head.classifier", "qa_outputs"),), {"layer": "none"}),
+        "features": Head("RobertaModel", (bert.POOLER,), {"layer": "tanh"}),
+    },
+    # The head's activation is gelu whatever hidden_act says, so another one would be two.
+    keys=(*bert.KEYS, Key("hidden_act", "activation", "gelu", {"gelu": "gelu"})),
+    implied=bert.IMPLIED,
+    fixed=bert.FIXED,
+    read=_read,
+    write=_write,
+    buffers=bert.BUFFERS,
+)

@@ -1,0 +1,98 @@
+"""Learned tokens of a model of ours -> a folder that the peft library opens on the same released model.
+
+peft keeps what their encoders give, and no encoder. It puts the tokens first, so this is for models that read from left
+to right.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ingot.model.attention.kv_cache import KeyValueCache
+from ingot.model.finetuning.soft_prompts import PromptedEmbedding
+from ingot.model.finetuning.task_model import TaskModel
+from ingot.model.huggingface.families.registry import choose_family
+from ingot.model.huggingface.mapping.key_map import BODY
+from ingot.model.huggingface.peft_adapter import TASK_TYPES, find_module
+from ingot.model.transformer import LanguageModel
+
+TYPES = {"prompt": "PROMPT_TUNING", "p_tuning": "P_TUNING", "prefix": "PREFIX_TUNING"}
+
+
+def write_prompts(
+    folder: Path,
+    model: LanguageModel | TaskModel,
+    kind: str,
+    head: Mapping[str, Tensor],
+    *,
+    base: str,
+    family: str | None = None,
+) -> None:
+    """Writes adapter_config.json and adapter_model.safetensors.
+
+    Args:
+        kind: prompt, p_tuning or prefix.
+        head: parameters of the task's head, which are saved whole.
+        base: the model that they belong to: a folder or a name on the hub.
+
+    Raises:
+        ValueError: no family can hold the model, it does not read from left to right, or it is a classifier with a
+            prefix.
+    """
+    config, task = model.config, getattr(model, "task", None)
+    if not config.causal:
+        raise ValueError("peft puts learned tokens first, where this model has the token that stands for the whole")
+    if kind == "prefix" and task is not None:
+        raise ValueError("peft's prefix tuning is of language models alone: classifiers take no keys and values")
+    head_kind = task.kind if task is not None else "language"
+    chosen = choose_family(config, head_kind, task, family)
+    learned = _keys_and_values(model) if kind == "prefix" else _embeddings(model)
+    tensors = {"prompt_embeddings": learned}
+    for name, value in head.items():
+        module, _, what = name.rpartition(".")
+        theirs = find_module(chosen.rows(head_kind), module)[1].replace(BODY, chosen.prefix_of(head_kind))
+        tensors[f"base_model.{theirs}.{what}"] = value.detach()
+    settings: dict[str, Any] = {
+        "peft_type": TYPES[kind],
+        "base_model_name_or_path": base,
+        "task_type": TASK_TYPES[task.kind if task is not None else None],
+        "inference_mode": True,
+        "num_virtual_tokens": len(learned),
+        "num_transformer_submodules": 1,
+        "num_layers": config.num_layers,
+    }
+    if kind == "prefix":
+        settings |= {"token_dim": config.kv_heads * config.head_size, "num_attention_heads": config.kv_heads}
+        settings |= {"encoder_hidden_size": settings["token_dim"], "prefix_projection": False}
+    else:
+        settings |= {"token_dim": config.width, "num_attention_heads": config.num_heads}
+        settings |= {"encoder_hidden_size": config.width} if kind == "p_tuning" else {}
+    (folder / "adapter_config.json").write_text(json.dumps(settings, indent=2) + "\n")
+    named = {name: value.float().cpu().contiguous() for name, value in tensors.items()}
+    save_file(named, str(folder / "adapter_model.safetensors"), {"format": "pt"})
+
+
+@torch.no_grad()
+def _embeddings(model: LanguageModel | TaskModel) -> Tensor:
+    """(learned tokens, width)."""
+    table: PromptedEmbedding = model.embedding.token
+    return table.prompt_encoder(torch.arange(table.num_prompts))
+
+
+@torch.no_grad()
+def _keys_and_values(model: LanguageModel | TaskModel) -> Tensor:
+    """What later tokens see of the learned ones, (learned tokens, layers x (keys, values)); keys are rotated."""
+    number = model.embedding.token.num_prompts
+    cache = KeyValueCache(model.config.num_layers, number)
+    model.hidden_states(-1 - torch.arange(number)[None], cache=cache)
+    parts = []
+    for layer in cache.layers:
+        parts += [seen_BSKE[0].flatten(1) for seen_BSKE in layer.seen()]
+    return torch.cat(parts, dim=1)

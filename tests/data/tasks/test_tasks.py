@@ -1,0 +1,243 @@
+"""From files of tasks to examples: framing, cutting, targets, and what is wrong with a file."""
+
+import json
+import re
+from itertools import pairwise
+
+import numpy as np
+import pytest
+
+from ingot.data.tasks.tasks import TaskSettings, read_task
+from ingot.data.tokenizers.tokenizer import load_tokenizer
+from tests.launcher.tiny_models import released_bert
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+    return load_tokenizer(released_bert(tmp_path_factory.mktemp("released") / "bert"))
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(records, name="train.jsonl"):
+        path = tmp_path / name
+        path.write_text(records if isinstance(records, str) else "".join(json.dumps(r) + "\n" for r in records))
+        return str(path)
+
+    return write
+
+
+def words(tokenizer, ids) -> str:
+    pieces = tokenizer.pieces()
+    return " ".join(pieces[i] for i in ids)
+
+
+def test_a_text_and_a_pair_are_framed_as_bert_reads_them(tokenizer, write):
+    path = write([{"a": "the film", "b": "was good", "label": "x"}, {"a": "music", "b": "was", "label": "y"}])
+    one = read_task(path, TaskSettings("classification", ["a"]), tokenizer)
+    assert words(tokenizer, one.examples[0].ids) == "[CLS] the film [SEP]"
+    assert one.labels == ["x", "y"]
+    assert [int(example.target) for example in one.examples] == [0, 1]
+    two = read_task(path, TaskSettings("classification", ["a", "b"]), tokenizer)
+    assert words(tokenizer, two.examples[0].ids) == "[CLS] the film [SEP] was good [SEP]"
+    assert two.examples[0].types.tolist() == [0, 0, 0, 0, 1, 1, 1]
+
+
+def test_long_examples_are_cut_as_transformers_cuts_them_and_counted(tokenizer, write):
+    from transformers import AutoTokenizer
+
+    theirs = AutoTokenizer.from_pretrained(tokenizer.folder)
+    pairs = [("the film was good", "music"), ("film", "the music was very good"), ("the film was", "the music was")]
+    path = write([{"a": a, "b": b, "label": 0} for a, b in pairs])
+    for length in range(4, 12):
+        found = read_task(path, TaskSettings("classification", ["a", "b"], max_length=length), tokenizer)
+        expected = [theirs(a, b, truncation="longest_first", max_length=length)["input_ids"] for a, b in pairs]
+        assert [example.ids.tolist() for example in found.examples] == expected
+        whole = [len(theirs(a, b)["input_ids"]) for a, b in pairs]
+        assert found.truncated == sum(each > length for each in whole)
+    with pytest.raises(ValueError, match=r"train.jsonl, line 2 has 6 tokens, and there is room for 5"):
+        read_task(path, TaskSettings("classification", ["a", "b"], max_length=8, refuse=True), tokenizer)
+
+
+def test_numbers_are_labels_in_their_order(tokenizer, write):
+    path = write([{"text": "film", "label": label} for label in (10, 9, 2, 10)])
+    assert read_task(path, TaskSettings("classification", ["text"]), tokenizer).labels == ["2", "9", "10"]
+
+
+def test_several_labels_and_numbers(tokenizer, write):
+    path = write([{"text": "film", "l": ["b", "a"], "n": 1, "m": 0.5}, {"text": "film", "l": "", "n": -2, "m": 3}])
+    found = read_task(path, TaskSettings("multi_label", ["text"], "l"), tokenizer)
+    assert found.labels == ["a", "b"]
+    assert [example.target.tolist() for example in found.examples] == [[1, 1], [0, 0]]
+    found = read_task(path, TaskSettings("regression", ["text"], "n,m"), tokenizer)
+    assert [example.target.tolist() for example in found.examples] == [[1, 0.5], [-2, 3]]
+
+
+def test_a_choice_has_a_document_for_each_ending(tokenizer, write):
+    path = write([{"text": "the film was", "endings": ["good", "bad and poor"], "label": 1}])
+    (example,) = read_task(path, TaskSettings("choice", ["text", "endings"]), tokenizer).examples
+    assert example.documents == (7, 9)
+    assert words(tokenizer, example.ids[:7]) == "[CLS] the film was [SEP] good [SEP]"
+    assert int(example.target) == 1
+    with pytest.raises(ValueError, match="the label is 2, and there are 2 endings"):
+        read_task(write([{"text": "the", "endings": ["a", "b"], "label": 2}]),
+                  TaskSettings("choice", ["text", "endings"]), tokenizer)  # fmt: skip
+
+
+CONLL = "the DT O\ncarl NNP I-PER\nzz NN I-PER\n\nrome NNP I-LOC\nanna NNP I-PER\nbertha NNP B-PER\n"
+
+
+def test_labels_of_words_stand_on_their_first_tokens_in_iob2(tokenizer, write):
+    found = read_task(write(CONLL, "train.conll"), TaskSettings("tagging", []), tokenizer)
+    assert found.labels == ["B-LOC", "B-PER", "I-PER", "O"]
+    first, second = found.examples
+    assert words(tokenizer, first.ids) == "[CLS] the carl z ##z [SEP]"
+    assert [found.labels[t] if t >= 0 else "" for t in first.target] == ["", "O", "B-PER", "I-PER", "", ""]
+    assert first.places.tolist() == [-1, 0, 1, 2, -1, -1]
+    assert [found.labels[t] for t in second.target if t >= 0] == ["B-LOC", "B-PER", "B-PER"]
+    assert first.num_targets == 3
+
+
+def test_labels_that_begin_inside_are_counted(tokenizer, write):
+    found = read_task(write(CONLL.replace("O\n", "B-LOC\n"), "mixed.conll"), TaskSettings("tagging", []), tokenizer)
+    assert found.mended == 3  # the first of each run of I-
+    assert [[found.labels[t] for t in each.target if t >= 0] for each in found.examples] == [
+        ["B-LOC", "B-PER", "I-PER"],
+        ["B-LOC", "B-PER", "B-PER"],
+    ]
+
+
+def test_long_sentences_are_cut_at_words_and_lose_none(tokenizer, write):
+    text = "\n".join(f"{word} {tag}" for word, tag in [("zzz", "B-X"), ("the", "O"), ("yyyy", "I-Y")] * 5)
+    text = text.replace("I-Y", "B-Y")
+    found = read_task(write(text, "train.txt"), TaskSettings("tagging", [], max_length=8), tokenizer)
+    assert max(len(example.ids) for example in found.examples) <= 8
+    places = np.concatenate([example.places[example.places >= 0] for example in found.examples])
+    assert places.tolist() == list(range(15))
+    assert found.truncated == 1
+    for example in found.examples:
+        assert not words(tokenizer, example.ids[1:]).startswith("##")
+
+
+def test_context_is_of_the_same_document_and_has_no_labels(tokenizer, write):
+    lines = ["-DOCSTART- O", "", "the O", "film O", "", "was O", "", "carl B-PER", "", "-DOCSTART- O", "", "anna B-PER"]
+    path = write("\n".join(lines), "train.conll")
+    framed = {}
+    for context, length in ((9, 32), (1, 32), (9, 5), (9, 4)):
+        found = read_task(path, TaskSettings("tagging", [], context=context, max_length=length), tokenizer)
+        framed[context, length] = [words(tokenizer, example.ids) for example in found.examples]
+        for example, sentence in zip(found.examples, found.sources, strict=True):
+            seen = words(tokenizer, example.ids).split()
+            assert [seen[i] for i in np.flatnonzero(example.places >= 0)] == sentence.words
+            assert [found.labels[t] for t in example.target if t >= 0] == sentence.labels
+            assert (example.places >= 0).tolist() == (example.target >= 0).tolist()
+    assert framed[9, 32] == ["[CLS] the film was carl [SEP]"] * 3 + ["[CLS] anna [SEP]"]
+    assert framed[1, 32] == ["[CLS] the film was [SEP]", "[CLS] film was carl [SEP]", "[CLS] was carl [SEP]",
+                             "[CLS] anna [SEP]"]  # fmt: skip
+    assert framed[9, 5] == ["[CLS] the film was [SEP]", "[CLS] film was carl [SEP]", "[CLS] film was carl [SEP]",
+                            "[CLS] anna [SEP]"]  # fmt: skip
+    assert framed[9, 4][1:] == ["[CLS] was carl [SEP]", "[CLS] was carl [SEP]", "[CLS] anna [SEP]"]
+
+
+def test_records_are_no_context_of_each_other(tokenizer, write):
+    path = write([{"words": ["the", "film"], "label": ["O", "O"]}, {"words": ["anna"], "label": ["B-PER"]}])
+    found = read_task(path, TaskSettings("tagging", ["words"], context=9), tokenizer)
+    assert [words(tokenizer, example.ids) for example in found.examples] == ["[CLS] the film [SEP]", "[CLS] anna [SEP]"]
+
+
+def squad(context: str, question: str, answer: str | None) -> str:
+    answers = [] if answer is None else [{"text": answer, "answer_start": context.index(answer)}]
+    asked = {"id": "1", "question": question, "answers": answers, "is_impossible": answer is None}
+    return json.dumps({"data": [{"paragraphs": [{"context": context, "qas": [asked]}]}]})
+
+
+def test_an_answer_is_its_first_and_last_token(tokenizer, write):
+    path = write(squad("anna lives in rome and carl in oslo", "where lives anna ?", "rome and carl"), "train.json")
+    (example,) = read_task(path, TaskSettings("answers", [], max_length=32, stride=4), tokenizer).examples
+    start, end = example.target
+    assert words(tokenizer, example.ids[start : end + 1]) == "rome and carl"
+    assert example.types[start] == 1
+    assert (
+        "anna lives in rome and carl in oslo"[slice(example.places[start, 0], example.places[end, 1])]
+        == "rome and carl"
+    )
+
+
+def test_a_long_paragraph_is_read_in_windows_that_overlap(tokenizer, write):
+    context = " ".join(["film"] * 20 + ["rome"] + ["music"] * 20)
+    path = write(squad(context, "where ?", "rome"), "train.json")
+    examples = read_task(path, TaskSettings("answers", [], max_length=21, stride=8), tokenizer).examples
+    places = [example.places[example.places[:, 0] >= 0, 0] for example in examples]
+    assert set(np.concatenate(places).tolist()) == {m.start() for m in re.finditer(r"\w+", context)}
+    for one, two in pairwise(places):
+        assert len(set(one.tolist()) & set(two.tolist())) == 8
+    for example in examples:
+        start, end = example.target
+        inside = "rome" in words(tokenizer, example.ids).split()
+        assert (words(tokenizer, example.ids[start : end + 1]) == "rome") == inside
+        assert inside or (start, end) == (0, 0)
+    with pytest.raises(ValueError, match=r"leaves 3 for the paragraph; task.stride is 8"):
+        read_task(path, TaskSettings("answers", [], max_length=8, stride=8), tokenizer)
+
+
+def test_no_answer_points_at_the_first_token(tokenizer, write):
+    path = write(squad("anna lives in rome", "who ?", None), "train.json")
+    (example,) = read_task(path, TaskSettings("answers", [], stride=2), tokenizer).examples
+    assert example.target.tolist() == [0, 0]
+
+
+def learned(tokenizer, example) -> str:
+    """The tokens that are targets, each of which the token before it has."""
+    assert example.target[-1] == -100
+    targets = [(n, int(t)) for n, t in enumerate(example.target) if t != -100]
+    assert all(example.ids[n + 1] == t for n, t in targets)
+    return words(tokenizer, [t for _, t in targets])
+
+
+def test_only_the_output_is_learned(tokenizer, write):
+    path = write([{"input": "the film", "output": "was good"}])
+    settings = TaskSettings("generation", ["input", "output"], prompt="film : {input} ?")
+    (example,) = read_task(path, settings, tokenizer).examples
+    assert words(tokenizer, example.ids) == "[CLS] film : the film ? was good [SEP]"
+    assert learned(tokenizer, example) == "was good [SEP]"
+    assert example.num_targets == 3
+    with pytest.raises(ValueError, match=r"must have the slot \{input\}"):
+        read_task(path, TaskSettings("generation", ["input", "output"], prompt="film"), tokenizer)
+    with pytest.raises(ValueError, match="nothing of the output is left within 4 tokens"):
+        read_task(
+            path, TaskSettings("generation", ["input", "output"], max_length=4, prompt=settings.prompt), tokenizer
+        )
+
+
+def test_of_a_chat_what_the_assistant_says_is_learned(tokenizer, write):
+    chat = [("user", "where ?"), ("assistant", "rome"), ("user", "who ?"), ("assistant", "anna")]
+    path = write([{"messages": [{"role": role, "content": text} for role, text in chat]}])
+    settings = TaskSettings("generation", ["messages"])
+    (example,) = read_task(path, settings, tokenizer).examples
+    assert learned(tokenizer, example) == "rome anna [SEP]"
+    (asked,) = read_task(path, settings, tokenizer, labelled=False).examples
+    assert asked.ids.tolist() == example.ids[: len(asked.ids)].tolist()
+    assert words(tokenizer, asked.ids).endswith("who ? a ##s ##s ##i ##s ##t ##a ##n ##t :")
+
+
+WRONG = {
+    "an empty text": ([{"text": " ", "label": "x"}], "line 1: 'text' is empty"),
+    "a text that is a number": ([{"text": 3, "label": "x"}], "line 1: 'text' is 3, and no text"),
+    "a label that is a list": ([{"text": "film", "label": ["x"]}], r"line 1: 'label' is \['x'\]"),
+    "no such column": ([{"sentence": "film", "label": "x"}], "no column 'text'; there are: 'sentence', 'label'"),
+}
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_what_is_wrong_is_said_with_its_line(what, tokenizer, write):
+    records, message = WRONG[what]
+    with pytest.raises(ValueError, match=message):
+        read_task(write(records), TaskSettings("classification", ["text"]), tokenizer)
+
+
+def test_a_number_that_is_none_and_a_label_outside_the_set(tokenizer, write):
+    path = write([{"text": "film", "label": "nan"}])
+    with pytest.raises(ValueError, match="line 1: 'label' is 'nan', and no number"):
+        read_task(path, TaskSettings("regression", ["text"]), tokenizer)
+    with pytest.raises(ValueError, match=r"the label 'nan' is none of 'a', 'b'; set task.labels"):
+        read_task(path, TaskSettings("classification", ["text"], labels=["a", "b"]), tokenizer)

@@ -1,0 +1,120 @@
+"""What fine-tuning made opens elsewhere: classifiers in transformers, additions in peft, with equal logits."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from ingot.launcher import export
+from ingot.launcher.loading.finetuned_model import open_finetuned
+from ingot.launcher.runtime.exit_codes import BadInput
+from tests.launcher.finetune_runs import CPU, run
+from tests.launcher.tiny_models import write_task
+
+
+def test_an_exported_classifier_opens_in_transformers_with_its_labels(bert, tmp_path):
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    task = write_task("classification", tmp_path)
+    run(bert, tmp_path, task, "--run.steps", "5")
+    export.main(["--checkpoint", str(tmp_path / "runs/run"), "--output", str(tmp_path / "out")])
+    model, info = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out", output_loading_info=True)
+    assert not any(info.values()), info
+    assert model.config.id2label == {0: "negative", 1: "positive"}
+    check_logits(model.eval(), AutoTokenizer.from_pretrained(tmp_path / "out"), tmp_path / "runs/run")
+
+
+def test_an_exported_chooser_opens_in_transformers(bert, tmp_path):
+    from transformers import AutoModelForMultipleChoice
+
+    from ingot.model.huggingface.load import load
+
+    run(bert, tmp_path, write_task("choice", tmp_path), "--run.steps", "5")
+    export.main(["--checkpoint", str(tmp_path / "runs/run"), "--output", str(tmp_path / "out")])
+    theirs, info = AutoModelForMultipleChoice.from_pretrained(tmp_path / "out", output_loading_info=True)
+    assert not any(info.values()), info
+    found = open_finetuned(str(tmp_path / "runs/run"), CPU)
+    template = found.tokenizer.template(pair=True)
+    texts = [found.tokenizer.encode(text) for text in ("the film was", "great music", "awful actors", "the story")]
+    framed = [template.frame(texts[0], ending) for ending in texts[1:]]
+    length = max(len(ids) for ids, _ in framed)
+    ids, types = (torch.tensor([[*each[n], *[0] * (length - len(each[n]))] for each in framed]) for n in range(2))
+    shown = torch.tensor([[True] * len(each[0]) + [False] * (length - len(each[0])) for each in framed])
+    with torch.no_grad():
+        given = {"input_ids": ids[None], "token_type_ids": types[None], "attention_mask": shown[None].long()}
+        expected = theirs.eval()(**given).logits[0]
+        for model in (found.model, load(tmp_path / "out")):
+            ours = model(ids, token_types_BT=types, attention_mask_BS=shown)
+            torch.testing.assert_close(ours[:, 0], expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("family", ["bert", "gpt2"])
+@pytest.mark.parametrize("method", ["lora", "adalora", "ia3"])
+def test_an_adapter_opens_in_peft_and_merges(family, method, bert, gpt2, tmp_path):
+    import peft
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    base = {"bert": bert, "gpt2": gpt2}[family]
+    targets = ["--method.targets", "[query, value, output, down]"] if method != "ia3" else []
+    if family == "gpt2" and method == "ia3":
+        targets = ["--method.targets", "[down]"]
+    task = write_task("classification", tmp_path)
+    run(base, tmp_path, task, "--run.steps", "5", "--method.kind", method, *targets)
+    source = tmp_path / "runs/run"
+    export.main(["--checkpoint", str(source), "--output", str(tmp_path / "adapter"), "--adapter", "true"])
+    theirs = AutoModelForSequenceClassification.from_pretrained(base, num_labels=2)
+    theirs.config.pad_token_id = 0
+    theirs = peft.PeftModel.from_pretrained(theirs, tmp_path / "adapter").eval()
+    check_logits(theirs, AutoTokenizer.from_pretrained(base), source)
+    export.main(["--checkpoint", str(source), "--output", str(tmp_path / "merged")])
+    merged = AutoModelForSequenceClassification.from_pretrained(tmp_path / "merged").eval()
+    merged.config.pad_token_id = 0
+    check_logits(merged, AutoTokenizer.from_pretrained(base), source)
+
+
+@pytest.mark.parametrize(
+    ("method", "kind"),
+    [("prompt", "classification"), ("p_tuning", "generation"), ("prefix", "generation")],
+)
+def test_learned_tokens_open_in_peft(method, kind, gpt2, tmp_path):
+    import peft
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+
+    task = write_task(kind, tmp_path)
+    run(gpt2, tmp_path, task, "--run.steps", "5", "--method.kind", method, "--method.tokens", "3")
+    source = tmp_path / "runs/run"
+    export.main(["--checkpoint", str(source), "--output", str(tmp_path / "adapter"), "--adapter", "true"])
+    if kind == "classification":
+        theirs = AutoModelForSequenceClassification.from_pretrained(gpt2, num_labels=2)
+        theirs.config.pad_token_id = 0
+    else:
+        theirs = AutoModelForCausalLM.from_pretrained(gpt2)
+    theirs = peft.PeftModel.from_pretrained(theirs, tmp_path / "adapter").eval()
+    check_logits(theirs, AutoTokenizer.from_pretrained(gpt2), source, learned=3)
+
+
+@pytest.mark.parametrize(
+    ("family", "method", "message"),
+    [("bert", "prompt", "peft puts learned tokens first"), ("gpt2", "prefix", "prefix tuning is of language models")],
+)
+def test_learned_tokens_that_peft_does_not_know_are_refused(family, method, message, bert, gpt2, tmp_path):
+    base = {"bert": bert, "gpt2": gpt2}[family]
+    learned = ["--method.kind", method, "--method.tokens", "3"]
+    run(base, tmp_path, write_task("classification", tmp_path), "--run.steps", "2", *learned)
+    options = ["--checkpoint", str(tmp_path / "runs/run"), "--output", str(tmp_path / "adapter"), "--adapter", "true"]
+    with pytest.raises(BadInput, match=message):
+        export.main(options)
+    assert not (tmp_path / "adapter").exists()
+
+
+def check_logits(theirs, tokenizer, run_folder: Path, learned: int = 0) -> None:
+    found = open_finetuned(str(run_folder), CPU)
+    for text in ("the film was great and lovely", "awful music"):
+        ids, _ = found.tokenizer.template(pair=False).frame(found.tokenizer.encode(text))
+        ids = torch.tensor(ids)[None]
+        with torch.no_grad():
+            ours = found.model(torch.cat([-1 - torch.arange(learned), ids[0]])[None])
+            logits = theirs(input_ids=ids).logits
+        ours = ours[:, -ids.shape[1] :] if ours.ndim == 3 else ours  # at the text's own tokens
+        logits = logits[:, -ids.shape[1] :] if logits.ndim == 3 else logits
+        assert torch.allclose(ours, logits, atol=1e-5), (ours, logits)

@@ -1,0 +1,172 @@
+"""The generate command on a run that has just been trained: texts to the screen or a file, and what it refuses."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from ingot.launcher import generate, pretrain
+from ingot.launcher.runtime import exit_codes
+from tests.launcher.runs import launch, write_config
+
+
+def trained(corpus, folder, objective):
+    config = write_config(folder, corpus, objective=objective)
+    arguments = ["--config", config, "--parallel.engine", "fsdp", "--run.steps", 8]
+    assert pretrain.main([str(argument) for argument in arguments]) == exit_codes.DONE
+    return folder / "runs/tiny"
+
+
+@pytest.fixture(scope="module")
+def gpt(corpus, tmp_path_factory):
+    return trained(corpus, tmp_path_factory.mktemp("gpt"), "clm")
+
+
+@pytest.fixture(scope="module")
+def bert(corpus, tmp_path_factory):
+    return trained(corpus, tmp_path_factory.mktemp("bert"), "mlm")
+
+
+def run(*arguments: object) -> None:
+    assert generate.main([str(argument) for argument in arguments]) == exit_codes.DONE
+
+
+def refusal(*arguments: object) -> str:
+    with pytest.raises(exit_codes.BadInput) as caught:
+        generate.main([str(argument) for argument in arguments])
+    return str(caught.value)
+
+
+def test_a_text_is_streamed(gpt, capsys):
+    launched = launch(
+        "python", "--checkpoint", gpt, "--prompt", "def ", "--max_tokens", 20, "--seed", 3, script="generate"
+    )
+    run("--checkpoint", gpt, "--prompt", "def ", "--max_tokens", 20, "--seed", 3)
+    out = capsys.readouterr().out
+    assert launched.stdout == out
+    assert out.startswith("def ")
+    assert len(out) > 15
+
+
+def test_prompts_of_a_file_give_an_object_each(gpt, tmp_path, capsys):
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text('{"prompt": "def ", "id": 7}\n\n{"prompt": "import os\\nimport sys\\n"}\n{"prompt": ""}\n')
+    texts = {}
+    for size in (1, 4):
+        output = tmp_path / f"{size}.jsonl"
+        options = ["--checkpoint", gpt, "--prompts", prompts, "--output", output, "--batch_size", size]
+        run(*options, "--num_samples", 2, "--max_tokens", 12, "--top_k", 50, "--min_p", 0.01)
+        texts[size] = [json.loads(line) for line in output.read_text().splitlines()]
+    assert texts[1] == texts[4]
+    assert [(t["prompt"][:4], t["sample"]) for t in texts[4]] == [
+        (prompt, sample) for prompt in ("def ", "impo", "") for sample in (0, 1)
+    ]
+    assert texts[4][0]["id"] == texts[4][1]["id"] == 7
+    assert texts[4][0]["text"] != texts[4][1]["text"]
+    assert {t["num_tokens"] for t in texts[4] if t["finish"] == "length"} == {12}
+    assert capsys.readouterr().out == ""
+
+    run(
+        "--checkpoint",
+        gpt,
+        "--prompts",
+        prompts,
+        "--num_samples",
+        2,
+        "--max_tokens",
+        12,
+        "--top_k",
+        50,
+        "--min_p",
+        0.01,
+    )
+    shown = f"{generate.RULE}\n".join(f"{t['prompt']}{t['text']}\n" for t in texts[4])
+    assert capsys.readouterr().out == shown
+
+
+def test_a_stop_string_ends_the_text(gpt, tmp_path):
+    output, common = tmp_path / "out.jsonl", ["--checkpoint", gpt, "--prompt", "def ", "--max_tokens", 40]
+    run(*common, "--output", output)
+    whole = json.loads(output.read_text())["text"]
+    stop = whole[9:12]
+    run(*common, "--output", output, "--stop", "never in there", stop)
+    found = json.loads(output.read_text())
+    assert found["text"] == whole[: whole.index(stop)]
+    assert found["finish"] == "stop"
+    run(*common, "--output", output, "--stop", json.dumps([stop]))
+    assert json.loads(output.read_text()) == found
+
+
+def test_type_and_start_reach_the_model(gpt, monkeypatch):
+    seen = []
+
+    def spy(model, prompts, *_, **__):
+        seen.append((model.head.weight.dtype, list(prompts[0])))
+        return iter(())
+
+    monkeypatch.setattr("ingot.model.generation.generate.generate", spy)
+    for more in ([], ["--dtype", "bfloat16"], ["--mark_start", "false"]):
+        run("--checkpoint", gpt, "--prompt", "x", *more)
+    marked = seen[0][1]
+    unmarked = marked[1:]
+    assert marked[0] == 2  # <s>
+    assert seen == [(torch.float32, marked), (torch.bfloat16, marked), (torch.float32, unmarked)]
+
+
+def test_a_hugging_face_folder_names_more_ends(tmp_path):
+    tokenizer = SimpleNamespace(eos_id=3)
+    assert generate.end_ids(str(tmp_path), tokenizer) == {3}
+    settings = tmp_path / "generation_config.json"
+    for named, ends in (("[4, 5]", {3, 4, 5}), ("6", {3, 6}), ("null", {3})):
+        settings.write_text(f'{{"eos_token_id": {named}}}')
+        assert generate.end_ids(str(tmp_path), tokenizer) == ends
+    settings.write_text("[")
+    with pytest.raises(ValueError, match="is no JSON object"):
+        generate.end_ids(str(tmp_path), tokenizer)
+
+
+def test_masks_are_filled(bert, tmp_path, capsys):
+    run("--checkpoint", bert, "--prompt", "import <mask>, <mask>", "--top_k", 3)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line[:8] for line in lines] == ["mask 1: ", "mask 2: "]
+    output = tmp_path / "masks.jsonl"
+    run("--checkpoint", bert, "--prompt", "import <mask>, <mask>", "--output", output)
+    masks = json.loads(output.read_text())["masks"]
+    assert [len(best) for best in masks] == [5, 5]
+    assert masks[0][0]["probability"] >= masks[0][1]["probability"] > 0
+
+
+def test_what_is_refused(gpt, bert, tmp_path):
+    empty, broken = tmp_path / "empty.txt", tmp_path / "broken.jsonl"
+    empty.write_text(" \n\n")
+    broken.write_text('{"prompt": "a"}\n{"text": "b"}\n')
+    output = tmp_path / "out.jsonl"
+    output.write_text("older\n")
+    common = ["--checkpoint", gpt, "--output", output]
+    assert "holds no prompt" in refusal(*common, "--prompts", empty)
+    assert 'broken.jsonl, line 2 is no object with a text "prompt"' in refusal(*common, "--prompts", broken)
+    assert "No such file" in refusal(*common, "--prompts", tmp_path / "none.txt")
+    assert "both given" in refusal(*common, "--prompts", empty, "--prompt", "a")
+    assert "top_p is 0.0" in refusal(*common, "--top_p", 0)
+    message = refusal(*common, "--min_p", 2, "--max_tokens", -1, "--stop", '[""]')
+    assert all(part in message for part in ("min_p is 2.0", "max_tokens is -1", "stop string is empty"))
+    message = refusal(*common, "--num_samples", 0, "--batch_size", 0)
+    assert "num_samples is 0" in message
+    assert "batch_size is 0" in message
+    assert "folder of output" in refusal("--checkpoint", gpt, "--output", tmp_path / "none/out.jsonl")
+    assert "dtype" in refusal(*common, "--dtype", "float16")
+    assert "device 'cuda:99' cannot be used here" in refusal(*common, "--device", "cuda:99")
+    assert "device 'gpu' cannot be used here" in refusal(*common, "--device", "gpu")
+    assert "needs <mask>" in refusal("--checkpoint", bert, "--prompt", "import os")
+    assert "top_k is 0" in refusal("--checkpoint", bert, "--prompt", "<mask>", "--top_k", 0)
+    assert output.read_text() == "older\n"
+
+
+def test_a_prompt_beyond_learned_positions_is_refused(corpus, tmp_path):
+    config = write_config(tmp_path, corpus)
+    arguments = ["--config", config, "--parallel.engine", "fsdp", "--run.steps", 1, "--model.positions", "learned"]
+    assert pretrain.main([str(argument) for argument in arguments]) == exit_codes.DONE
+    common = ["--checkpoint", tmp_path / "runs/tiny", "--max_tokens", 10, "--prompt"]
+    assert "exceed the model's 64 positions" in refusal(*common, "one two " * 100)
+    run(*common, "one two")

@@ -1,0 +1,142 @@
+"""Runs over damaged data: they end as they should, on all ranks, and a resume repeats what was left out."""
+
+import json
+import shutil
+
+import pytest
+
+from ingot.data.corpus.quarantine import Damage, DamagedShard, Quarantine
+from ingot.data.corpus.shards import Corpus
+from ingot.data.loader.reader import NoSoundData
+from ingot.launcher.runtime import exit_codes
+from ingot.launcher.training.bad_data import DamageWatch, Unreadable
+from ingot.launcher.training.logger import Metrics
+from ingot.parallel import mesh as meshes
+from tests.launcher.runs import launch, records, write_config
+from tests.ranks import run_ranks
+
+
+@pytest.fixture(scope="module")
+def small_bundles(corpus, tmp_path_factory):
+    """The corpus again, in many small bundles, so that one of them is a small part of it."""
+    from ingot.data.tokenizers.tokenizer import load_tokenizer
+    from ingot.data.writing.writer import CorpusWriter
+
+    folder = tmp_path_factory.mktemp("damage") / "corpus"
+    whole = Corpus.open(corpus, "train")
+    shutil.copytree(corpus / "tokenizer", folder / "tokenizer")
+    tokenizer = load_tokenizer(folder / "tokenizer")
+    writer = CorpusWriter(folder, tokenizer, shard_bytes=30_000, bundle_tokens=2_000)
+    for split in ("train", "validation"):
+        tokens, _ = whole.read(0, 0, 60_000)
+        for begin in range(0, 60_000, 500):
+            writer.add(split, f"{begin}", tokens[begin : begin + 500].tolist(), 1_500)
+    writer.finish()
+    return folder
+
+
+@pytest.fixture
+def damaged(small_bundles, tmp_path):
+    """A bit flipped in one bundle of every shard."""
+    folder = tmp_path / "corpus"
+    shutil.copytree(small_bundles, folder)
+    for shard in Corpus.open(folder, "train").shards:
+        bundle = json.loads((folder / shard.index).read_text())["bundles"][0]
+        content = bytearray((folder / shard.name).read_bytes())
+        content[bundle["tokens_offset"] + 100] ^= 1
+        (folder / shard.name).write_bytes(content)
+    return folder
+
+
+def trains(run, *keys):
+    return [tuple(record[key] for key in keys) for record in records(run)]
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+def test_a_damaged_corpus_is_trained_on_alike_by_all_layouts_and_after_a_resume(damaged, tmp_path):
+    config = write_config(tmp_path, damaged)
+    common = ["--config", config, "--parallel.engine", "fsdp", "--data.max_bad_fraction", 1]
+    launch("python", *common, "--run.name", "one")
+    launch("torchrun 2", *common, "--run.name", "two", "--run.steps", 10)
+    launch("python", *common, "--run.name", "two", "--run.steps", 20)
+    one, two = tmp_path / "runs/one", tmp_path / "runs/two"
+    keys = ("step", "batch_fingerprint", "substituted")
+    assert trains(one, *keys) == trains(two, *keys)
+    assert records(one)[-1]["substituted"] > 5
+    quarantines = [
+        json.loads((run / "checkpoints/step-00000020/manifest.json").read_text())["quarantine"] for run in (one, two)
+    ]
+    assert quarantines[0] == quarantines[1]
+    lines = [json.loads(line) for line in (one / "quarantine.jsonl").read_text().splitlines()]
+    assert {(line["sha256"], line["bundle"]) for line in lines} == {tuple(name) for name in quarantines[0]}
+    assert all("do not match their checksum" in line["reason"] for line in lines)
+    assert {"rank", "shard", "bundle", "offset", "reason", "step"} <= set(lines[0])
+
+
+def test_too_much_damage_and_strictness_end_a_run_with_one_message(damaged, tmp_path):
+    config = write_config(tmp_path, damaged)
+    common = ["--config", config, "--parallel.engine", "fsdp", "--data.validation", "[]"]
+    result = launch("python", *common, "--data.max_bad_fraction", 1e-4, code=exit_codes.GIVE_UP)
+    assert "lie in damaged data: more than data.max_bad_fraction 0.0001" in result.stderr
+    assert "Traceback" not in result.stderr
+    result = launch("python", *common, "--data.strict", "true", "--run.name", "strict", code=exit_codes.BAD_INPUT)
+    assert result.stderr.count("error: ") == 1
+    assert "do not match their checksum" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+class Silent(Metrics):
+    def __init__(self):
+        super().__init__(None, steps=0)
+
+
+def watch_of(folder, fraction=1.0):
+    return DamageWatch(Quarantine(), Silent(), folder, max_bad_fraction=fraction)
+
+
+def settle_on_one_rank(folder: str, kind: str) -> str:
+    """Rank 1 alone meets something; what each rank makes of it."""
+    mesh = meshes.start("cpu", 60)
+    watch = watch_of(folder)
+    error = None
+    if mesh.rank == 1:
+        if kind == "damage":
+            watch.quarantine.add(Damage("corpus", "a.tar", "ab", 3, 17, "bad"))
+        else:
+            error = {"strict": DamagedShard("bad bytes"), "none": NoSoundData("all gone"), "bug": KeyError("x")}[kind]
+    try:
+        again = watch.settle(*meshes.sum_over_ranks(watch.counts(error)), error, 5)
+        again_next = watch.settle(*meshes.sum_over_ranks(watch.counts(None)), None, 6)
+        return f"{again} {again_next} {sorted(watch.names)} {watch.quarantine.find('ab', 3)[0]}"
+    except Unreadable as problem:
+        return f"{problem.code} {problem}"
+    except Exception as problem:
+        return f"{type(problem).__name__} {problem}"
+    finally:
+        meshes.stop()
+
+
+@pytest.mark.distributed
+def test_what_one_rank_meets_all_ranks_know(tmp_path):
+    assert run_ranks(settle_on_one_rank, 2, str(tmp_path), "damage") == ["True False [('ab', 3)] True"] * 2
+    first, second = run_ranks(settle_on_one_rank, 2, str(tmp_path), "strict")
+    assert first == second
+    assert first.startswith("2 bad bytes")
+    assert run_ranks(settle_on_one_rank, 2, str(tmp_path), "none") == ["93 all gone"] * 2
+    first, second = run_ranks(settle_on_one_rank, 2, str(tmp_path), "bug")
+    assert first == "RuntimeError rank 1 could not read its data: KeyError: 'x'"
+    assert second == "KeyError 'x'"
+
+
+def test_the_bound_is_on_a_window_of_sequences(tmp_path):
+    watch = watch_of(tmp_path, 1e-3)
+    for _ in range(100):
+        watch.spend(1, 1000)  # one in a thousand, for ever
+    with pytest.raises(Unreadable, match="11 of the last 10000 sequences") as caught:
+        watch.spend(2, 1000)
+    assert caught.value.code == exit_codes.GIVE_UP
+    watch_of(tmp_path, 1.0).spend(50_000, 50_000)
+    watch_of(tmp_path, 0.0).spend(0, 8)
+    with pytest.raises(Unreadable):
+        watch_of(tmp_path, 0.0).spend(1, 8)

@@ -1,0 +1,115 @@
+"""Saving beside the training, and loading parts."""
+
+import resource
+import signal
+
+import pytest
+import torch
+
+from ingot.parallel import checkpoint
+from ingot.parallel import mesh as meshes
+from ingot.parallel.checkpoint import CheckpointError, Saver
+from ingot.parallel.checkpoint.files import TensorFile
+from tests.parallel.toy import build, train
+
+
+@pytest.fixture(scope="module")
+def engine():
+    engine = build("torch", meshes.start("cpu"))
+    train(engine, 0, 2)
+    yield engine
+    meshes.stop()
+
+
+@pytest.fixture
+def full_disk():
+    """A limit on the size of files stands for the full disk: the same error, from the same call. Call it for room."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
+
+    def make_room():
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+    yield make_room
+    make_room()
+    signal.signal(signal.SIGXFSZ, before)
+
+
+def copies(engine) -> dict[str, torch.Tensor]:
+    return {shard.name: shard.tensor.detach().clone() for shard in engine.shards()}
+
+
+def test_what_is_saved_is_the_state_at_the_call_whatever_comes_after(engine, tmp_path):
+    saver, expected = Saver(tmp_path, keep=0), copies(engine)
+    saver.begin(engine.shards(), step=1, about={})
+    for shard in engine.shards():
+        shard.tensor.add_(1.0)
+    path = saver.finish()
+    checkpoint.load(path, engine.shards())
+    for shard in engine.shards():
+        assert torch.equal(shard.tensor, expected[shard.name]), shard.name
+
+
+def test_one_save_is_under_way_at_a_time(engine, tmp_path):
+    saver = Saver(tmp_path, keep=0)
+    for step in (1, 2, 3):
+        saver.begin(engine.shards(), step=step, about={})
+        assert [path.name for path in checkpoint.committed(tmp_path)][: step - 1] == [
+            f"step-{n:08d}" for n in range(step - 1, 0, -1)
+        ]
+    assert saver.busy
+    assert saver.finish().name == "step-00000003"
+    assert not saver.busy
+
+
+def wait(saver) -> tuple:
+    saver._save.thread.join()
+    return saver.settle(*saver.state())
+
+
+def test_a_failed_write_is_said_at_the_next_step_and_tried_again(engine, tmp_path, full_disk):
+    saver = Saver(tmp_path, keep=0)
+    saver.begin(engine.shards(), step=1, about={})
+    path, trouble = wait(saver)
+    assert path is None
+    assert "the checkpoint of step 1 could not be written" in trouble
+    assert "trying again" in trouble
+    saver._save.thread.join()  # the second attempt has failed too
+    full_disk()  # there is room before the last one begins
+    assert "trying again" in saver.settle(*saver.state())[1]
+    assert wait(saver) == (None, "")  # written
+    path, trouble = wait(saver)
+    assert path.name == "step-00000001"
+    assert not trouble
+    checkpoint.load(path, engine.shards())
+
+
+def test_a_disk_that_stays_full_is_an_error_and_leaves_nothing(engine, tmp_path, full_disk):
+    saver = Saver(tmp_path, keep=0)
+    saver.begin(engine.shards(), step=1, about={})
+    with pytest.raises(CheckpointError, match=r"cannot write a checkpoint into .*File too large"):
+        saver.finish()
+    assert not saver.busy
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_weights_alone_and_a_part_of_them(engine, tmp_path):
+    path, expected = checkpoint.save(tmp_path, engine.shards(), step=1, about={}, keep=0), copies(engine)
+    try:
+        for only in ("model/", "model/linear."):
+            for shard in engine.shards():
+                shard.tensor.fill_(7.0)
+            checkpoint.load(path, engine.shards(), only=only)
+            for shard in engine.shards():
+                wanted = expected[shard.name] if shard.name.startswith(only) else torch.full_like(shard.tensor, 7.0)
+                assert torch.equal(shard.tensor, wanted), (only, shard.name)
+    finally:
+        checkpoint.load(path, engine.shards())
+
+
+@pytest.mark.parametrize("header", [b"", b"\x08\0\0\0\0\0\0\0not json", b'\x0f\0\0\0\0\0\0\0{"a":{"b":"c"}}'])
+def test_a_file_that_is_none_is_named(tmp_path, header):
+    (tmp_path / "x.safetensors").write_bytes(header)
+    with pytest.raises(checkpoint.files.FileDamaged, match=r"x\.safetensors"):
+        TensorFile(tmp_path / "x.safetensors")
