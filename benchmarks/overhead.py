@@ -138,7 +138,8 @@ def deepspeed_step(module, optimizer, config, mesh, targets: float):
 
 
 def prepare_corpus(folder: Path) -> None:
-    from ingot.launcher.prepare import PrepareOptions, TokenizerOptions, prepare
+    from ingot.launcher.config.prepare import PrepareOptions, TokenizerOptions
+    from ingot.launcher.preparation.prepare import prepare
 
     source = Path(sysconfig.get_paths()["stdlib"])
     prepare(

@@ -6,134 +6,19 @@ python launcher/export.py --checkpoint runs/sst2 --output classifier            
 python launcher/export.py --checkpoint runs/sst2-lora --output adapter --adapter true   # what LoRA has learned alone
 """
 
-from dataclasses import dataclass
-from typing import Literal
-
 if not __package__:  # run as a file
     import _clone  # noqa: F401
 
+from ingot.launcher.config.export import ExportOptions
 from ingot.launcher.config.parser import parse
 from ingot.launcher.runtime.exit_codes import DONE, bad_input, run_main
-
-
-@dataclass
-class ExportOptions:
-    """What to write, and where."""
-
-    checkpoint: str
-    """A run folder (its newest sound checkpoint is taken, of a fine-tuning run its best) or a checkpoint folder."""
-    output: str
-    """The new folder. It must not exist, or be empty."""
-    family: str | None = None
-    """gpt2, llama, qwen2, qwen3, bert, roberta or modernbert; by default the first that can express the model."""
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Type of the weights in the files."""
-    max_shard_bytes: int = 5_000_000_000
-    """Largest file of weights; a larger model is written in several."""
-    tokenizer: str | None = None
-    """Tokenizer folder; by default the one in the run's folder."""
-    adapter: bool = False
-    """Of a run with method lora, adalora, ia3, prompt, p_tuning or prefix, write what it has learned alone, for the
-    peft library, instead of the whole model with it merged."""
-    exact_tokenizer: bool = True
-    """Refuse a tokenizer whose tokenizer.json gives other ids for some text, as unigram models do for long runs of one
-    character, where several ways to cut them are equally likely. False only warns."""
-
-
-def export(options: ExportOptions) -> None:
-    """Writes the folder, tensor by tensor; it appears when it is whole.
-
-    Raises:
-        ValueError: no such checkpoint or tokenizer, a model that no known family can express, or a folder that is
-            there.
-    """
-    import torch
-
-    from ingot.data.tokenizers.huggingface_export import export_tokenizer
-    from ingot.launcher.loading.base_model import is_finetuned
-    from ingot.launcher.loading.language_model import open_checkpoint
-    from ingot.launcher.loading.tokenizer import open_tokenizer
-    from ingot.model.huggingface.folder import new_folder
-    from ingot.model.huggingface.save import write
-    from ingot.parallel.checkpoint import read_tensor
-
-    if is_finetuned(options.checkpoint):
-        config, task, read, tokenizer = _merged(options)
-    else:
-        folder, manifest, config = open_checkpoint(options.checkpoint)
-        tokenizer, task = open_tokenizer(folder, manifest, options.tokenizer), None
-        read = lambda name: read_tensor(folder, manifest, f"model/{name}")  # noqa: E731
-    names = ("bos", "eos", "pad", "mask")
-    token_ids = {name: getattr(tokenizer, f"{name}_id") for name in names}
-    if not config.causal:
-        token_ids |= {"cls": tokenizer.bos_id, "sep": tokenizer.eos_id}
-    with new_folder(options.output) as temporary:
-        export_tokenizer(
-            tokenizer,
-            temporary,
-            causal=config.causal,
-            token_types=config.token_types > 1,
-            exact=options.exact_tokenizer,
-        )
-        write(
-            temporary,
-            config,
-            task,
-            read,
-            getattr(torch, options.dtype),
-            options.family,
-            options.max_shard_bytes,
-            token_ids,
-        )
-
-
-def _merged(options: ExportOptions):
-    """Configuration, task, tensors by name and tokenizer of a fine-tuned model, additions merged."""
-    import torch
-
-    from ingot.launcher.loading.finetuned_model import merge, open_finetuned
-
-    found = open_finetuned(options.checkpoint, torch.device("cpu"), options.tokenizer)
-    merge(found.model)
-    parameters, task = dict(found.model.named_parameters()), getattr(found.model, "task", None)
-    return found.model.config, task, lambda name: parameters[name], found.tokenizer
-
-
-def export_adapter(options: ExportOptions) -> None:
-    """Writes a folder of the peft library, with the tokenizer.
-
-    Raises:
-        ValueError: no run of that kind, or a folder that is there.
-    """
-    import torch
-
-    from ingot.launcher.loading.finetuned_model import additions, open_finetuned
-    from ingot.model.huggingface.folder import new_folder
-    from ingot.model.huggingface.peft_adapter import as_lora, write_adapter
-    from ingot.model.huggingface.peft_prompts import TYPES, write_prompts
-
-    found = open_finetuned(options.checkpoint, torch.device("cpu"), options.tokenizer)
-    method = found.config.method
-    if method.kind not in ("lora", "adalora", "ia3", *TYPES):
-        raise ValueError(f"{found.folder} was trained with method {method.kind}, which the peft library does not have")
-    task = getattr(found.model, "task", None)
-    head = {} if task is None else {f"head.{name}": p for name, p in found.model.head.named_parameters()}
-    with new_folder(options.output) as temporary:
-        found.tokenizer.save(temporary)
-        (temporary / "config.json").unlink(missing_ok=True)  # of the tokenizer's folder; peft looks for its own
-        common = {"base": found.config.init.path, "family": options.family}
-        if method.kind in TYPES:
-            write_prompts(temporary, found.model, method.kind, head, **common)
-            return
-        added, alpha = additions(found.model), method.alpha
-        if method.kind == "adalora":
-            added, alpha = as_lora(added, method.alpha / method.first_rank), None
-        write_adapter(temporary, found.model.config, task, added, head, alpha=alpha, **common)
 
 
 def main(argv: list[str]) -> int:
     with bad_input():
         options = parse(ExportOptions, argv, __doc__)
+        from ingot.launcher.checkpoints.export import export, export_adapter
+
         export_adapter(options) if options.adapter else export(options)
     print(f"wrote {options.output}")
     return DONE

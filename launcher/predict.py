@@ -5,194 +5,20 @@ python launcher/predict.py --checkpoint runs/sst2 --text "A warm, funny, engagin
 python launcher/predict.py --checkpoint runs/sst2 --input test.tsv --score true     # the file has labels
 """
 
-import json
-import sys
-from collections.abc import Iterator
-from contextlib import nullcontext
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Literal
-
 if not __package__:  # run as a file
     import _clone  # noqa: F401
 
-from ingot.launcher.config.parser import parse
-from ingot.launcher.prepare import spread_lists
+from ingot.launcher.config.parser import parse, spread_lists
+from ingot.launcher.config.predict import PredictOptions
 from ingot.launcher.runtime.exit_codes import DONE, bad_input, run_main
-
-
-@dataclass
-class PredictOptions:
-    """What to read, and where to write."""
-
-    checkpoint: str
-    """A fine-tuning run (its best checkpoint is taken, or its newest where none was scored) or a checkpoint folder."""
-    input: str | None = None
-    """A file of the task's format; a label column is not needed."""
-    text: list[str] = field(default_factory=list)
-    """One example instead of a file: a value for each of task.texts; for tagging one sentence."""
-    output: str | None = None
-    """File for the predictions, a JSON object a line; by default standard output."""
-    score: bool = False
-    """The input has labels: print the scores and the report instead of predictions, or beside an output file."""
-    probabilities: bool = True
-    """Give the probability of each label, by its name, or of each choice, in their order."""
-    int8: Literal["none", "weights", "dynamic"] = "none"
-    """Compute with the blocks' matrices in int8, by torchao: weights alone, or dynamic, activations too."""
-    micro_tokens: int = 4096
-    """Most tokens that are computed at a time."""
-    max_tokens: int = 256
-    """Most tokens that generation writes for an example."""
-    tokenizer: str | None = None
-    """Tokenizer folder; by default the one in the run's folder."""
-    device: str = "cpu"
-    """Where to compute, in torch's words."""
-
-
-def predict(options: PredictOptions) -> None:
-    """Writes the predictions.
-
-    Raises:
-        ValueError, OSError: no such checkpoint, or an input that does not fit the task.
-    """
-    if (options.input is None) == (not options.text):
-        raise ValueError("give either input, a file, or text, one example")
-    if options.score and options.input is None:
-        raise ValueError("score needs an input with labels")
-    if options.output is not None and not Path(options.output).absolute().parent.is_dir():
-        raise ValueError(f"the folder of output {options.output} does not exist")
-
-    import tempfile
-    from dataclasses import replace
-
-    from ingot.data.tasks.tasks import read_task
-    from ingot.launcher.finetuning.finetune_run import task_settings
-    from ingot.launcher.loading.finetuned_model import open_finetuned, quantize
-    from ingot.launcher.loading.peft_methods import with_learned_tokens
-    from ingot.launcher.runtime.device import open_device
-
-    device = open_device(options.device)
-    found = open_finetuned(options.checkpoint, device, options.tokenizer)
-    if options.int8 != "none":
-        quantize(found.model, options.int8)
-    settings = replace(task_settings(found.config), labels=found.labels or None)
-    with tempfile.TemporaryDirectory() as folder:
-        path = options.input
-        if path is None:
-            path = str(_one_example(Path(folder), found, settings.texts, options.text))
-        data = read_task(path, settings, found.tokenizer, labelled=options.score)
-    template = found.tokenizer.template(pair=False)
-    data = with_learned_tokens(found.config.method, data, found.model.config, template)
-    lines = list(_lines(options, found, data, device))
-    shown = options.output is not None or not options.score
-    if shown:
-        with nullcontext(sys.stdout) if options.output is None else open(options.output, "w", encoding="utf-8") as file:
-            for line in lines:
-                print(json.dumps(line, ensure_ascii=False), file=file)
-    if options.score:
-        _print_scores(found, data, [line["predicted"] for line in lines])
-
-
-def _one_example(folder: Path, found, columns: list[str], texts: list[str]) -> Path:
-    kind = found.config.task.kind
-    if kind == "tagging":
-        values = {columns[0]: " ".join(texts).split()}
-    elif kind == "choice":
-        values = {columns[0]: texts[0], columns[1]: texts[1:]}
-        if len(columns) > 2:
-            values = dict(zip(columns, texts, strict=False))
-    elif kind == "generation":
-        chat = len(columns) == 1
-        values = {columns[0]: [{"role": "user", "content": texts[0]}] if chat else texts[0]}
-    else:
-        if len(texts) != len(columns):
-            raise ValueError(
-                f"text has {len(texts)} values, and the task reads {', '.join(columns)}; give one for each"
-            )
-        values = dict(zip(columns, texts, strict=True))
-    path = folder / "text.jsonl"
-    path.write_text(json.dumps(values))
-    return path
-
-
-def _lines(options: PredictOptions, found, data, device) -> Iterator[dict]:
-    import numpy as np
-    import torch
-
-    from ingot.launcher.finetuning.evaluation import outputs_of
-    from ingot.launcher.finetuning.finetune_run import reader_of
-    from ingot.launcher.finetuning.predictions import predictions
-
-    kind = found.config.task.kind
-    if kind == "generation":
-        yield from _generated(options, found, data)
-        return
-    found.config.batch.micro_tokens = max(options.micro_tokens, max(len(e.ids) for e in data.examples))
-    reader = reader_of(found.config, data, found.model.config, None, shuffle=False)
-    with torch.inference_mode():
-        outputs, _ = outputs_of(lambda inputs: found.model(**inputs), reader, kind, device)
-    predicted = predictions(kind, data, outputs, found.labels, found.config.task.max_answer_tokens)
-    for number, (source, value) in enumerate(zip(data.sources, predicted, strict=True)):
-        line = {"where": source.where, "predicted": value}
-        if options.probabilities and kind in ("classification", "choice", "multi_label"):
-            logits = outputs[number].astype(np.float64)
-            if kind == "multi_label":
-                shares = 1 / (1 + np.exp(-logits))
-            else:
-                shares = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
-            rounded = [round(float(share), 6) for share in shares]
-            line["probabilities"] = rounded if kind == "choice" else dict(zip(found.labels, rounded, strict=True))
-        yield line
-
-
-def _generated(options: PredictOptions, found, data) -> Iterator[dict]:
-    from ingot.launcher.generate import decoder
-    from ingot.model.generation.generate import Sampling, complete
-
-    end = found.tokenizer.eos_id
-    for first in range(0, len(data.examples), 16):
-        part = data.examples[first : first + 16]
-        prompts = [example.ids[: _prompt_length(example)].tolist() for example in part]
-        room = found.model.config.max_positions - max(map(len, prompts))
-        most = max(1, min(options.max_tokens, room))
-        sampling = Sampling(max_tokens=most, temperature=0.0, eos_ids=() if end is None else (end,))
-        done = complete(found.model, prompts, sampling, decode=decoder(found.tokenizer))
-        for example, completion in zip(part, done, strict=True):
-            yield {"where": data.sources[example.source].where, "predicted": completion.text}
-
-
-def _prompt_length(example) -> int:
-    """Tokens before the first that is learned; all where none is."""
-    import numpy as np
-
-    learned = np.flatnonzero(example.target != -100)
-    return int(learned[0]) + 1 if len(learned) else len(example.ids)
-
-
-def _print_scores(found, data, predicted: list) -> None:
-    from ingot.launcher.finetuning.metrics import text_scores
-    from ingot.launcher.finetuning.predictions import report, scores, truth
-    from ingot.launcher.loading.finetuned_model import size_of
-
-    kind, labels = found.config.task.kind, found.labels
-    if kind == "generation":
-        columns = found.config.task.texts or ["input", "output"]
-        if len(columns) == 1:
-            true = [source.values[columns[0]][-1]["content"] for source in data.sources]
-        else:
-            true = [source.values[columns[1]] for source in data.sources]
-        values = text_scores(predicted, true)
-    else:
-        true = truth(kind, data, labels)
-        values = scores(kind, predicted, true, labels)
-    print(json.dumps({**values, "model_bytes": size_of(found.model)}))
-    if kind != "generation" and (table := report(kind, predicted, true, labels)):
-        print(table)
 
 
 def main(argv: list[str]) -> int:
     with bad_input():
         options = parse(PredictOptions, spread_lists(argv, ("text",)), __doc__)
+        options.check()
+        from ingot.launcher.inference.prediction import predict
+
         predict(options)
     return DONE
 

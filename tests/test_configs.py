@@ -10,8 +10,8 @@ import yaml
 
 from ingot.launcher.config.finetune import FinetuneConfig
 from ingot.launcher.config.parser import parse
+from ingot.launcher.config.prepare import PrepareOptions, check
 from ingot.launcher.config.pretrain import TrainConfig
-from ingot.launcher.prepare import PrepareOptions, check
 from ingot.model.transformer import LanguageModel
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"

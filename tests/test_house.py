@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 ROOMS = {"launcher": {"model", "data", "parallel"}, "model": set(), "data": set(), "parallel": set()}
-# Inside launcher each package imports itself and those before it; the packages of the last line do not import each other.
+# Inside launcher each package imports itself and those before it; those of one line do not import each other.
 LAUNCHER = [
     {"runtime"},
     {"config"},

@@ -40,12 +40,13 @@ from ingot.data.corpus.manifest import (
 )
 from ingot.data.corpus.quarantine import WHOLE_SHARD, Damage, DamagedShard, Quarantine
 from ingot.data.corpus.storage import LocalFolder, OpenFile, RemoteFile, RemoteFolder, open_storage
-from ingot.data.sequences.packing import VERSION as PACKING_VERSION
 from ingot.data.tokenizers.tokenizer import TOKENIZER_FILES
 
 MAX_OPEN_FILES = 256  # per process; far below the usual limit of 1,024
 MAX_CACHED_STARTS = 4_000_000  # document starts kept in memory, 8 bytes each
 MAX_CACHED_BUNDLES = 500_000  # lines of indexes kept in memory, some 300 bytes each
+# Of which tokens of a corpus an instance is (data/sequences), kept with each run; 1 dropped the tail of each shard.
+PACKING_VERSION = 2
 ATTEMPTS = 2  # at a bundle: as it is, and fetched again
 MAX_TOKENIZER_BYTES = 2**28  # of one of its files
 

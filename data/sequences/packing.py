@@ -12,8 +12,6 @@ from collections.abc import Sequence
 
 import numpy as np
 
-VERSION = 2  # of which tokens an instance is, kept with each run (Corpus.fingerprint); 1 dropped the tail of each shard
-
 
 def count_instances(num_tokens: int, sequence_length: int) -> int:
     """Instances of `sequence_length` tokens, and one more token each, in a stream of `num_tokens`."""

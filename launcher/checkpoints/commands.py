@@ -178,9 +178,9 @@ def _check_new(output: Path) -> None:
 
 def export(options: argparse.Namespace) -> int:
     if options.format == "huggingface":
-        from ingot.launcher.export import main
-
-        return main(["--checkpoint", str(options.checkpoint), "--output", str(options.output)])
+        write_folder(ExportOptions(str(options.checkpoint), str(options.output)))
+        print(f"wrote {options.output}")
+        return DONE
     import torch.distributed.checkpoint as dcp
 
     path = resolve(options.checkpoint)

@@ -1,8 +1,10 @@
 """Turns a dataclass into a command line: a YAML file, dotted overrides, strict keys, help from the field docstrings."""
 
 import difflib
+import json
 import re
 import warnings
+from collections import deque
 from dataclasses import fields
 from typing import TypeVar
 
@@ -55,6 +57,28 @@ def without_launcher_flags(argv: list[str]) -> list[str]:
             kept.append(argument)
             skip = False
     return kept
+
+
+def spread_lists(argv: list[str], names: tuple[str, ...]) -> list[str]:
+    """`--input a b` as `--input=["a", "b"]` and `--overwrite` as `--overwrite=true`: the parser wants one word each."""
+    result: list[str] = []
+    rest = deque(argv)
+    while rest:
+        word = rest.popleft()
+        name, equals, value = word.removeprefix("--").partition("=")
+        if word.startswith("--") and equals and name in names and not value.startswith("["):
+            result.append(f"--{name}={json.dumps([value])}")
+            continue
+        values: list[str] = []
+        if word.startswith("--") and not equals and name in (*names, "overwrite"):
+            while rest and not rest[0].startswith("--"):
+                values.append(rest.popleft())
+            if name == "overwrite":
+                word += "=" + (values[0] if values else "true")
+            else:
+                word += "=" + (values[0] if values and values[0].startswith("[") else json.dumps(values))
+        result.append(word)
+    return result
 
 
 def to_yaml(instance: object) -> str:

@@ -4,7 +4,8 @@ from pathlib import Path
 import pytest
 
 from ingot.launcher import export
-from ingot.launcher.prepare import PrepareOptions, TokenizerOptions, prepare
+from ingot.launcher.config.prepare import PrepareOptions, TokenizerOptions
+from ingot.launcher.preparation.prepare import prepare
 from tests.launcher.finetune_runs import run
 from tests.launcher.tiny_models import released_bert, released_gpt2, write_task
 

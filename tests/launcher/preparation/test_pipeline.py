@@ -14,7 +14,8 @@ import webdataset
 
 from ingot.data.corpus.shards import Corpus
 from ingot.data.writing.pieces import Plan
-from ingot.launcher.prepare import InputOptions, PrepareOptions, TokenizerOptions, prepare
+from ingot.launcher.config.prepare import InputOptions, PrepareOptions, TokenizerOptions
+from ingot.launcher.preparation.prepare import prepare
 from tests.data.conftest import make_text
 
 ROOT = Path(__file__).resolve().parents[3]

@@ -11,7 +11,8 @@ import pytest
 
 from ingot.data.corpus.shards import Corpus
 from ingot.data.tokenizers.tokenizer import load_tokenizer
-from ingot.launcher.prepare import PrepareOptions, TokenizerOptions, prepare
+from ingot.launcher.config.prepare import PrepareOptions, TokenizerOptions
+from ingot.launcher.preparation.prepare import prepare
 
 ROOT = Path(__file__).resolve().parents[3]
 

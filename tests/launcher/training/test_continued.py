@@ -7,7 +7,8 @@ import torch
 import yaml
 
 from ingot.launcher import pretrain
-from ingot.launcher.prepare import PrepareOptions, TokenizerOptions, prepare
+from ingot.launcher.config.prepare import PrepareOptions, TokenizerOptions
+from ingot.launcher.preparation.prepare import prepare
 from ingot.launcher.runtime.exit_codes import BadInput
 from ingot.model.huggingface.load import load
 from ingot.parallel.checkpoint import read_manifest, read_tensor

@@ -1,0 +1,36 @@
+"""The scores of a model, and how they are shown: what launcher/evaluate.py does."""
+
+import math
+import time
+
+from ingot.launcher.config.evaluate import EvaluateOptions
+from ingot.launcher.inference.perplexity import Scorer
+
+
+def evaluate(options: EvaluateOptions) -> dict:
+    """The scores, with what they are scores of.
+
+    Raises:
+        ValueError: no such checkpoint, tokenizer or corpus, or options that do not fit.
+        OSError: a file that cannot be read.
+    """
+    options.check()
+
+    started = time.perf_counter()
+    scores = Scorer(options).scores()
+    return scores | {"seconds": round(time.perf_counter() - started, 3)}
+
+
+def describe(scores: dict) -> str:
+    """The scores for people."""
+    where = f"split {scores['split']} of {', '.join(scores['corpus'])}" if "corpus" in scores else "text"
+    lines = [f"{scores['checkpoint']} on {where}, {scores['dtype']}: {scores['how']}"]
+    unit = "token" if scores["kind"] == "causal" else "masked token"
+    text = f"loss {scores['loss']:.4f} nats per {unit} over {scores['num_targets']:,}, "
+    text += f"{'' if scores['kind'] == 'causal' else 'pseudo-'}perplexity {scores['perplexity']:.4f}"
+    if "bits_per_byte" in scores:
+        text += f", {scores['bits_per_byte']:.4f} bits per byte"
+    lines.append(text)
+    if "unigram_entropy" in scores and math.isfinite(scores["unigram_entropy"]):
+        lines.append(f"a model that knows only how frequent each token is there has {scores['unigram_entropy']:.4f}")
+    return "\n".join(lines)

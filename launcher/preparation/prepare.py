@@ -1,0 +1,52 @@
+"""Preparing a corpus folder, alone or with other ranks: what launcher/prepare.py does."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from ingot.data.writing.writer import beside
+from ingot.launcher.config.prepare import PrepareOptions, check
+from ingot.launcher.preparation.pipeline import help_out, lead
+from ingot.launcher.preparation.shared_work import Team
+
+
+@dataclass
+class Summary:
+    """What `prepare` made: the finished folder, its manifest, what was left out, and seconds of each phase."""
+
+    folder: Path
+    manifest: dict
+    skipped: str
+    seconds: dict[str, float]
+    reused: bool = False
+
+    def __str__(self) -> str:
+        lines = [f"corpus {self.folder} {'is up to date' if self.reused else 'is ready'}"]
+        for name, split in self.manifest["splits"].items():
+            ratio = split["num_tokens"] / max(1, split["text_bytes"])
+            lines.append(
+                f"  {name:<11}{split['num_documents']:>9,} documents {split['num_tokens']:>13,} tokens "
+                f"{split['text_bytes']:>14,} bytes ({ratio:.3f} tokens per byte), "
+                f"unigram entropy {split['unigram_entropy']:.4f} nats per token"
+            )
+        lines.append(f"  vocabulary {self.manifest['tokenizer']['vocab_size']:,}; skipped: {self.skipped or 'none'}")
+        phases = ", ".join(f"{name} {value:.1f}" for name, value in self.seconds.items())
+        lines.append(f"  {sum(self.seconds.values()):.1f} seconds ({phases})")
+        return "\n".join(lines)
+
+
+def prepare(options: PrepareOptions) -> Summary | None:
+    """Make the corpus folder, or find it made already; None on ranks other than 0, which only help.
+
+    Raises ValueError and OSError for what a user can mend.
+    """
+
+    check(options)
+    output = Path(options.output)
+    team = Team.from_environment(beside(output, ".partial"), options.timeout_seconds)
+    if team.rank:
+        help_out(options, team)
+        return None
+    outcome = lead(options, team)
+    return Summary(output, outcome.manifest, outcome.skipped, outcome.seconds, outcome.reused)
