@@ -10,7 +10,9 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from ingot.launcher.checkpoints.export import export as write_folder
 from ingot.launcher.checkpoints.foreign_formats import STATES, brought_in
+from ingot.launcher.config.export import ExportOptions
 from ingot.launcher.config.parser import parse
 from ingot.launcher.config.pretrain import TrainConfig
 from ingot.launcher.planning.footprint import footprint_of, layout_of
