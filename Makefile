@@ -46,6 +46,10 @@ test-slow: $(VENV)/.installed
 lint: $(VENV)/.installed
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
+	@# mypy finds a package by its folder: it is shown the clone as it will lie once it is installed
+	@mkdir -p build/types/ingot && for name in launcher model data parallel; do ln -sfn ../../../$$name build/types/ingot/$$name; done
+	@for file in ingot/*.py; do ln -sfn ../../../$$file build/types/$$file; done
+	MYPYPATH=build/types $(BIN)/mypy -p ingot
 
 format: $(VENV)/.installed
 	$(BIN)/ruff check --fix

@@ -32,7 +32,11 @@ def config_of(engine: str, ranks: int):
 
     config = TrainConfig()
     config.model = ModelConfig(
-        num_layers=LAYERS, width=WIDTH, num_heads=10, vocab_size=VOCABULARY, max_positions=LENGTH
+        num_hidden_layers=LAYERS,
+        hidden_size=WIDTH,
+        num_attention_heads=10,
+        vocab_size=VOCABULARY,
+        max_position_embeddings=LENGTH,
     )
     config.data.sequence_length, config.batch.global_size, config.batch.micro_size = LENGTH, 4, 4 // ranks
     config.parallel.engine, config.parallel.precision = engine, "bf16"

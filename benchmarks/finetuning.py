@@ -26,23 +26,23 @@ METHODS = {
     "full": ["--optimizer.learning_rate", 1e-4],
     "full, layer decay 0.8": ["--optimizer.learning_rate", 1e-4, "--method.layer_decay", 0.8],
     "full, unfreezing": ["--optimizer.learning_rate", 1e-4, "--method.unfreeze_steps", 15],
-    "full, label smoothing 0.1": ["--optimizer.learning_rate", 1e-4, "--optimizer.label_smoothing", 0.1],
+    "full, label smoothing 0.1": ["--optimizer.learning_rate", 1e-4, "--loss.label_smoothing", 0.1],
     "full, R-Drop": ["--optimizer.learning_rate", 1e-4, "--method.r_drop", 1],
     "full, FGM": ["--optimizer.learning_rate", 1e-4, "--method.adversarial", "fgm"],
     "full, FreeLB": ["--optimizer.learning_rate", 1e-4, "--method.adversarial", "freelb"],
     "full, half of the blocks' weights 0": ["--optimizer.learning_rate", 1e-4, "--method.sparsity", 0.5],
     "LoRA, rank 8, attention": [
-        "--optimizer.learning_rate", 1e-3, "--method.kind", "lora", "--method.targets", "[query, key, value, output]",
+        "--optimizer.learning_rate", 1e-3, "--method.kind", "lora", "--method.target_modules", "[query, key, value, output]",
     ],
     "LoRA, rank 4": [
-        "--optimizer.learning_rate", 1e-3, "--method.kind", "lora", "--method.rank", 4, "--method.alpha", 8,
-        "--method.targets", "[query, key, value, output, up, down]",
+        "--optimizer.learning_rate", 1e-3, "--method.kind", "lora", "--method.r", 4, "--method.lora_alpha", 8,
+        "--method.target_modules", "[query, key, value, output, up, down]",
     ],
     "AdaLoRA, rank 6 to 4": [
-        "--optimizer.learning_rate", 3e-3, "--method.kind", "adalora", "--method.rank", 4, "--method.first_rank", 6,
+        "--optimizer.learning_rate", 3e-3, "--method.kind", "adalora", "--method.r", 4, "--method.init_r", 6,
     ],
     "IA3": ["--optimizer.learning_rate", 5e-3, "--method.kind", "ia3"],
-    "adapters, width 8": ["--optimizer.learning_rate", 1e-3, "--method.kind", "adapters"],
+    "adapters, hidden_size 8": ["--optimizer.learning_rate", 1e-3, "--method.kind", "adapters"],
     "prompt tuning, 20 tokens": ["--optimizer.learning_rate", 1e-2, "--method.kind", "prompt"],
     "P-tuning, 20 tokens": ["--optimizer.learning_rate", 2e-3, "--method.kind", "p_tuning"],
     "prefix tuning, 20 tokens": ["--optimizer.learning_rate", 1e-2, "--method.kind", "prefix"],
@@ -55,7 +55,7 @@ def ours(
 ):
     """The lines of metrics.jsonl of a run of ours."""
     given = [
-        "--init.path", options.model, "--task.train", options.train, "--task.texts", "[sentence]",
+        "--init.model", options.model, "--task.train", options.train, "--task.text_columns", "[sentence]",
         "--run.device", "cpu", "--run.dir", folder, "--run.name", f"{time.time_ns()}", "--run.seed", seed,
         "--run.steps", steps, "--run.log_every", 1, "--batch.global_size", BATCH, "--optimizer.learning_rate", RATE,
         "--optimizer.schedule", "constant", "--parallel.engine", "fsdp", "--parallel.precision", precision,

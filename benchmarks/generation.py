@@ -34,7 +34,7 @@ def models(device: str, dtype: torch.dtype) -> tuple[LanguageModel, torch.nn.Mod
     theirs = transformers.GPT2LMHeadModel(transformers.GPT2Config(**shape, **ends))
     # A random tied model only repeats its last token; far apart, positions make it wander.
     theirs.transformer.wpe.weight.data.normal_(std=0.2)
-    ours = LanguageModel(ModelConfig(VOCABULARY, LAYERS, HEADS, width=WIDTH, max_positions=POSITIONS))
+    ours = LanguageModel(ModelConfig(VOCABULARY, LAYERS, HEADS, hidden_size=WIDTH, max_position_embeddings=POSITIONS))
     names = {"wte": "embedding.token", "wpe": "embedding.position", "ln_f": "final_norm", "ln_1": "attention_norm"}
     names |= {"ln_2": "mlp_norm", "attn.c_proj": "attention.output", "mlp.c_fc": "mlp.up", "mlp.c_proj": "mlp.down"}
     values = {"head.weight": theirs.lm_head.weight}

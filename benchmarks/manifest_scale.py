@@ -24,9 +24,9 @@ def shapes() -> tuple[dict, dict]:
     from ingot.model.costs.memory import held_shapes
 
     config = ModelConfig(
-        num_layers=126, width=16384, num_heads=128, num_kv_heads=8, mlp_width=53248, vocab_size=128256,
-        max_positions=8192, norm="rmsnorm", gated_mlp=True, activation="silu", positions="rotary", bias=False,
-        tie_head=False,
+        num_hidden_layers=126, hidden_size=16384, num_attention_heads=128, num_key_value_heads=8, intermediate_size=53248, vocab_size=128256,
+        max_position_embeddings=8192, norm="rmsnorm", gated_mlp=True, activation="silu", positions="rotary", bias=False,
+        tie_word_embeddings=False,
     )  # fmt: skip
     return held_shapes(config), held_shapes(config, TENSOR)
 

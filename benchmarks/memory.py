@@ -19,7 +19,7 @@ STATES = [
     for engine in ("zero-0", "zero-1", "zero-2", "zero-3", "replicate", "fsdp2")
 ]
 ACTIVATIONS = [
-    (model, Layout("zero-1", tensor, 1, "bf16"), {"recompute": recompute})
+    (model, Layout("zero-1", tensor, 1, "bf16"), {"activation_checkpointing": recompute})
     for model in ("gpt2", "llama", "bert")
     for tensor in (1, 2)
     for recompute in ("none", "selective", "full")

@@ -39,7 +39,11 @@ def config_of(arguments: argparse.Namespace, side: str, folder: Path):
     config.run.steps, config.run.log_every, config.run.save_every, config.run.eval_every = arguments.steps, 1, 0, 0
     config.run.resume = "never"
     config.model = ModelConfig(
-        vocab_size=2048, num_layers=6, num_heads=4, width=arguments.width, max_positions=arguments.length
+        vocab_size=2048,
+        num_hidden_layers=6,
+        num_attention_heads=4,
+        hidden_size=arguments.width,
+        max_position_embeddings=arguments.length,
     )
     config.data.train = [CorpusSource(str(folder / "corpus"))]
     config.data.sequence_length = arguments.length
@@ -182,7 +186,7 @@ def compare(arguments: argparse.Namespace, ranks: int, folder: Path) -> None:
         for side, medians in found.items():
             line = [str(Path(sys.executable).parent / "torchrun"), "--standalone", "--nproc_per_node", str(ranks)]
             line = [*line, __file__, "--side", side, "--folder", str(folder), "--steps", str(arguments.steps)]
-            for name in ("width", "length", "batch"):
+            for name in ("hidden_size", "length", "batch"):
                 line += [f"--{name}", str(getattr(arguments, name))]
             shutil.rmtree(folder / side.replace(" ", "-"), ignore_errors=True)
             subprocess.run(line, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)

@@ -38,8 +38,12 @@ def batch(shape: argparse.Namespace, kind: str, device: str) -> tuple[torch.Tens
 def model_config(shape: argparse.Namespace, kind: str):
     from ingot.model.config import ModelConfig
 
-    sizes = {"vocab_size": shape.vocabulary, "num_layers": shape.layers, "num_heads": shape.width // 64}
-    sizes |= {"width": shape.width, "max_positions": shape.length}
+    sizes = {
+        "vocab_size": shape.vocabulary,
+        "num_hidden_layers": shape.layers,
+        "num_attention_heads": shape.width // 64,
+    }
+    sizes |= {"hidden_size": shape.width, "max_position_embeddings": shape.length}
     if kind == "gpt2":
         return ModelConfig(**sizes)
     return ModelConfig(
@@ -48,7 +52,7 @@ def model_config(shape: argparse.Namespace, kind: str):
         norm_placement="post",
         norm_eps=1e-12,
         activation="gelu",
-        token_types=2,
+        type_vocab_size=2,
         embedding_norm=True,
         head_transform=True,
         head_bias=True,
@@ -165,7 +169,7 @@ def step_flops(shape: argparse.Namespace, kind: str) -> float:
     tokens = shape.batch * shape.length
     _, labels_BT = batch(shape, kind, "cpu")
     targets = int((labels_BT != -100).sum())
-    head = config.vocab_size * config.width + (config.width**2 if config.head_transform else 0)
+    head = config.vocab_size * config.hidden_size + (config.hidden_size**2 if config.head_transform else 0)
     body = num_computing_parameters(config) - head
     seen = shape.length / 2 if kind == "gpt2" else shape.length
     return 6 * body * tokens + 6 * head * targets + 12 * shape.layers * shape.width * seen * tokens

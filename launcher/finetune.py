@@ -1,6 +1,6 @@
 """Fine-tunes a released or own model on a task.
 
-python launcher/finetune.py --config configs/finetune/sst2.yaml --init.path FOLDER --task.train train.tsv
+python launcher/finetune.py --config configs/finetune/sst2.yaml --init.model FOLDER --task.train train.tsv
 deepspeed launcher/finetune.py --config configs/finetune/sst2.yaml --parallel.zero_stage 2 --method.kind lora
 torchrun --nproc_per_node 2 launcher/finetune.py --config configs/finetune/sst2.yaml --parallel.engine fsdp
 """

@@ -19,12 +19,12 @@ def main(argv: list[str]) -> int:
     with bad_input():
         config = parse(TrainConfig, argv, __doc__)
         world_size = int(os.environ.get("WORLD_SIZE", 1))
-        config.check(config.run.dry_ranks or world_size if config.run.dry else world_size)
+        config.check(config.run.dry_run_ranks or world_size if config.run.dry_run else world_size)
     # torch and all the rest only now: --help and mistakes are answered at once
-    if config.run.dry:
+    if config.run.dry_run:
         from ingot.launcher.planning.dry_run import dry_run
 
-        return dry_run(config, config.run.dry_ranks or world_size)
+        return dry_run(config, config.run.dry_run_ranks or world_size)
     from ingot.launcher.training.pretrain_run import pretrain
 
     return pretrain(config)

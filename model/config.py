@@ -18,35 +18,35 @@ Scaling = Literal["linear", "dynamic", "llama3", "yarn", "longrope"]
 
 
 @dataclass
-class RotaryScaling:
+class RopeScaling:
     """How rotary positions are stretched beyond the length of training (model/rotary.py has the formulas).
 
     Attributes:
-        kind: "linear" (position interpolation, arXiv 2306.15595), "dynamic" (the base grows with the sequence),
+        rope_type: "linear" (position interpolation, arXiv 2306.15595), "dynamic" (the base grows with the sequence),
             "llama3", "yarn" (arXiv 2309.00071), or "longrope" (arXiv 2402.13753).
         factor: By how much the length is stretched.
-        original_positions: Length of the original training, of llama3, yarn, longrope and dynamic.
-        low_freq_factor: Of llama3: wavelengths above original_positions / low_freq_factor are stretched in full.
-        high_freq_factor: Of llama3: wavelengths below original_positions / high_freq_factor are left alone.
+        original_max_position_embeddings: Length of the original training, of llama3, yarn, longrope and dynamic.
+        low_freq_factor: Of llama3: wavelengths above original_max_position_embeddings / low_freq_factor are stretched in full.
+        high_freq_factor: Of llama3: wavelengths below original_max_position_embeddings / high_freq_factor are left alone.
         beta_fast: Of yarn: frequencies with more rotations over the original length are left alone.
         beta_slow: Of yarn: frequencies with fewer rotations over the original length are stretched in full.
         truncate: Of yarn: whether the two limits are rounded outwards to whole frequencies.
         attention_factor: Of yarn and longrope: factor of cosines and sines. Null takes the paper's.
-        short_factors: Of longrope: divisor of each frequency up to the original length, head size / 2 numbers.
-        long_factors: Of longrope: the same for longer sequences.
+        short_factor: Of longrope: divisor of each frequency up to the original length, head size / 2 numbers.
+        long_factor: Of longrope: the same for longer sequences.
     """
 
-    kind: Scaling = "linear"
+    rope_type: Scaling = "linear"
     factor: float = 1.0
-    original_positions: int | None = None
+    original_max_position_embeddings: int | None = None
     low_freq_factor: float = 1.0
     high_freq_factor: float = 4.0
     beta_fast: float = 32.0
     beta_slow: float = 1.0
     truncate: bool = True
     attention_factor: float | None = None
-    short_factors: list[float] | None = None
-    long_factors: list[float] | None = None
+    short_factor: list[float] | None = None
+    long_factor: list[float] | None = None
 
 
 @dataclass
@@ -55,32 +55,33 @@ class ModelConfig:
 
     Attributes:
         vocab_size: Number of token ids, rows of the token embedding and of the head.
-        num_layers: Number of transformer blocks.
-        num_heads: Number of attention (query) heads.
-        num_kv_heads: Number of key and value heads, each shared by num_heads / num_kv_heads query heads
-            (grouped-query attention, arXiv 2305.13245). Null means num_heads, which is plain multi-head attention.
-        head_dim: Size of one head. Null means width / num_heads.
-        width: Size of the hidden state.
-        mlp_width: Size of the hidden layer of the MLP. Null means 4 * width.
-        max_positions: Longest sequence. The rows of the position table when positions are learned; rotary
+        num_hidden_layers: Number of transformer blocks.
+        num_attention_heads: Number of attention (query) heads.
+        num_key_value_heads: Number of key and value heads, each shared by num_attention_heads / num_key_value_heads query heads
+            (grouped-query attention, arXiv 2305.13245). Null means num_attention_heads, which is plain multi-head attention.
+        head_dim: Size of one head. Null means hidden_size / num_attention_heads.
+        hidden_size: Size of the hidden state.
+        intermediate_size: Size of the hidden layer of the MLP. Null means 4 * hidden_size.
+        max_position_embeddings: Longest sequence. The rows of the position table when positions are learned; rotary
             positions have no table, there it is the length that the model is trained for.
         position_offset: Number of the first learned position: 2 for RoBERTa, whose table has as many rows more.
         causal: True lets each token see the tokens before it only (GPT), false lets it see all (BERT).
         positions: "learned" adds a position embedding, "rotary" turns queries and keys (arXiv 2104.09864, half-split).
-        rotary_base: Base of the rotary wavelengths, "theta". Without effect when positions are learned.
-        rotary_local_base: The same for local layers (ModernBERT). Null means rotary_base.
-        rotary_scaling: How rotary positions are stretched. Null means not at all.
+        rope_theta: Base of the rotary wavelengths, "theta". Without effect when positions are learned.
+        local_rope_theta: The same for local layers (ModernBERT). Null means rope_theta.
+        rope_scaling: How rotary positions are stretched. Null means not at all.
         layer_pattern: Letters of "G" (global) and "L" (local attention), one for each layer, repeated from the left:
             "GLL" is ModernBERT's.
-        window: Number of neighbours that a token of a local layer sees besides itself, on each side that it sees at
-            all: before it when causal, before it and behind it when not. Needed where the pattern has an "L".
+        sliding_window: What a token of a local layer sees, as `transformers` counts it: of a causal model so many tokens,
+            itself included (Mistral); of one that sees both sides so many tokens on each side, besides itself
+            (ModernBERT). Needed where the pattern has an "L".
         norm: "layernorm", or "rmsnorm" (arXiv 1910.07467).
         norm_placement: "pre" normalises the input of each branch and the output of the last block (GPT-2),
             "post" normalises after each residual sum (BERT).
         norm_eps: Added to the variance or mean square inside every norm.
         activation: "gelu" (exact, BERT), "gelu_tanh" (GPT-2's approximation), "silu", or "relu_squared".
         gated_mlp: True multiplies the activated "gate" projection by an "up" projection (SwiGLU and its
-            relatives, arXiv 2002.05202), a third matrix of width * mlp_width.
+            relatives, arXiv 2002.05202), a third matrix of hidden_size * intermediate_size.
         bias: True gives linear layers and LayerNorms a bias.
         qkv_bias: The same for the query, key and value projections alone (Qwen2). Null means as bias says.
         output_bias: The same for attention's output projection. Null means as bias says.
@@ -88,36 +89,36 @@ class ModelConfig:
         norm_bias: The same for LayerNorms. Null means as bias says.
         first_norm: False leaves out the norm before the first attention (ModernBERT, which normalises the embedding).
         qk_norm: True normalises each head's queries and keys before the rotary turn (as Qwen3 does).
-        token_types: Number of token type (segment) embeddings: 2 for BERT, 0 for none.
+        type_vocab_size: Number of token type (segment) embeddings: 2 for BERT, 0 for none.
         embedding_norm: True normalises the sum of the embeddings (BERT).
-        tie_head: True makes the head's matrix and the token embedding the same parameter.
+        tie_word_embeddings: True makes the head's matrix and the token embedding the same parameter.
         head_transform: True puts BERT's dense layer, activation and norm before the head's matrix.
         head_bias: True gives the head a bias of vocab_size.
-        logit_softcap: Bounds the logits: cap * tanh(logits / cap) (arXiv 2408.00118). Null does not.
+        final_logit_softcapping: Bounds the logits: cap * tanh(logits / cap) (arXiv 2408.00118). Null does not.
         pair_head: True adds BERT's pooler and its two-way classification of sentence pairs (next sentence, or order).
         dropout: Probability of zeroing an element of the embeddings and of each branch's output, in training.
         attention_dropout: Probability of zeroing an attention weight, in training.
-        init_std: Standard deviation of the normal from which matrices and embeddings are drawn.
-        residual_scaled_init: True divides init_std by sqrt(2 * num_layers) for the two matrices of a block
+        initializer_range: Standard deviation of the normal from which matrices and embeddings are drawn.
+        residual_scaled_init: True divides initializer_range by sqrt(2 * num_hidden_layers) for the two matrices of a block
             that write to the residual stream (GPT-2).
     """
 
     vocab_size: int = 8192
-    num_layers: int = 6
-    num_heads: int = 4
-    num_kv_heads: int | None = None
+    num_hidden_layers: int = 6
+    num_attention_heads: int = 4
+    num_key_value_heads: int | None = None
     head_dim: int | None = None
-    width: int = 256
-    mlp_width: int | None = None
-    max_positions: int = 1024
+    hidden_size: int = 256
+    intermediate_size: int | None = None
+    max_position_embeddings: int = 1024
     causal: bool = True
     positions: Positions = "learned"
     position_offset: int = 0
-    rotary_base: float = 10000.0
-    rotary_local_base: float | None = None
-    rotary_scaling: RotaryScaling | None = None
+    rope_theta: float = 10000.0
+    local_rope_theta: float | None = None
+    rope_scaling: RopeScaling | None = None
     layer_pattern: str = "G"
-    window: int | None = None
+    sliding_window: int | None = None
     norm: Norm = "layernorm"
     norm_placement: NormPlacement = "pre"
     norm_eps: float = 1e-5
@@ -130,41 +131,46 @@ class ModelConfig:
     norm_bias: bool | None = None
     first_norm: bool = True
     qk_norm: bool = False
-    token_types: int = 0
+    type_vocab_size: int = 0
     embedding_norm: bool = False
-    tie_head: bool = True
+    tie_word_embeddings: bool = True
     head_transform: bool = False
     head_bias: bool = False
-    logit_softcap: float | None = None
+    final_logit_softcapping: float | None = None
     pair_head: bool = False
     dropout: float = 0.0
     attention_dropout: float = 0.0
-    init_std: float = 0.02
+    initializer_range: float = 0.02
     residual_scaled_init: bool = True
 
     def __post_init__(self) -> None:
-        if isinstance(self.rotary_scaling, dict):  # from a file
-            self.rotary_scaling = RotaryScaling(**self.rotary_scaling)
+        if isinstance(self.rope_scaling, dict):  # from a file
+            self.rope_scaling = RopeScaling(**self.rope_scaling)
 
     @property
     def kv_heads(self) -> int:
-        """Number of key and value heads, `num_kv_heads` or its default."""
-        return self.num_heads if self.num_kv_heads is None else self.num_kv_heads
+        """Number of key and value heads, `num_key_value_heads` or its default."""
+        return self.num_attention_heads if self.num_key_value_heads is None else self.num_key_value_heads
 
     @property
     def head_size(self) -> int:
         """Size of one head, `head_dim` or its default."""
-        return self.width // self.num_heads if self.head_dim is None else self.head_dim
+        return self.hidden_size // self.num_attention_heads if self.head_dim is None else self.head_dim
 
     @property
     def mlp_size(self) -> int:
-        """Size of the MLP's hidden layer, `mlp_width` or its default."""
-        return 4 * self.width if self.mlp_width is None else self.mlp_width
+        """Size of the MLP's hidden layer, `intermediate_size` or its default."""
+        return 4 * self.hidden_size if self.intermediate_size is None else self.intermediate_size
 
     def has_bias(self, place: Literal["qkv", "output", "mlp", "norm"]) -> bool:
         """Whether the layers at a place have a bias: `<place>_bias` or its default."""
         own = getattr(self, f"{place}_bias")
         return self.bias if own is None else own
+
+    @property
+    def window(self) -> int | None:
+        """Neighbours that a token of a local layer sees besides itself, on each side that it sees at all."""
+        return self.sliding_window - 1 if self.causal and self.sliding_window is not None else self.sliding_window
 
     def is_local(self, layer: int) -> bool:
         """Whether a layer sees a window only."""
@@ -177,18 +183,18 @@ class ModelConfig:
             ValueError: there are none, or they are no rising numbers of layers.
         """
         numbers = list(layers)
-        if not numbers or numbers != sorted({n for n in numbers if 0 <= n < self.num_layers}):
-            raise ValueError(f"layers {numbers} are no rising numbers from 0 to {self.num_layers - 1}")
+        if not numbers or numbers != sorted({n for n in numbers if 0 <= n < self.num_hidden_layers}):
+            raise ValueError(f"layers {numbers} are no rising numbers from 0 to {self.num_hidden_layers - 1}")
         pattern = "".join("L" if self.is_local(n) else "G" for n in numbers)
         has_first_norm = self.first_norm or numbers[0] > 0
         pattern = pattern if "L" in pattern else "G"
-        return replace(self, num_layers=len(numbers), layer_pattern=pattern, first_norm=has_first_norm)
+        return replace(self, num_hidden_layers=len(numbers), layer_pattern=pattern, first_norm=has_first_norm)
 
     def validate(self) -> None:
         """Raises one ValueError that lists every problem, each with its values and a remedy."""
         problems = _problems_of_fields(self)
-        if self.rotary_scaling is not None:
-            problems += [f"rotary_scaling.{problem}" for problem in _problems_of_fields(self.rotary_scaling)]
+        if self.rope_scaling is not None:
+            problems += [f"rope_scaling.{problem}" for problem in _problems_of_fields(self.rope_scaling)]
         if not problems:  # the relations are only worth checking between values that can stand alone
             problems = self._problems_between_fields()
         if problems:
@@ -198,10 +204,10 @@ class ModelConfig:
 
     def _problems_between_fields(self) -> list[str]:
         problems = []
-        if self.head_dim is None and self.width % self.num_heads:
+        if self.head_dim is None and self.hidden_size % self.num_attention_heads:
             problems.append(
-                f"width {self.width} is no multiple of num_heads {self.num_heads}; "
-                f"set num_heads to {_divisors_near(self.width, self.num_heads)}, or set head_dim"
+                f"hidden_size {self.hidden_size} is no multiple of num_attention_heads {self.num_attention_heads}; "
+                f"set num_attention_heads to {_divisors_near(self.hidden_size, self.num_attention_heads)}, or set head_dim"
             )
         elif self.positions == "rotary" and self.head_size % 2:
             problems.append(f"rotary positions turn pairs, and the head size {self.head_size} is odd; make it even")
@@ -209,47 +215,47 @@ class ModelConfig:
             problems.append(
                 "pair_head reads the first token of a pair, which in a causal model sees nothing; turn one off"
             )
-        if self.num_heads % self.kv_heads:
+        if self.num_attention_heads % self.kv_heads:
             problems.append(
-                f"num_heads {self.num_heads} is no multiple of num_kv_heads {self.kv_heads}; "
-                f"set num_kv_heads to {_divisors_near(self.num_heads, self.kv_heads)}"
+                f"num_attention_heads {self.num_attention_heads} is no multiple of num_key_value_heads {self.kv_heads}; "
+                f"set num_key_value_heads to {_divisors_near(self.num_attention_heads, self.kv_heads)}"
             )
         if not self.layer_pattern or set(self.layer_pattern) - set("GL"):
             problems.append(f"layer_pattern is {self.layer_pattern!r}; it must be made of the letters G and L")
-        elif any(map(self.is_local, range(self.num_layers))) and self.window is None:
-            problems.append(f"layer_pattern {self.layer_pattern!r} has local layers; set window")
+        elif any(map(self.is_local, range(self.num_hidden_layers))) and self.sliding_window is None:
+            problems.append(f"layer_pattern {self.layer_pattern!r} has local layers; set sliding_window")
         if not self.first_norm and self.norm_placement == "post":
             problems.append("first_norm false leaves out a norm before attention, and post-norm blocks have none there")
-        if self.rotary_scaling is not None:
-            problems += self._problems_of_scaling(self.rotary_scaling)
+        if self.rope_scaling is not None:
+            problems += self._problems_of_scaling(self.rope_scaling)
         return problems
 
-    def _problems_of_scaling(self, scaling: RotaryScaling) -> list[str]:
+    def _problems_of_scaling(self, scaling: RopeScaling) -> list[str]:
         problems = []
         if self.positions != "rotary":
-            problems.append(f"rotary_scaling stretches rotary positions, and positions is {self.positions!r}")
-        if scaling.kind != "linear" and scaling.original_positions is None:
-            problems.append(f"rotary_scaling of kind {scaling.kind} needs original_positions")
-        if scaling.kind == "llama3" and not scaling.low_freq_factor < scaling.high_freq_factor:
+            problems.append(f"rope_scaling stretches rotary positions, and positions is {self.positions!r}")
+        if scaling.rope_type != "linear" and scaling.original_max_position_embeddings is None:
+            problems.append(f"rope_scaling of type {scaling.rope_type} needs original_max_position_embeddings")
+        if scaling.rope_type == "llama3" and not scaling.low_freq_factor < scaling.high_freq_factor:
             problems.append(
-                f"rotary_scaling: low_freq_factor {scaling.low_freq_factor} must be below high_freq_factor "
+                f"rope_scaling: low_freq_factor {scaling.low_freq_factor} must be below high_freq_factor "
                 f"{scaling.high_freq_factor}"
             )
-        if scaling.kind == "longrope":
-            for name in ("short_factors", "long_factors"):
+        if scaling.rope_type == "longrope":
+            for name in ("short_factor", "long_factor"):
                 count = len(getattr(scaling, name) or ())
                 if count != self.head_size // 2:
                     problems.append(
-                        f"rotary_scaling.{name} has {count} numbers; longrope needs one for each of the "
+                        f"rope_scaling.{name} has {count} numbers; longrope needs one for each of the "
                         f"{self.head_size // 2} frequencies"
                     )
         return problems
 
 
-_MAY_BE_ZERO = {"token_types", "position_offset"}
+_MAY_BE_ZERO = {"type_vocab_size", "position_offset"}
 
 
-def _problems_of_fields(config: ModelConfig | RotaryScaling) -> list[str]:
+def _problems_of_fields(config: ModelConfig | RopeScaling) -> list[str]:
     """What is wrong with each field of a dataclass alone."""
     problems = []
     hints = get_type_hints(type(config))

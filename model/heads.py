@@ -18,9 +18,9 @@ class HeadTransform(nn.Module):
 
     def __init__(self, config: ModelConfig):
         super().__init__()
-        self.dense = nn.Linear(config.width, config.width, bias=config.bias)
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size, bias=config.bias)
         self.activation = ACTIVATIONS[config.activation]
-        self.norm = make_norm(config, config.width)
+        self.norm = make_norm(config, config.hidden_size)
 
     def forward(self, hidden: Tensor) -> Tensor:
         return self.norm(self.activation(self.dense(hidden)))
@@ -31,8 +31,8 @@ class PairHead(nn.Module):
 
     def __init__(self, config: ModelConfig):
         super().__init__()
-        self.pooler = nn.Linear(config.width, config.width, bias=True)
-        self.classifier = nn.Linear(config.width, 2, bias=True)
+        self.pooler = nn.Linear(config.hidden_size, config.hidden_size, bias=True)
+        self.classifier = nn.Linear(config.hidden_size, 2, bias=True)
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, first_BD: Tensor, labels_B: Tensor | None = None) -> Tensor:
@@ -57,9 +57,9 @@ class LanguageModelHead(nn.Module):
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.transform = HeadTransform(config) if config.head_transform else None
-        self.weight = nn.Parameter(torch.empty(config.vocab_size, config.width))
+        self.weight = nn.Parameter(torch.empty(config.vocab_size, config.hidden_size))
         self.bias = nn.Parameter(torch.zeros(config.vocab_size)) if config.head_bias else None
-        self.softcap = config.logit_softcap
+        self.softcap = config.final_logit_softcapping
 
     def forward(
         self, hidden: Tensor, labels: Tensor | None = None, z_loss: float = 0.0, label_smoothing: float = 0.0

@@ -21,7 +21,7 @@ BLOCK_NUMEL = 1 << 20
 class InitialValues:
     """The first values of a model's parameters, whole or in parts.
 
-    Norms are 1, biases 0, all matrices normal with `init_std`, divided by sqrt(2 * num_layers) where they write to the
+    Norms are 1, biases 0, all matrices normal with `initializer_range`, divided by sqrt(2 * num_hidden_layers) where they write to the
     residual stream and `residual_scaled_init` is set (GPT-2). Each block of rows is drawn from its own generator, so a
     value depends on neither the order of creation nor on what else the model has, nor on who asks for which part.
 
@@ -32,13 +32,13 @@ class InitialValues:
     def __init__(self, model: Transformer, seed: int):
         config = model.config
         norms = {name for name, module in model.named_modules() if isinstance(module, LayerNorm | RMSNorm)}
-        scale = 1 / math.sqrt(2 * config.num_layers) if config.residual_scaled_init else 1.0
+        scale = 1 / math.sqrt(2 * config.num_hidden_layers) if config.residual_scaled_init else 1.0
         self.seed = seed
         self.shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
         self._constants = {name: 0.0 for name in self.shapes if name.endswith("bias")}
         self._constants |= {f"{name}.weight": 1.0 for name in norms}
         self._std = {
-            name: config.init_std * (scale if name.endswith(RESIDUAL_OUTPUTS) else 1.0) for name in self.shapes
+            name: config.initializer_range * (scale if name.endswith(RESIDUAL_OUTPUTS) else 1.0) for name in self.shapes
         }
 
     def part(self, name: str, offset: tuple[int, ...], shape: tuple[int, ...]) -> Tensor:

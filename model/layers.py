@@ -47,7 +47,7 @@ class MLP(nn.Module):
 
     def __init__(self, config: ModelConfig):
         super().__init__()
-        width, hidden, bias = config.width, config.mlp_size, config.has_bias("mlp")
+        width, hidden, bias = config.hidden_size, config.mlp_size, config.has_bias("mlp")
         self.gate = nn.Linear(width, hidden, bias=bias) if config.gated_mlp else None
         self.up = nn.Linear(width, hidden, bias=bias)
         self.down = nn.Linear(hidden, width, bias=bias)

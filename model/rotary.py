@@ -10,7 +10,7 @@ import math
 import torch
 from torch import Tensor
 
-from ingot.model.config import RotaryScaling
+from ingot.model.config import RopeScaling
 
 Rotation = tuple[Tensor, Tensor]
 
@@ -20,7 +20,7 @@ def rotation_of(
     head_size: int,
     base: float,
     dtype: torch.dtype = torch.float32,
-    scaling: RotaryScaling | None = None,
+    scaling: RopeScaling | None = None,
 ) -> Rotation:
     """Cosines and signed sines that `rotate` takes, (B, T, 1, E) each (arXiv 2104.09864, half-split as in Llama).
 
@@ -50,47 +50,49 @@ def default_frequencies(head_size: int, base: float, device: torch.device) -> Te
     return 1.0 / base ** (pairs_e / head_size)
 
 
-def scaled_frequencies(
-    positions_BT: Tensor, head_size: int, base: float, scaling: RotaryScaling
-) -> tuple[Tensor, float]:
+def scaled_frequencies(positions_BT: Tensor, head_size: int, base: float, scaling: RopeScaling) -> tuple[Tensor, float]:
     """Stretched frequencies, fp32 (e,), and the factor of cosines and sines.
 
     `dynamic` and `longrope` depend on the largest position of all, so the device is waited for.
     """
     device = positions_BT.device
-    if scaling.kind == "dynamic":
+    if scaling.rope_type == "dynamic":
         return _dynamic(int(positions_BT.max()) + 1, head_size, base, scaling, device), 1.0
     frequencies_e = default_frequencies(head_size, base, device)
-    if scaling.kind == "linear":  # arXiv 2306.15595
+    if scaling.rope_type == "linear":  # arXiv 2306.15595
         return frequencies_e / scaling.factor, 1.0
-    if scaling.kind == "llama3":
+    if scaling.rope_type == "llama3":
         return _llama3(frequencies_e, scaling), 1.0
-    if scaling.kind == "yarn":
+    if scaling.rope_type == "yarn":
         return _yarn(frequencies_e, head_size, base, scaling)
     return _longrope(frequencies_e, int(positions_BT.max()) + 1, scaling)
 
 
-def _dynamic(length: int, head_size: int, base: float, scaling: RotaryScaling, device: torch.device) -> Tensor:
+def _dynamic(length: int, head_size: int, base: float, scaling: RopeScaling, device: torch.device) -> Tensor:
     """NTK-aware interpolation whose base grows once a sequence exceeds the original length (arXiv 2309.00071, 3.1)."""
-    original = scaling.original_positions
+    original = scaling.original_max_position_embeddings
     stretch = scaling.factor * max(length, original) / original - (scaling.factor - 1)
     return default_frequencies(head_size, base * stretch ** (head_size / (head_size - 2)), device)
 
 
-def _llama3(frequencies_e: Tensor, scaling: RotaryScaling) -> Tensor:
+def _llama3(frequencies_e: Tensor, scaling: RopeScaling) -> Tensor:
     """Llama 3.1: long wavelengths are stretched, short ones are not, and those between are interpolated."""
-    rotations_e = scaling.original_positions * frequencies_e / (2 * math.pi)
+    rotations_e = scaling.original_max_position_embeddings * frequencies_e / (2 * math.pi)
     low, high = scaling.low_freq_factor, scaling.high_freq_factor
     unstretched_e = ((rotations_e - low) / (high - low)).clamp(0, 1)
     return frequencies_e * (unstretched_e + (1 - unstretched_e) / scaling.factor)
 
 
-def _yarn(frequencies_e: Tensor, head_size: int, base: float, scaling: RotaryScaling) -> tuple[Tensor, float]:
+def _yarn(frequencies_e: Tensor, head_size: int, base: float, scaling: RopeScaling) -> tuple[Tensor, float]:
     """YaRN (arXiv 2309.00071): interpolation by the number of rotations over the original length."""
 
     def index_of(rotations: float) -> float:
         """The (fractional) number of the frequency with so many rotations over the original length."""
-        return head_size * math.log(scaling.original_positions / (rotations * 2 * math.pi)) / (2 * math.log(base))
+        return (
+            head_size
+            * math.log(scaling.original_max_position_embeddings / (rotations * 2 * math.pi))
+            / (2 * math.log(base))
+        )
 
     low, high = index_of(scaling.beta_fast), index_of(scaling.beta_slow)
     if scaling.truncate:
@@ -104,11 +106,11 @@ def _yarn(frequencies_e: Tensor, head_size: int, base: float, scaling: RotarySca
     return frequencies_e * (1 - stretched_e) + frequencies_e / scaling.factor * stretched_e, factor
 
 
-def _longrope(frequencies_e: Tensor, length: int, scaling: RotaryScaling) -> tuple[Tensor, float]:
+def _longrope(frequencies_e: Tensor, length: int, scaling: RopeScaling) -> tuple[Tensor, float]:
     """LongRoPE (arXiv 2402.13753): a divisor for each frequency, one set up to the original length, one beyond."""
-    divisors = scaling.long_factors if length > scaling.original_positions else scaling.short_factors
+    divisors = scaling.long_factor if length > scaling.original_max_position_embeddings else scaling.short_factor
     factor = scaling.attention_factor
     if factor is None:
-        grown = math.log(scaling.factor) / math.log(scaling.original_positions)
+        grown = math.log(scaling.factor) / math.log(scaling.original_max_position_embeddings)
         factor = math.sqrt(1 + grown) if scaling.factor > 1 else 1.0
     return frequencies_e / frequencies_e.new_tensor(divisors), factor

@@ -25,12 +25,12 @@ class Embedding(nn.Module):
 
     def __init__(self, config: ModelConfig):
         super().__init__()
-        self.token = nn.Embedding(config.vocab_size, config.width)
+        self.token = nn.Embedding(config.vocab_size, config.hidden_size)
         self.position_offset = config.position_offset
-        rows = config.max_positions + config.position_offset
-        self.position = nn.Embedding(rows, config.width) if config.positions == "learned" else None
-        self.token_type = nn.Embedding(config.token_types, config.width) if config.token_types else None
-        self.norm = make_norm(config, config.width) if config.embedding_norm else None
+        rows = config.max_position_embeddings + config.position_offset
+        self.position = nn.Embedding(rows, config.hidden_size) if config.positions == "learned" else None
+        self.token_type = nn.Embedding(config.type_vocab_size, config.hidden_size) if config.type_vocab_size else None
+        self.norm = make_norm(config, config.hidden_size) if config.embedding_norm else None
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, input_ids_BT: Tensor, positions_BT: Tensor, token_types_BT: Tensor | None) -> Tensor:
@@ -51,12 +51,14 @@ class SelfAttention(nn.Module):
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.head_size, bias = config.head_size, config.has_bias("qkv")
-        self.query = nn.Linear(config.width, config.num_heads * config.head_size, bias=bias)
-        self.key = nn.Linear(config.width, config.kv_heads * config.head_size, bias=bias)
-        self.value = nn.Linear(config.width, config.kv_heads * config.head_size, bias=bias)
+        self.query = nn.Linear(config.hidden_size, config.num_attention_heads * config.head_size, bias=bias)
+        self.key = nn.Linear(config.hidden_size, config.kv_heads * config.head_size, bias=bias)
+        self.value = nn.Linear(config.hidden_size, config.kv_heads * config.head_size, bias=bias)
         self.query_norm = make_norm(config, config.head_size) if config.qk_norm else None
         self.key_norm = make_norm(config, config.head_size) if config.qk_norm else None
-        self.output = nn.Linear(config.num_heads * config.head_size, config.width, bias=config.has_bias("output"))
+        self.output = nn.Linear(
+            config.num_attention_heads * config.head_size, config.hidden_size, bias=config.has_bias("output")
+        )
         self.dropout = config.attention_dropout
 
     def forward(
@@ -83,9 +85,9 @@ class Block(nn.Module):
         super().__init__()
         self.local = config.is_local(layer)
         has_norm = config.first_norm or layer > 0
-        self.attention_norm = make_norm(config, config.width) if has_norm else nn.Identity()
+        self.attention_norm = make_norm(config, config.hidden_size) if has_norm else nn.Identity()
         self.attention = SelfAttention(config)
-        self.mlp_norm = make_norm(config, config.width)
+        self.mlp_norm = make_norm(config, config.hidden_size)
         self.mlp = MLP(config)
         self.dropout = nn.Dropout(config.dropout)
         self.norm_first = config.norm_placement == "pre"
@@ -112,8 +114,8 @@ class Transformer(nn.Module):
         config.validate()
         self.config = config
         self.embedding = Embedding(config)
-        self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.num_layers))
-        self.final_norm = make_norm(config, config.width) if config.norm_placement == "pre" else None
+        self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.num_hidden_layers))
+        self.final_norm = make_norm(config, config.hidden_size) if config.norm_placement == "pre" else None
 
     def hidden_states(
         self,
@@ -143,12 +145,12 @@ class Transformer(nn.Module):
         """
         config = self.config
         (batch, length), past = input_ids_BT.shape, cache.length if cache is not None else 0
-        if config.positions == "learned" and cu_seqlens is None and past + length > config.max_positions:
+        if config.positions == "learned" and cu_seqlens is None and past + length > config.max_position_embeddings:
             raise ValueError(
-                f"a sequence of {past + length} tokens does not fit the model's {config.max_positions} learned "
-                f"positions; shorten it to {config.max_positions}, or train a model with a larger max_positions"
+                f"a sequence of {past + length} tokens does not fit the model's {config.max_position_embeddings} learned "
+                f"positions; shorten it to {config.max_position_embeddings}, or train a model with a larger max_position_embeddings"
             )
-        if token_types_BT is not None and not config.token_types:
+        if token_types_BT is not None and not config.type_vocab_size:
             raise ValueError("token types were given to a model without them; leave them out, or set token_types to 2")
 
         if positions_BT is None:
@@ -181,8 +183,8 @@ class Transformer(nn.Module):
         config = self.config
         if config.positions != "rotary":
             return None
-        base = config.rotary_local_base if local and config.rotary_local_base is not None else config.rotary_base
-        return rotation_of(positions_BT, config.head_size, base, dtype, config.rotary_scaling)
+        base = config.local_rope_theta if local and config.local_rope_theta is not None else config.rope_theta
+        return rotation_of(positions_BT, config.head_size, base, dtype, config.rope_scaling)
 
     def forward(
         self,
@@ -213,7 +215,7 @@ class LanguageModel(Transformer):
 
     def tie(self) -> None:
         """Makes the head's matrix and the token embedding one parameter again, where configured."""
-        if self.config.tie_head:
+        if self.config.tie_word_embeddings:
             self.head.weight = self.embedding.token.weight
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> LanguageModel:

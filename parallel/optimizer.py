@@ -72,16 +72,16 @@ def learning_rate_at(
     peak: float,
     schedule: str,
     warmup_steps: int,
-    schedule_steps: int,
-    final_fraction: float,
-    decay_fraction: float,
+    lr_decay_steps: int,
+    min_lr_ratio: float,
+    lr_decay_ratio: float,
 ) -> float:
     """Learning rate of optimizer step `step`, counted from 1.
 
     Linear warm-up over `warmup_steps`, then `constant`, `inverse_sqrt` (peak * sqrt(warm-up steps / step), Vaswani et
     al. 2017), `cosine` (Loshchilov & Hutter 2017), `linear`, or `wsd` (constant, then a decay as 1 - sqrt over the last
-    `decay_fraction` of the schedule, Haegele et al. 2024), the last three down to `final_fraction` of the peak at
-    `schedule_steps`, where it stays.
+    `lr_decay_ratio` of the schedule, Haegele et al. 2024), the last three down to `min_lr_ratio` of the peak at
+    `lr_decay_steps`, where it stays.
     """
     if step <= warmup_steps:
         return peak * step / warmup_steps
@@ -91,7 +91,7 @@ def learning_rate_at(
         return peak * math.sqrt(max(1, warmup_steps) / step)
     start = warmup_steps
     if schedule == "wsd":
-        start = max(warmup_steps, schedule_steps - round(decay_fraction * schedule_steps))
-    done = min(1.0, max(0.0, (step - start) / max(1, schedule_steps - start)))
+        start = max(warmup_steps, lr_decay_steps - round(lr_decay_ratio * lr_decay_steps))
+    done = min(1.0, max(0.0, (step - start) / max(1, lr_decay_steps - start)))
     shape = {"cosine": 0.5 * (1 + math.cos(math.pi * done)), "linear": 1 - done, "wsd": 1 - math.sqrt(done)}[schedule]
-    return peak * (final_fraction + (1 - final_fraction) * shape)
+    return peak * (min_lr_ratio + (1 - min_lr_ratio) * shape)

@@ -21,28 +21,34 @@ from ingot.parallel.mesh import Mesh
 GLOBAL, LENGTH, VOCABULARY, STEPS = 8, 16, 101, 10
 LEARNING_RATE = 1e-3
 
-_COMMON = {"vocab_size": VOCABULARY, "num_layers": 2, "num_heads": 4, "width": 32, "max_positions": LENGTH}
+_COMMON = {
+    "vocab_size": VOCABULARY,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "hidden_size": 32,
+    "max_position_embeddings": LENGTH,
+}
 MODELS = {
     "gpt2": ModelConfig(**_COMMON),
     "llama": ModelConfig(
         **_COMMON,
-        num_kv_heads=2,
-        mlp_width=64,
+        num_key_value_heads=2,
+        intermediate_size=64,
         positions="rotary",
         norm="rmsnorm",
         activation="silu",
         gated_mlp=True,
         bias=False,
         qk_norm=True,
-        tie_head=False,
-        logit_softcap=30.0,
+        tie_word_embeddings=False,
+        final_logit_softcapping=30.0,
     ),
     "bert": ModelConfig(
         **_COMMON,
         causal=False,
         norm_placement="post",
         activation="gelu",
-        token_types=2,
+        type_vocab_size=2,
         embedding_norm=True,
         head_transform=True,
         head_bias=True,
@@ -90,7 +96,7 @@ def batch_of(model: str, step: int) -> tuple[dict[str, torch.Tensor], int, int]:
     labels = (ids * 7 + 3) % VOCABULARY
     labels[torch.rand(labels.shape, generator=generator) < torch.linspace(0.1, 0.95, GLOBAL)[:, None]] = -100
     batch = {"input_ids_BT": ids, "labels_BT": labels}
-    if config.token_types:
+    if config.type_vocab_size:
         batch["token_types_BT"] = (torch.arange(LENGTH) >= LENGTH // 2).long().expand(GLOBAL, LENGTH).contiguous()
     if config.pair_head:
         batch["pair_labels_B"] = ids[:, 0] % 2

@@ -16,23 +16,29 @@ from ingot.parallel.mesh import Mesh
 from tests.layouts import Layout, shape_of
 
 LENGTH, ROWS = 128, 8
-_COMMON = {"num_layers": 4, "width": 256, "num_heads": 8, "vocab_size": 4096, "max_positions": LENGTH}
+_COMMON = {
+    "num_hidden_layers": 4,
+    "hidden_size": 256,
+    "num_attention_heads": 8,
+    "vocab_size": 4096,
+    "max_position_embeddings": LENGTH,
+}
 MODELS = {
     "gpt2": ModelConfig(**_COMMON),
     "gpt2 with dropout": ModelConfig(**_COMMON, dropout=0.1),
     "llama": ModelConfig(
         **_COMMON,
-        num_kv_heads=2,
-        mlp_width=512,
+        num_key_value_heads=2,
+        intermediate_size=512,
         positions="rotary",
         norm="rmsnorm",
         activation="silu",
         gated_mlp=True,
         bias=False,
-        tie_head=False,
+        tie_word_embeddings=False,
     ),
     "bert": ModelConfig(
-        **_COMMON, causal=False, norm_placement="post", token_types=2, embedding_norm=True, head_transform=True
+        **_COMMON, causal=False, norm_placement="post", type_vocab_size=2, embedding_norm=True, head_transform=True
     ),
 }
 

@@ -35,22 +35,22 @@ def test_a_run_is_valid_for_one_and_two_ranks_and_builds(path):
 def test_a_run_says_what_matters_instead_of_leaving_it_to_defaults(path):
     """Sections are complete but for options that have no effect there, which these few lists name."""
     silent = {
-        "run": {"dry", "dry_ranks", "device_memory_gb", "weights_from"},
-        "model": {"head_dim", "num_kv_heads", "rotary_base", "qk_norm", "token_types", "embedding_norm",
+        "run": {"dry_run", "dry_run_ranks", "device_memory_gb", "init_from"},
+        "model": {"head_dim", "num_key_value_heads", "rope_theta", "qk_norm", "type_vocab_size", "embedding_norm",
                   "head_transform", "head_bias", "pair_head", "attention_dropout", "first_norm", "qkv_bias",
-                  "output_bias", "mlp_bias", "norm_bias", "position_offset", "rotary_local_base", "rotary_scaling",
-                  "layer_pattern", "window", "logit_softcap"},
-        "data": {"mlm_probability", "threads", "prefetch", "allow_changed", "weight_changes", "packing", "shuffle",
-                 "window_shards", "partitions", "mask_unit", "pairs", "fim_rate", "cache_dir", "cache_bytes", "strict",
+                  "output_bias", "mlp_bias", "norm_bias", "position_offset", "local_rope_theta", "rope_scaling",
+                  "layer_pattern", "sliding_window", "final_logit_softcapping"},
+        "data": {"mlm_probability", "threads", "prefetch", "allow_changed", "mixture_schedule", "packing", "shuffle",
+                 "window_shards", "partitions", "mask_unit", "sentence_pairs", "fim_rate", "cache_dir", "cache_bytes", "strict",
                  "max_bad_fraction"},
         "batch": {"ramp"},
-        "optimizer": {"kind", "muon_matrices", "momentum", "eps", "decay_fraction", "z_loss", "label_smoothing"},
-        "parallel": {"deepspeed", "timeout_seconds", "rendezvous_seconds", "data_shard", "tensor", "recompute",
+        "optimizer": {"kind", "muon_matrices", "momentum", "eps", "lr_decay_ratio"},
+        "parallel": {"deepspeed", "timeout_seconds", "rendezvous_seconds", "data_shard", "tensor", "activation_checkpointing",
                      "compile", "offload", "offload_dir"},
     }  # fmt: skip
     written = yaml.safe_load(path.read_text())
     whole = asdict(parse(TrainConfig, ["--config", str(path)], ""))
-    assert written.keys() == whole.keys() - {"distillation"}
+    assert written.keys() == whole.keys() - {"distillation", "loss"}
     for section in written:
         values = whole[section]
         assert values.keys() - written[section].keys() <= silent[section], section
@@ -82,8 +82,8 @@ def test_the_demo_corpus_fits_the_demo():
             "parallel.tensor 3 does not divide the 4 processes of the world; it can be 1, 2 or 4",
         ),
         (
-            {"parallel.tensor": 4, "model.num_heads": 2, "model.width": 64},
-            "model.num_heads 2 is no multiple of it",
+            {"parallel.tensor": 4, "model.num_attention_heads": 2, "model.hidden_size": 64},
+            "model.num_attention_heads 2 is no multiple of it",
         ),
         (
             {"parallel.tensor": 2, "data.sequence_length": 63},
@@ -91,7 +91,7 @@ def test_the_demo_corpus_fits_the_demo():
         ),
         ({"parallel.data_shard": 2}, "engine zero cuts over all data ranks; leave it out, or set parallel.engine fsdp"),
         (
-            {"parallel.zero_stage": 3, "parallel.recompute": "selective"},
+            {"parallel.zero_stage": 3, "parallel.activation_checkpointing": "selective"},
             "set it to full, or parallel.engine to fsdp",
         ),
         ({"parallel.zero_stage": 3, "parallel.compile": True}, "set parallel.zero_stage to 2"),
@@ -114,13 +114,13 @@ def test_layouts_that_cannot_be_are_refused_with_what_can(settings, message):
 
 @pytest.mark.parametrize("path", sorted((CONFIGS / "finetune").glob("*.yaml")), ids=lambda path: path.stem)
 def test_a_fine_tuning_run_is_valid_and_needs_only_files_and_a_start(path):
-    given = ["--config", str(path), "--init.path", "released", "--task.train", "a.tsv", "--task.validation", "b.tsv"]
+    given = ["--config", str(path), "--init.model", "released", "--task.train", "a.tsv", "--task.validation", "b.tsv"]
     config = parse(FinetuneConfig, given, "")
     for num_ranks in (1, 2):
         config.check(num_ranks)
     assert config.run.name == path.stem
     assert f"--config configs/finetune/{path.name}" in path.read_text()
-    with pytest.raises(ValueError, match=r"init.path names nothing .* task.train names no file"):
+    with pytest.raises(ValueError, match=r"init.model names nothing .* task.train names no file"):
         parse(FinetuneConfig, ["--config", str(path)], "").check(1)
 
 
@@ -136,18 +136,18 @@ def test_a_fine_tuning_run_is_valid_and_needs_only_files_and_a_start(path):
             "needs whole embeddings; set parallel.tensor to 1",
         ),
         ({"optimizer.kind": "muon"}, "optimizer.kind muon is for pretraining"),
-        ({"task.patience": 2}, "task.patience needs task.validation"),
+        ({"task.early_stopping_patience": 2}, "task.early_stopping_patience needs task.validation"),
         ({"method.r_drop": 1, "task.kind": "tagging"}, "are of classification and choice, not tagging"),
         ({"method.adversarial": "fgm", "method.r_drop": 1}, "do not go together"),
         ({"method.adversarial": "fgm", "parallel.zero_stage": 3}, "set parallel.zero_stage to 2 or less"),
-        ({"optimizer.label_smoothing": 0.1, "task.kind": "regression"}, "label_smoothing is of classes"),
-        ({"optimizer.z_loss": 0.1}, "z_loss is of language models"),
+        ({"loss.label_smoothing": 0.1, "task.kind": "regression"}, "label_smoothing is of classes"),
+        ({"loss.z_loss": 0.1}, "z_loss is of language models"),
         ({"method.unfreeze_steps": 5, "method.kind": "lora"}, "needs method.kind full, which is lora"),
         ({"batch.micro_tokens": 0, "task.epochs": -1}, "batch.micro_tokens is 0; it must be positive"),
     ],
 )
 def test_what_does_not_go_together_in_fine_tuning_is_refused(settings, message):
     arguments = [text for name, value in settings.items() for text in (f"--{name}", str(value))]
-    config = parse(FinetuneConfig, ["--init.path", "x", "--task.train", "a.tsv", *arguments], "")
+    config = parse(FinetuneConfig, ["--init.model", "x", "--task.train", "a.tsv", *arguments], "")
     with pytest.raises(ValueError, match=re.escape(message)):
         config.check(2)

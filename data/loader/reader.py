@@ -287,7 +287,7 @@ class Reader:
 
     def _partner(self, slots: np.ndarray, corpora: np.ndarray, row: int) -> tuple[np.ndarray, np.ndarray]:
         """(tokens, starts) of another row of the same corpus, for the other half of the pair of a row: the first sound
-        one of those that data.pairs names."""
+        one of those that data.sentence_pairs names."""
         corpus = int(corpora[row])
         for attempt in range(MAX_SUBSTITUTES):
             other = np.array([self._maker.pairs.partner(int(slots[row]), attempt)])

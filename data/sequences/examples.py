@@ -59,7 +59,7 @@ class ExampleMaker:
     """Makes micro-batches of rows.
 
     `packed` says that rows come from best-fit packing: L tokens, with padding, instead of L + 1 without. `block` is
-    what data.pairs.SentencePairs asks for.
+    what data.sentence_pairs.SentencePairs asks for.
 
     Raises ValueError for an objective that does not hold together, or a tokenizer that lacks what it takes.
     """

@@ -60,7 +60,7 @@ class Framer:
         if self.refuse:
             raise ValueError(
                 f"{where} has {length} tokens, and there is room for {room}; raise task.max_length, shorten it, or set "
-                f"task.long to truncate"
+                f"task.overlong to truncate"
             )
         self.truncated += 1
 

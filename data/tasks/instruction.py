@@ -31,9 +31,9 @@ def read_generation(
         ValueError: a template without its slot, or a record that is not so.
     """
     if "{input}" not in prompt:
-        raise ValueError(f"task.prompt is {prompt!r}; it must have the slot {{input}}")
+        raise ValueError(f"task.template is {prompt!r}; it must have the slot {{input}}")
     if len(columns) not in (1, 2):
-        raise ValueError(f"task.texts names {len(columns)} columns; name input and output, or one of messages")
+        raise ValueError(f"task.text_columns names {len(columns)} columns; name input and output, or one of messages")
     records = read_records(path, columns if labelled else columns[:1])
     chats = len(columns) == 1
     parts_of = [

@@ -48,7 +48,7 @@ def read_answers(
         if room <= stride:
             raise ValueError(
                 f"{question.where}: the question has {len(ids)} tokens, which leaves {room} for the paragraph; "
-                f"task.stride is {stride}: raise task.max_length ({framer.max_length}) or lower task.stride"
+                f"task.doc_stride is {stride}: raise task.max_length ({framer.max_length}) or lower task.doc_stride"
             )
         context, offsets = encoded[question.context]
         framer.truncated += len(context) > room

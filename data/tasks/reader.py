@@ -51,7 +51,7 @@ class TaskReader:
         if not examples:
             raise ValueError("there are no examples")
         self.examples, self.global_size, self.micro_tokens = examples, global_size, micro_tokens
-        self.labels, self.seed, self.shuffle, self.token_types = labels, seed, shuffle, token_types
+        self.labels, self.seed, self.shuffle, self.type_vocab_size = labels, seed, shuffle, token_types
         self.multiple, self.rank, self.num_ranks = multiple, rank, num_ranks
         self._lengths = np.array([len(example.ids) for example in examples])
         longest = int(self._lengths.max())
@@ -136,7 +136,7 @@ class TaskReader:
                 lacking += self.multiple
             found = [*found, other.filler(lacking)]
         micro = pack(found, self.labels)
-        if not self.token_types:
+        if not self.type_vocab_size:
             del micro["token_types"]
         return micro
 

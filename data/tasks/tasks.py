@@ -151,7 +151,7 @@ def _framed(records: list[Record], columns: Sequence[str], framer: Framer) -> li
         return framer.texts(texts[0], where)
     if len(columns) == 2:
         return framer.pairs(texts[0], texts[1], where)
-    raise ValueError(f"task.texts names {len(columns)} columns; name one, or two for pairs")
+    raise ValueError(f"task.text_columns names {len(columns)} columns; name one, or two for pairs")
 
 
 def _chosen(record: Record, column: str, count: int) -> int:

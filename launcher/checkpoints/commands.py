@@ -160,7 +160,7 @@ def average(options: argparse.Namespace) -> int:
     _new_run(options.output, manifests[0]["step"], means(), about)
     if (tokenizer := paths[0].parents[1] / "tokenizer").is_dir():
         shutil.copytree(tokenizer, options.output / "tokenizer")
-    print(f"{options.output}: the mean of {len(paths)} checkpoints; weights alone, to use, or for run.weights_from")
+    print(f"{options.output}: the mean of {len(paths)} checkpoints; weights alone, to use, or for run.init_from")
     return DONE
 
 

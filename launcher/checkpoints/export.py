@@ -38,7 +38,7 @@ def export(options: ExportOptions) -> None:
             tokenizer,
             temporary,
             causal=config.causal,
-            token_types=config.token_types > 1,
+            token_types=config.type_vocab_size > 1,
             exact=options.exact_tokenizer,
         )
         write(
@@ -78,11 +78,11 @@ def export_adapter(options: ExportOptions) -> None:
     with new_folder(options.output) as temporary:
         found.tokenizer.save(temporary)
         (temporary / "config.json").unlink(missing_ok=True)  # of the tokenizer's folder; peft looks for its own
-        common = {"base": found.config.init.path, "family": options.family}
+        common = {"base": found.config.init.model, "family": options.family}
         if method.kind in TYPES:
             write_prompts(temporary, found.model, method.kind, head, **common)
             return
-        added, alpha = additions(found.model), method.alpha
+        added, alpha = additions(found.model), method.lora_alpha
         if method.kind == "adalora":
-            added, alpha = as_lora(added, method.alpha / method.first_rank), None
+            added, alpha = as_lora(added, method.lora_alpha / method.init_r), None
         write_adapter(temporary, found.model.config, task, added, head, alpha=alpha, **common)

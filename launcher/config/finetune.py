@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar, Literal
 
 from ingot.launcher.config.distillation import Distillation
-from ingot.launcher.config.pretrain import Optimizer, Parallel, RampPhase, Run
+from ingot.launcher.config.pretrain import Loss, Optimizer, Parallel, RampPhase, Run
 from ingot.parallel.mesh_sizes import sizes
 
 SCORES = {
@@ -35,14 +35,14 @@ PROMPTS = ("prompt", "p_tuning", "prefix")
 class Init:
     """Where the run starts."""
 
-    path: str = ""
+    model: str = ""
     """A run, a checkpoint, a Hugging Face folder or a name on its hub: weights of the body, and of the head where it
     fits."""
     tokenizer: str | None = None
     """Tokenizer folder; by default the one beside the weights."""
-    weights: bool = True
+    pretrained: bool = True
     """false takes shape and tokenizer alone and begins with first values: beside it stands what pretraining gives."""
-    layers: list[int] = field(default_factory=list)
+    keep_layers: list[int] = field(default_factory=list)
     """Layers that are kept, counted from 0: every second one for a student (Sanh et al. 2019); empty keeps all."""
 
 
@@ -60,26 +60,26 @@ class Task:
     saved (FOLDER:SPLIT)."""
     validation: str | None = None
     """File to score while training, and by which the best checkpoint is chosen."""
-    texts: list[str] = field(default_factory=list)
+    text_columns: list[str] = field(default_factory=list)
     """Columns: of the text, or of the two of a pair; by default text; choice: text, endings; tagging: words; answers:
     question, context; generation: input, output, or one column of chat messages."""
-    label: str = "label"
+    label_column: str = "label"
     """Column of the label; for regression several, with commas between."""
     labels: list[str] | None = None
     """The set of labels; by default all that the training file has."""
-    word_column: int = 0
+    conll_word_column: int = 0
     """Column of the word in CoNLL files, counted from 0."""
-    label_column: int = -1
+    conll_label_column: int = -1
     """Column of the label in CoNLL files; -1 is the last."""
-    prompt: str = "{input}"
+    template: str = "{input}"
     """What a generation task puts around its input; must contain {input}."""
     max_length: int = 128
     """Most tokens of an example. Tagging and answers cut longer ones into windows."""
-    long: Literal["truncate", "refuse"] = "truncate"
+    overlong: Literal["truncate", "refuse"] = "truncate"
     """What happens to an example that is longer: its end is cut off and it is counted, or the run is refused."""
-    stride: int = 64
+    doc_stride: int = 64
     """Tokens by which the windows of a long paragraph overlap (answers)."""
-    context: int = 0
+    document_context: int = 0
     """Tagging of CoNLL files: most tokens of the document that stand on either side of a sentence, without labels, as
     far as task.max_length has room. Documents begin at -DOCSTART-."""
     max_answer_tokens: int = 30
@@ -91,9 +91,9 @@ class Task:
     """Dropout of the whole model while fine-tuning; by default what its configuration says."""
     epochs: float = 3.0
     """Passes over the training file, where run.steps is 0."""
-    score: str | None = None
+    best_metric: str | None = None
     """The score by which the best checkpoint is chosen, loss included; by default the task's own."""
-    patience: int = 0
+    early_stopping_patience: int = 0
     """Evaluations without a better score after which the run ends; 0 never ends it."""
     seeds: list[int] = field(default_factory=list)
     """Seeds to run one after the other, each in a run.name-seedN of its own, with mean and deviation at the end; empty
@@ -108,17 +108,17 @@ class Method:
     """full: all. head: the task's head alone. lora, adalora (Zhang et al. 2023) and ia3: small additions to the
     matrices, by the peft library. adapters: bottlenecks behind attention and MLP (Houlsby et al. 2019). prompt,
     p_tuning and prefix: tokens before the text. The head of a task learns with each."""
-    tokens: int = 20
+    num_virtual_tokens: int = 20
     """Tokens that prompt, p_tuning and prefix learn."""
-    rank: int = 8
+    r: int = 8
     """Rank of lora, width of adapters; of adalora the mean rank that is left in the end."""
-    first_rank: int = 12
+    init_r: int = 12
     """Rank with which each matrix of adalora begins."""
-    alpha: float = 16.0
-    """Scale of lora: the product of its matrices counts alpha / rank (adalora: alpha / first_rank)."""
-    dropout: float = 0.0
+    lora_alpha: float = 16.0
+    """Scale of lora: the product of its matrices counts lora_alpha / r (adalora: lora_alpha / init_r)."""
+    lora_dropout: float = 0.0
     """Dropout before lora, in training."""
-    targets: list[str] = field(default_factory=list)
+    target_modules: list[str] = field(default_factory=list)
     """Modules that lora, adalora and ia3 change: query, key, value, output (of attention), up, gate, down (of the MLP);
     by default query and value for lora, all for adalora, key, value and down for ia3."""
     layer_decay: float = 1.0
@@ -168,9 +168,10 @@ class FinetuneConfig:
     optimizer: Optimizer = field(
         default_factory=lambda: Optimizer(
             learning_rate=5e-5, betas=(0.9, 0.999), weight_decay=0.01, schedule="linear", warmup_steps=0,
-            final_fraction=0.0,
+            min_lr_ratio=0.0,
         )
     )  # fmt: skip
+    loss: Loss = field(default_factory=Loss)
     parallel: Parallel = field(default_factory=Parallel)
 
     def to_dict(self) -> dict[str, Any]:
@@ -183,8 +184,8 @@ class FinetuneConfig:
             ValueError: all problems at once, each with its value and what would do.
         """
         task, method, problems = self.task, self.method, self.parallel.problems()
-        if not self.init.path:
-            problems.append("init.path names nothing to start from; give a run, a checkpoint or a Hugging Face folder")
+        if not self.init.model:
+            problems.append("init.model names nothing to start from; give a run, a checkpoint or a Hugging Face folder")
         if not task.train:
             problems.append("task.train names no file; give one to learn from")
         try:
@@ -200,16 +201,16 @@ class FinetuneConfig:
             problems.append(f"method.adversarial {method.adversarial} needs whole embeddings; set parallel.tensor to 1")
         if self.optimizer.kind != "adamw":
             problems.append(f"optimizer.kind {self.optimizer.kind} is for pretraining; set it to adamw")
-        if self.run.dry:
-            problems.append("run.dry is for pretraining; leave it out")
-        if self.run.weights_from is not None:
-            problems.append("run.weights_from is for pretraining; init.path says where fine-tuning starts")
+        if self.run.dry_run:
+            problems.append("run.dry_run is for pretraining; leave it out")
+        if self.run.init_from is not None:
+            problems.append("run.init_from is for pretraining; init.model says where fine-tuning starts")
         if self.run.eval_samples:
             problems.append("run.eval_samples is for pretraining; shorten task.validation instead")
-        if task.kind != "generation" and self.optimizer.z_loss:
-            problems.append("optimizer.z_loss is of language models; set it to 0")
-        if task.kind in ("regression", "multi_label") and self.optimizer.label_smoothing:
-            problems.append(f"optimizer.label_smoothing is of classes; set it to 0 for {task.kind}")
+        if task.kind != "generation" and self.loss.z_loss:
+            problems.append("loss.z_loss is of language models; set it to 0")
+        if task.kind in ("regression", "multi_label") and self.loss.label_smoothing:
+            problems.append(f"loss.label_smoothing is of classes; set it to 0 for {task.kind}")
         if (method.adversarial != "none" or method.r_drop) and task.kind not in ("classification", "choice"):
             problems.append(f"method.adversarial and method.r_drop are of classification and choice, not {task.kind}")
         if method.adversarial != "none" and self.sharded(world_size):
@@ -237,10 +238,10 @@ class FinetuneConfig:
             )
         if method.sparsity and method.kind != "full":
             problems.append(f"method.sparsity needs method.kind full, which is {method.kind}")
-        if method.kind == "adalora" and method.first_rank < method.rank:
-            problems.append(f"method.first_rank is {method.first_rank}; it must be at least method.rank {method.rank}")
-        if task.patience and not (task.validation and self.run.eval_every):
-            problems.append("task.patience needs task.validation and run.eval_every above 0")
+        if method.kind == "adalora" and method.init_r < method.r:
+            problems.append(f"method.init_r is {method.init_r}; it must be at least method.r {method.r}")
+        if task.early_stopping_patience and not (task.validation and self.run.eval_every):
+            problems.append("task.early_stopping_patience needs task.validation and run.eval_every above 0")
         if method.unfreeze_steps and method.kind != "full":
             problems.append(f"method.unfreeze_steps needs method.kind full, which is {method.kind}")
         positive = {
@@ -249,22 +250,24 @@ class FinetuneConfig:
             "batch.micro_tokens": self.batch.micro_tokens,
             "run.log_every": self.run.log_every,
             "optimizer.learning_rate": self.optimizer.learning_rate,
-            "method.rank": method.rank,
-            "method.tokens": method.tokens,
+            "method.r": method.r,
+            "method.num_virtual_tokens": method.num_virtual_tokens,
             "method.layer_decay": method.layer_decay,
             "method.sparsity_every": method.sparsity_every,
         }
-        if task.score is not None and task.score not in SCORES[task.kind]:
-            problems.append(f"task.score {task.score} is none of {task.kind}: {', '.join(SCORES[task.kind])}")
-        if task.score is not None and task.validation is None:
-            problems.append(f"task.score {task.score} chooses nothing without task.validation; name a file")
+        if task.best_metric is not None and task.best_metric not in SCORES[task.kind]:
+            problems.append(
+                f"task.best_metric {task.best_metric} is none of {task.kind}: {', '.join(SCORES[task.kind])}"
+            )
+        if task.best_metric is not None and task.validation is None:
+            problems.append(f"task.best_metric {task.best_metric} chooses nothing without task.validation; name a file")
         if len(set(task.seeds)) < len(task.seeds):
             problems.append(f"task.seeds {task.seeds} has one twice, which would be the same run")
-        for name in ("context", "patience", "stride"):
+        for name in ("document_context", "early_stopping_patience", "doc_stride"):
             if (value := getattr(task, name)) < 0:
                 problems.append(f"task.{name} is {value}; it must be at least 0")
-        if task.context and task.kind != "tagging":
-            problems.append(f"task.context is of tagging; set it to 0 for {task.kind}")
+        if task.document_context and task.kind != "tagging":
+            problems.append(f"task.document_context is of tagging; set it to 0 for {task.kind}")
         if not self.run.steps:
             positive["task.epochs"] = task.epochs
         problems += [f"{name} is {value}; it must be positive" for name, value in positive.items() if value <= 0]

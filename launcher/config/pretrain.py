@@ -30,19 +30,19 @@ class Run:
     """Sequences of the validation split that an evaluation reads; 0 reads them all."""
     save_every: int = 500
     """Steps between two checkpoints; 0 saves at the end only."""
-    keep: int = 3
+    keep_checkpoints: int = 3
     """How many checkpoints stay on disk; 0 keeps all."""
     resume: str = "auto"
     """auto: go on from the newest sound checkpoint of this run, if there is one; never: start anew, in a folder without
     checkpoints; or the PATH of a run or checkpoint to go on from."""
-    weights_from: str | None = None
+    init_from: str | None = None
     """A run, checkpoint or Hugging Face folder whose weights a run that has none of its own starts with, anew in all
     else."""
     device: Literal["auto", "cuda", "cpu"] = "auto"
     """Where to compute; auto takes CUDA where there is one."""
-    dry: bool = False
+    dry_run: bool = False
     """Only say what this configuration takes of memory and communication, from one process without a device."""
-    dry_ranks: int | None = None
+    dry_run_ranks: int | None = None
     """Processes that a dry run speaks of; by default those that were started."""
     device_memory_gb: float | None = None
     """Memory of a device, in 10^9 bytes, into which the dry run fits the job; by default that of the device here."""
@@ -61,7 +61,7 @@ class CorpusSource:
 
 
 @dataclass
-class WeightChange:
+class MixtureChange:
     """New weights of the corpora of data.train, from a step on."""
 
     step: int
@@ -78,7 +78,7 @@ class Data:
     """Corpora to train on: a list of {path, weight, split}."""
     validation: list[CorpusSource] = field(default_factory=list)
     """Corpora to evaluate on; may be empty."""
-    weight_changes: list[WeightChange] = field(default_factory=list)
+    mixture_schedule: list[MixtureChange] = field(default_factory=list)
     """Weights that change on the way, for a curriculum or for annealing: a list of {step, weights}."""
     sequence_length: int = 1024
     """Tokens of a sequence. Documents are packed into it; attention and positions stop at their ends."""
@@ -99,7 +99,7 @@ class Data:
     """Share of the tokens that mlm selects; of those 80 % become the mask, 10 % a random token, 10 % stay."""
     mask_unit: Literal["token", "word", "span"] = "token"
     """What mlm masks at once: tokens, whole words, or spans of 1 to 10 words."""
-    pairs: Literal["none", "nsp", "sop"] = "none"
+    sentence_pairs: Literal["none", "nsp", "sop"] = "none"
     """Sentence pairs, with mlm and model.pair_head: nsp, does B follow A; sop, are A and B in order."""
     fim_rate: float = 0.0
     """Share of the documents that clm sees rearranged for fill-in-the-middle; the tokenizer must have its tokens."""
@@ -146,7 +146,7 @@ class Batch:
 
 @dataclass
 class Optimizer:
-    """The optimizer, its learning-rate schedule, and what is added to the loss."""
+    """The optimizer and its learning-rate schedule."""
 
     kind: Literal["adamw", "muon"] = "adamw"
     """muon: Muon for muon_matrices and AdamW for the rest, with one learning rate. It needs whole matrices: engine
@@ -163,22 +163,28 @@ class Optimizer:
     """Added to the root of the second moment."""
     weight_decay: float = 0.1
     """Decoupled weight decay of matrices and embedding tables; norms and biases have none."""
-    clip_norm: float = 1.0
+    max_grad_norm: float = 1.0
     """Global gradient norm above which gradients are scaled down; 0 never does."""
     schedule: Literal["constant", "cosine", "linear", "wsd", "inverse_sqrt"] = "cosine"
     """Shape after the warm-up; wsd stays at the peak and decays as 1 - sqrt at the end; inverse_sqrt never ends."""
     warmup_steps: int = 100
     """Steps of linear warm-up."""
-    schedule_steps: int | None = None
+    lr_decay_steps: int | None = None
     """Step at which the schedule ends and the rate stays at its floor; by default run.steps."""
-    final_fraction: float = 0.1
+    min_lr_ratio: float = 0.1
     """Floor of the schedule, as a fraction of the peak."""
-    decay_fraction: float = 0.2
+    lr_decay_ratio: float = 0.2
     """Share of the schedule in which wsd decays."""
+
+
+@dataclass
+class Loss:
+    """What is added to the training loss; an evaluation's loss is without it."""
+
     z_loss: float = 0.0
-    """Weight of the square of the logits' log-sum-exp, added to the training loss (PaLM has 1e-4); 0 adds nothing."""
+    """Weight of the square of the logits' log-sum-exp (PaLM has 1e-4); 0 adds nothing."""
     label_smoothing: float = 0.0
-    """Share of each target's probability that is spread over all tokens in the training loss."""
+    """Share of each target's probability that is spread over all tokens or classes."""
 
 
 @dataclass
@@ -195,7 +201,7 @@ class Parallel:
     tensor: int = 1
     """Ranks that share each layer by heads and features, and the activations between by the sequence. Data ranks are
     processes / tensor. It pays within one machine."""
-    recompute: Literal["none", "selective", "full"] = "none"
+    activation_checkpointing: Literal["none", "selective", "full"] = "none"
     """What of each block is computed again in the backward pass, to save memory. selective: all but matrix products and
     attention. full: all."""
     compile: bool = False
@@ -231,9 +237,9 @@ class Parallel:
                 f"parallel.data_shard is {self.data_shard}, and engine zero cuts over all data ranks; leave it out, or "
                 f"set parallel.engine fsdp"
             )
-        if stage == 3 and self.recompute == "selective":
+        if stage == 3 and self.activation_checkpointing == "selective":
             problems.append(
-                "parallel.recompute selective needs the same operators in forward and backward, and ZeRO-3 gathers "
+                "parallel.activation_checkpointing selective needs the same operators in forward and backward, and ZeRO-3 gathers "
                 "differently there; set it to full, or parallel.engine to fsdp"
             )
         if stage == 3 and self.compile:
@@ -258,6 +264,7 @@ class TrainConfig:
     data: Data = field(default_factory=Data)
     batch: Batch = field(default_factory=Batch)
     optimizer: Optimizer = field(default_factory=Optimizer)
+    loss: Loss = field(default_factory=Loss)
     distillation: Distillation = field(default_factory=Distillation)
     parallel: Parallel = field(default_factory=Parallel)
 
@@ -307,35 +314,33 @@ class TrainConfig:
             "parallel.timeout_seconds": self.parallel.timeout_seconds,
         }
         problems += [f"{name} is {value}; it must be positive" for name, value in positive.items() if value <= 0]
-        if self.data.sequence_length > self.model.max_positions:
+        if self.data.sequence_length > self.model.max_position_embeddings:
             problems.append(
                 f"data.sequence_length {self.data.sequence_length} is beyond the model's "
-                f"{self.model.max_positions} positions; shorten it or raise model.max_positions"
+                f"{self.model.max_position_embeddings} positions; shorten it or raise model.max_position_embeddings"
             )
         if (self.data.objective == "clm") != self.model.causal:
             wanted = "true" if self.data.objective == "clm" else "false"
             problems.append(f"data.objective {self.data.objective} needs model.causal {wanted}")
-        if (self.data.pairs != "none") != self.model.pair_head:
-            wanted = str(self.data.pairs != "none").lower()
-            problems.append(f"data.pairs {self.data.pairs} needs model.pair_head {wanted}")
-        if self.data.pairs != "none" and not self.model.token_types:
-            problems.append(f"data.pairs {self.data.pairs} needs model.token_types 2")
-        for change in self.data.weight_changes:
+        if (self.data.sentence_pairs != "none") != self.model.pair_head:
+            wanted = str(self.data.sentence_pairs != "none").lower()
+            problems.append(f"data.sentence_pairs {self.data.sentence_pairs} needs model.pair_head {wanted}")
+        if self.data.sentence_pairs != "none" and not self.model.type_vocab_size:
+            problems.append(f"data.sentence_pairs {self.data.sentence_pairs} needs model.type_vocab_size 2")
+        for change in self.data.mixture_schedule:
             if change.step < 2 or len(change.weights) != len(self.data.train):
                 problems.append(
-                    f"data.weight_changes at step {change.step} with {len(change.weights)} weights: the step must be "
+                    f"data.mixture_schedule at step {change.step} with {len(change.weights)} weights: the step must be "
                     f"2 or later, and there must be one weight for each of the {len(self.data.train)} corpora"
                 )
         if not 0 < self.data.mlm_probability < 1:
             problems.append(f"data.mlm_probability is {self.data.mlm_probability}; it must lie between 0 and 1")
         if not 0 <= self.data.max_bad_fraction <= 1:
             problems.append(f"data.max_bad_fraction is {self.data.max_bad_fraction}; it must lie between 0 and 1")
-        if not self.optimizer.z_loss >= 0:
-            problems.append(f"optimizer.z_loss is {self.optimizer.z_loss}; it must be 0 or positive")
-        if not 0 <= self.optimizer.label_smoothing < 1:
-            problems.append(
-                f"optimizer.label_smoothing is {self.optimizer.label_smoothing}; it must be at least 0 and below 1"
-            )
+        if not self.loss.z_loss >= 0:
+            problems.append(f"loss.z_loss is {self.loss.z_loss}; it must be 0 or positive")
+        if not 0 <= self.loss.label_smoothing < 1:
+            problems.append(f"loss.label_smoothing is {self.loss.label_smoothing}; it must be at least 0 and below 1")
         if not self.data.train:
             problems.append("data.train names no corpus; give at least one {path: CORPUS}")
         problems += [

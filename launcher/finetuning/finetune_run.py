@@ -84,7 +84,7 @@ def read_files(config: FinetuneConfig) -> Files:
     Raises:
         ValueError, OSError: what is wrong with them.
     """
-    tokenizer = find_tokenizer(config.init.path, config.init.tokenizer)
+    tokenizer = find_tokenizer(config.init.model, config.init.tokenizer)
     settings = task_settings(config)
     train = read_task(config.task.train, settings, tokenizer)
     if config.task.kind in ("classification", "multi_label", "tagging") and len(train.labels) < 2:
@@ -103,26 +103,26 @@ def open_model(config: FinetuneConfig, files: Files) -> Start:
     """
     tokenizer, task = files.tokenizer, config.task
     start = open_start(
-        config.init.path,
+        config.init.model,
         task.kind,
         files.train.labels,
         seed=config.run.seed,
-        weights=config.init.weights,
-        layers=config.init.layers,
+        weights=config.init.pretrained,
+        layers=config.init.keep_layers,
         dropout=task.dropout,
         pooling=task.pooling,
     )
     model = start.model.config
     if tokenizer.vocab_size > model.vocab_size:
         raise ValueError(
-            f"tokenizer {tokenizer.folder} has {tokenizer.vocab_size} ids, and the model in {config.init.path} knows "
+            f"tokenizer {tokenizer.folder} has {tokenizer.vocab_size} ids, and the model in {config.init.model} knows "
             f"{model.vocab_size}; name its own with init.tokenizer"
         )
-    learned = config.method.tokens if config.method.kind in peft_methods.PROMPTS else 0
-    if task.max_length + learned > model.max_positions:
+    learned = config.method.num_virtual_tokens if config.method.kind in peft_methods.PROMPTS else 0
+    if task.max_length + learned > model.max_position_embeddings:
         raise ValueError(
             f"task.max_length {task.max_length} and {learned} learned tokens are beyond the model's "
-            f"{model.max_positions} positions; lower task.max_length"
+            f"{model.max_position_embeddings} positions; lower task.max_length"
         )
     if problems := tensor_problems(model, config.parallel.tensor, 0):  # rows are made to fit
         raise ValueError("; ".join(problems))
@@ -133,16 +133,16 @@ def task_settings(config: FinetuneConfig) -> TaskSettings:
     task = config.task
     return TaskSettings(
         task.kind,
-        task.texts or TEXTS[task.kind],
-        label=task.label,
+        task.text_columns or TEXTS[task.kind],
+        label=task.label_column,
         labels=task.labels,
-        word_column=task.word_column,
-        label_column=task.label_column,
+        word_column=task.conll_word_column,
+        label_column=task.conll_label_column,
         max_length=task.max_length,
-        refuse=task.long == "refuse",
-        stride=task.stride,
-        context=task.context,
-        prompt=task.prompt,
+        refuse=task.overlong == "refuse",
+        stride=task.doc_stride,
+        context=task.document_context,
+        prompt=task.template,
     )
 
 
@@ -158,7 +158,7 @@ def reader_of(
         labels="labels" if config.task.kind == "generation" else "targets",
         seed=config.run.seed,
         shuffle=shuffle,
-        token_types=model.token_types > 1,
+        token_types=model.type_vocab_size > 1,
         **ranks,
     )
 
@@ -191,7 +191,7 @@ def engine_of(config: FinetuneConfig, start: Start, mesh: Mesh, labels: list[str
         device=mesh.device,
     )
     shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
-    pace_of = peft_methods.pace(method, model.config.num_layers)
+    pace_of = peft_methods.pace(method, model.config.num_hidden_layers)
     engine = put_under_engine(
         model, config.optimizer, config.parallel, mesh, plan=tensor_plan(model.config), pace_of=pace_of
     )
@@ -204,7 +204,7 @@ def pruner_of(config: FinetuneConfig, engine: Engine) -> Callable[[int], object]
     method, steps = config.method, config.run.steps
     share, group_of, importance = method.sparsity, each_matrix, magnitude
     if method.kind == "adalora":
-        share, group_of, importance = 1 - method.rank / method.first_rank, singular_values, triplets
+        share, group_of, importance = 1 - method.r / method.init_r, singular_values, triplets
     if not share:
         return lambda step: None
     span = {"begin": method.sparsity_begin, "end": method.sparsity_end or max(1, 2 * steps // 3)}
@@ -246,11 +246,11 @@ def _run(config: FinetuneConfig, mesh: Mesh, files: Files) -> tuple[int, dict]:
 
     best = Best(
         folder / "best",
-        config.task.score or SCORES[config.task.kind][0],
+        config.task.best_metric or SCORES[config.task.kind][0],
         engine,
         metrics,
         progress,
-        patience=config.task.patience,
+        patience=config.task.early_stopping_patience,
         every=config.run.eval_every,
         about=about,
     )

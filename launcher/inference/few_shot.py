@@ -122,7 +122,7 @@ class Prompter:
         before, after = self.template.filled(values)
         # The words' tokens are those that they have where they stand: a space before them belongs to the first.
         gap = before[len(before.rstrip(" ")) :]
-        causal, most = self.model.config.causal, self.model.config.max_positions
+        causal, most = self.model.config.causal, self.model.config.max_position_embeddings
         head = self.tokenizer.encode(self._shots + before.rstrip(" "))
         tail = [] if causal else self.tokenizer.encode(after)
         begin, end = self._frame

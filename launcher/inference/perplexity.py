@@ -42,7 +42,7 @@ class Scorer:
         self.causal = model.config.causal
         self.data = self.trained.get("data", {})
         self.length = options.sequence_length or self.data.get("sequence_length")
-        self.length = self.length or min(model.config.max_positions, LONGEST)
+        self.length = self.length or min(model.config.max_position_embeddings, LONGEST)
         self.seed = options.seed if options.seed is not None else self.trained.get("run", {}).get("seed", 1234)
         self.probability = options.mlm_probability or self.data.get("mlm_probability", 0.15)
         self._check()
@@ -54,9 +54,9 @@ class Scorer:
                 f"the tokenizer {self.tokenizer.folder} has {self.tokenizer.vocab_size} ids and the model only "
                 f"{config.vocab_size}; name the model's own with --tokenizer"
             )
-        if config.positions == "learned" and self.length > config.max_positions:
+        if config.positions == "learned" and self.length > config.max_position_embeddings:
             problems.append(
-                f"sequence_length {self.length} is beyond the model's {config.max_positions} positions; shorten it"
+                f"sequence_length {self.length} is beyond the model's {config.max_position_embeddings} positions; shorten it"
             )
         stride = self.options.stride
         if stride is not None and stride > self.length:
@@ -104,7 +104,7 @@ class Scorer:
                 packing=data.get("packing", "concatenate"),
                 mlm_probability=self.probability,
                 mask_unit="token" if self.causal else data.get("mask_unit", "token"),
-                pairs="none" if self.causal else data.get("pairs", "none"),
+                pairs="none" if self.causal else data.get("sentence_pairs", "none"),
                 fim_rate=data.get("fim_rate", 0.0) if self.causal else 0.0,
                 global_batch=options.batch_size,
                 micro_batch=options.batch_size,

@@ -105,7 +105,7 @@ def _generated(options: PredictOptions, found, data) -> Iterator[dict]:
     for first in range(0, len(data.examples), 16):
         part = data.examples[first : first + 16]
         prompts = [example.ids[: _prompt_length(example)].tolist() for example in part]
-        room = found.model.config.max_positions - max(map(len, prompts))
+        room = found.model.config.max_position_embeddings - max(map(len, prompts))
         most = max(1, min(options.max_tokens, room))
         sampling = Sampling(max_tokens=most, temperature=0.0, eos_ids=() if end is None else (end,))
         done = complete(found.model, prompts, sampling, decode=decoder(found.tokenizer))
@@ -124,7 +124,7 @@ def _print_scores(found, data, predicted: list) -> None:
 
     kind, labels = found.config.task.kind, found.labels
     if kind == "generation":
-        columns = found.config.task.texts or ["input", "output"]
+        columns = found.config.task.text_columns or ["input", "output"]
         if len(columns) == 1:
             true = [source.values[columns[0]][-1]["content"] for source in data.sources]
         else:

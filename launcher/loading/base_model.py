@@ -85,7 +85,7 @@ def open_start(
     if layers:
         config = config.keep_layers(layers)
         start.part = _renumbered(start.part, layers)
-        start.note += f"; layers kept: {', '.join(map(str, layers))} of {model.config.num_layers}"
+        start.note += f"; layers kept: {', '.join(map(str, layers))} of {model.config.num_hidden_layers}"
     if dropout is not None:
         config = replace(config, dropout=dropout, attention_dropout=dropout)
         task = None if task is None else replace(task, dropout=dropout)

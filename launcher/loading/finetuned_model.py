@@ -58,12 +58,12 @@ def open_finetuned(path: str, device: torch.device, tokenizer: str | None = None
     if any(not p.requires_grad for p in model.parameters()):
         try:
             start = open_start(
-                config.init.path,
+                config.init.model,
                 config.task.kind,
                 manifest["labels"],
                 seed=config.run.seed,
-                weights=config.init.weights,
-                layers=config.init.layers,
+                weights=config.init.pretrained,
+                layers=config.init.keep_layers,
             )
         except (ValueError, OSError) as error:
             raise CheckpointError(

@@ -45,9 +45,9 @@ def apply(method: Method, model: Transformer, has_head: bool) -> None:
     if method.kind in TARGETS:
         _inject(method, model)
     elif method.kind == "adapters":
-        add_adapters(model, method.rank)
+        add_adapters(model, method.r)
     elif method.kind in PROMPTS:
-        add_prompts(model, method.kind, method.tokens)
+        add_prompts(model, method.kind, method.num_virtual_tokens)
     for name, parameter in model.named_parameters():
         if is_added(name) or (has_head and name.startswith("head.")):
             parameter.requires_grad_(True)
@@ -57,16 +57,16 @@ def _inject(method: Method, model: Transformer) -> None:
     from peft import IA3Config, LoraConfig, inject_adapter_in_model
 
     present = {name.rsplit(".", 1)[-1] for name, _ in model.blocks.named_modules()} & set(KNOWN)
-    targets = method.targets or [target for target in TARGETS[method.kind] if target in present]
+    targets = method.target_modules or [target for target in TARGETS[method.kind] if target in present]
     if unknown := sorted(set(targets) - present):
-        raise ValueError(f"method.targets has {', '.join(unknown)}; this model has {', '.join(sorted(present))}")
+        raise ValueError(f"method.target_modules has {', '.join(unknown)}; this model has {', '.join(sorted(present))}")
     pattern = rf"blocks\..*\.({'|'.join(targets)})"
     if method.kind == "adalora":
-        add_adalora(model, method.first_rank, method.alpha, method.dropout, pattern)
+        add_adalora(model, method.init_r, method.lora_alpha, method.lora_dropout, pattern)
         return
     if method.kind == "lora":
         settings = LoraConfig(
-            r=method.rank, lora_alpha=method.alpha, lora_dropout=method.dropout, target_modules=pattern
+            r=method.r, lora_alpha=method.lora_alpha, lora_dropout=method.lora_dropout, target_modules=pattern
         )
     else:
         inner = [target for target in targets if target in ("down", "output")]  # whose inputs are scaled
@@ -82,7 +82,7 @@ def with_learned_tokens(method: Method, data: TaskData, model: ModelConfig, temp
     if method.kind not in PROMPTS:
         return data
     at = 0 if model.causal else len(template.before)
-    return replace(data, examples=[with_prompts(example, method.tokens, at) for example in data.examples])
+    return replace(data, examples=[with_prompts(example, method.num_virtual_tokens, at) for example in data.examples])
 
 
 def is_added(name: str) -> bool:
@@ -110,7 +110,7 @@ def first_values(name: str, shape: tuple[int, ...], seed: int) -> Tensor:
     return torch.empty(shape).normal_(0.0, 0.02, generator=generator)
 
 
-def pace(method: Method, num_layers: int) -> Callable[[str], tuple[float, int]]:
+def pace(method: Method, num_hidden_layers: int) -> Callable[[str], tuple[float, int]]:
     """Of a parameter's name the factor of its learning rate and the first step at which it learns.
 
     The head and the final norm stand above all layers, the embedding below them: with layer decay d and L layers, layer
@@ -120,7 +120,13 @@ def pace(method: Method, num_layers: int) -> Callable[[str], tuple[float, int]]:
 
     def pace_of(name: str) -> tuple[float, int]:
         layer = re.match(r"blocks\.(\d+)\.", name)
-        below = num_layers - int(layer[1]) if layer else num_layers + 1 if name.startswith("embedding.") else 0
+        below = (
+            num_hidden_layers - int(layer[1])
+            if layer
+            else num_hidden_layers + 1
+            if name.startswith("embedding.")
+            else 0
+        )
         return method.layer_decay**below, 1 + method.unfreeze_steps * below
 
     return pace_of

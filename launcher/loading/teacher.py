@@ -47,9 +47,9 @@ def learn_from(
         teacher, own = _task_teacher(path, kind, labels, device)
     if own.pieces() != tokenizer.pieces():
         raise ValueError(f"the teacher {path} has another tokenizer than the model that is to learn")
-    if length > teacher.config.max_positions:
+    if length > teacher.config.max_position_embeddings:
         raise ValueError(
-            f"the teacher {path} has {teacher.config.max_positions} positions, and texts have up to {length} tokens"
+            f"the teacher {path} has {teacher.config.max_position_embeddings} positions, and texts have up to {length} tokens"
         )
     distil(
         model,

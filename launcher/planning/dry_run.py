@@ -35,7 +35,9 @@ def dry_run(config: TrainConfig, world_size: int) -> int:
     tokens = config.batch.global_size * config.data.sequence_length
     flops = tokens * flops_per_token(config.model, config.data.sequence_length) / world_size
     print(summary(config.model))
-    print(f"{layout.name}, {layout.precision}, recompute {config.parallel.recompute}, on {mesh.describe()}")
+    print(
+        f"{layout.name}, {layout.precision}, activation_checkpointing {config.parallel.activation_checkpointing}, on {mesh.describe()}"
+    )
     print(f"built for rank 0: {held:,} parameters")
     print(
         f"a step: {tokens:,} tokens, {layout.accumulation} micro-batch(es) of {config.batch.micro_size} x "

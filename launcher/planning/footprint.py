@@ -47,7 +47,7 @@ def footprint_of(
     """
     model, length, tensor = config.model, config.data.sequence_length, config.parallel.tensor
     element = 2 if counted_precision(config) == "bf16" else 4
-    rest, small, blocks = 0, 0, [0] * model.num_layers
+    rest, small, blocks = 0, 0, [0] * model.num_hidden_layers
     for name, shape in (shapes or held_shapes(model, tensor)).items():
         count = math.prod(shape)
         small += count * (count < PERSISTENT)
@@ -58,11 +58,11 @@ def footprint_of(
     targets = 1.0 if config.data.objective == "clm" else config.data.mlm_probability
     tokens = config.batch.micro_size * length
     common = {"sequence_length": length, "tensor": tensor, "element": element, "mask": mask}
-    how = config.parallel.recompute
-    activations = kept_activations(model, tokens=tokens, recompute=how, targets=targets, **common)
+    how = config.parallel.activation_checkpointing
+    activations = kept_activations(model, tokens=tokens, activation_checkpointing=how, targets=targets, **common)
     if how != "none" and not recompute_peak:
         activations -= tokens * sum(kept_by_block(model, **common).values())
     # Forward and backward gather whole sequences before attention and MLP, and scatter sums behind them.
     passes = 8 if how == "none" else 10
-    exchanged = passes * tokens * model.width * element * (tensor - 1) / tensor
-    return Footprint(max(blocks), model.num_layers, rest, small, activations, exchanged)
+    exchanged = passes * tokens * model.hidden_size * element * (tensor - 1) / tensor
+    return Footprint(max(blocks), model.num_hidden_layers, rest, small, activations, exchanged)

@@ -31,7 +31,7 @@ class Candidate:
     """A layout with its settings, its memory, and the estimate of a step's seconds."""
 
     layout: LayoutSizes
-    recompute: str
+    activation_checkpointing: str
     micro_batch: int
     memory: Memory
     seconds: float
@@ -43,7 +43,9 @@ class Candidate:
         parts = [f"engine {layout.engine}"]
         parts += [f"zero_stage {layout.stage}"] if layout.engine == "zero" else [f"data_shard {layout.shard}"]
         parts += [f"tensor {layout.tensor}"] * (layout.tensor > 1)
-        return ", ".join([*parts, f"recompute {self.recompute}", f"micro_size {self.micro_batch}"])
+        return ", ".join(
+            [*parts, f"activation_checkpointing {self.activation_checkpointing}", f"micro_size {self.micro_batch}"]
+        )
 
 
 def check(config: TrainConfig, devices: Devices) -> None:
@@ -53,9 +55,9 @@ def check(config: TrainConfig, devices: Devices) -> None:
     """
     config.model.validate()
     problems = [f"plan.{name} is {n}; it must be positive" for name, n in asdict(devices).items() if n <= 0]
-    if config.data.sequence_length > config.model.max_positions:
+    if config.data.sequence_length > config.model.max_position_embeddings:
         problems.append(
-            f"data.sequence_length {config.data.sequence_length} is beyond the model's {config.model.max_positions} "
+            f"data.sequence_length {config.data.sequence_length} is beyond the model's {config.model.max_position_embeddings} "
             f"positions"
         )
     if problems:
@@ -108,7 +110,7 @@ def candidates(config: TrainConfig, devices: Devices) -> Iterator[Candidate]:
             footprint = footprint_of(variant, shapes=shapes)
             layout = layout_of(variant, devices.ranks)
             need = memory(footprint, layout)
-            how = variant.parallel.recompute
+            how = variant.parallel.activation_checkpointing
             flops = per_token * config.batch.global_size * config.data.sequence_length / devices.ranks
             # A full recomputation does the forward pass again, a third of the step; a selective one little of it.
             compute = flops * {"none": 1.0, "selective": 1.04, "full": 4 / 3}[how] / (devices.tflops * 1e12)
@@ -130,13 +132,13 @@ def _variants(config: TrainConfig, tensor: int, devices: Devices) -> Iterator[Tr
     shards = sorted({1, num_data, *([inner] if num_data % inner == 0 else [])})
     engines += [("fsdp", 1, shard) for shard in shards]
     for engine, stage, shard in engines:
-        for recompute in ("none", "selective", "full"):
+        for checkpointing in ("none", "selective", "full"):
             for micro in (m for m in _powers_of_two(share) if share % m == 0):
                 variant = copy.copy(config)
                 variant.parallel, variant.batch = copy.copy(config.parallel), copy.copy(config.batch)
                 variant.parallel.engine, variant.parallel.zero_stage = engine, stage
                 variant.parallel.data_shard, variant.parallel.tensor = shard, tensor
-                variant.parallel.recompute, variant.batch.micro_size = recompute, micro
+                variant.parallel.activation_checkpointing, variant.batch.micro_size = checkpointing, micro
                 if not variant.parallel.problems():
                     yield variant
 

@@ -68,7 +68,7 @@ class Best:
         if enough:
             self.metrics.event(
                 self.progress.step,
-                f"no better {self.score} since step {self.step}; task.patience is {self.patience} evaluations",
+                f"no better {self.score} since step {self.step}; task.early_stopping_patience is {self.patience} evaluations",
             )
         return enough
 

@@ -18,7 +18,7 @@ from ingot.model.attention.blocks import OPERATORS
 from ingot.model.initialization import InitialValues
 from ingot.model.tensor_plan import tensor_plan
 from ingot.model.transformer import LanguageModel, Transformer
-from ingot.parallel.engines.activation_checkpointing import recompute
+from ingot.parallel.engines.activation_checkpointing import checkpoint_activations
 from ingot.parallel.engines.engine import Engine
 from ingot.parallel.engines.fsdp import TorchEngine
 from ingot.parallel.engines.zero import ZeroEngine
@@ -82,7 +82,7 @@ def training_reader(config: TrainConfig, corpora: list[Corpus], tokenizer: Token
 
 def weight_segments(config: TrainConfig) -> list[tuple[int, list[float]]]:
     """The corpora's weights from each slot on at which they change."""
-    changes = sorted(config.data.weight_changes, key=lambda change: change.step)
+    changes = sorted(config.data.mixture_schedule, key=lambda change: change.step)
     first = (0, [source.weight for source in config.data.train])
     return [first, *((slots_of(config.batch, change.step - 1), change.weights) for change in changes)]
 
@@ -110,7 +110,7 @@ def _sequences(config: TrainConfig, tokenizer: Tokenizer, mesh: Mesh) -> dict:
         "packing": config.data.packing,
         "mlm_probability": config.data.mlm_probability,
         "mask_unit": config.data.mask_unit,
-        "pairs": config.data.pairs,
+        "pairs": config.data.sentence_pairs,
         "fim_rate": config.data.fim_rate,
         "tokenizer": tokenizer,
         "global_batch": config.batch.global_size,
@@ -186,11 +186,11 @@ def put_under_engine(
         return MuonWithAdamW(module, chosen, decaying, **rest)
 
     shares = share(model, plan, mesh)
-    recompute(model.blocks, parallel.recompute, kept=OPERATORS)
+    checkpoint_activations(model.blocks, parallel.activation_checkpointing, kept=OPERATORS)
     if parallel.compile:
         for block in model.blocks:
             block.compile()
-    basis = {"mesh": mesh, "shares": shares, "precision": parallel.precision, "clip_norm": settings.clip_norm}
+    basis = {"mesh": mesh, "shares": shares, "precision": parallel.precision, "max_grad_norm": settings.max_grad_norm}
     if parallel.engine == "fsdp":
         offload = parallel.offload == "all"
         return TorchEngine(model, make_optimizer, blocks=list(model.blocks), offload=offload, **basis)

@@ -52,7 +52,7 @@ def _pretrain(config: TrainConfig, lifeline: Lifeline) -> int:
             stamp,
             asdict(config.model),
             allow_changed=config.data.allow_changed,
-            weights_from=config.run.weights_from,
+            init_from=config.run.init_from,
         )
 
     metrics, held = open_run(config, tokenizer, mesh, held, progress, [summary(config.model)], notes)

@@ -47,7 +47,7 @@ def resume(
     model: dict,
     *,
     allow_changed: bool | None = None,
-    weights_from: str | None = None,
+    init_from: str | None = None,
 ) -> tuple[Progress, list[str]]:
     """Loads the first sound checkpoint of `starts` into the engine. Each rank must call it.
 
@@ -55,7 +55,7 @@ def resume(
         stamp: what the data of this run are, from `data_stamp`.
         model: the model's configuration, for a message where it is another.
         allow_changed: whether the data may be others; None where there is no such setting.
-        weights_from: run or checkpoint for the weights of a run without checkpoints.
+        init_from: run or checkpoint for the weights of a run without checkpoints.
 
     Returns:
         The progress to go on from, and what a log should say about it.
@@ -91,11 +91,11 @@ def resume(
         if not allow_changed:
             progress.quarantine = [(sha256, bundle) for sha256, bundle in manifest.get("quarantine", [])]
         return progress, notes
-    if not errors and weights_from is not None and (Path(weights_from) / "config.json").is_file():
-        fill_from_released(engine, weights_from, ModelConfig(**model))
-        return Progress(), [f"weights from {weights_from}"]
-    if not errors and weights_from is not None:
-        path = checkpoint.resolve(Path(weights_from))
+    if not errors and init_from is not None and (Path(init_from) / "config.json").is_file():
+        fill_from_released(engine, init_from, ModelConfig(**model))
+        return Progress(), [f"weights from {init_from}"]
+    if not errors and init_from is not None:
+        path = checkpoint.resolve(Path(init_from))
         checkpoint.load(path, engine.shards(), only="model/")
         engine.refresh(0)
         return Progress(), [f"weights from {path}"]
@@ -133,9 +133,10 @@ def data_stamp(config: TrainConfig, corpora: list[Corpus]) -> dict:
     if data.shuffle == "window":
         stamp |= {"window_shards": data.window_shards, "partitions": data.partitions}
         if data.partitions > 1:  # their shares of an epoch follow from all changes, those to come included
-            stamp |= {"weight_changes": [asdict(change) for change in data.weight_changes]}
+            stamp |= {"weight_changes": [asdict(change) for change in data.mixture_schedule]}
     if data.objective == "mlm":
-        stamp |= {name: getattr(data, name) for name in ("mlm_probability", "mask_unit", "pairs")}
+        stamp |= {name: getattr(data, name) for name in ("mlm_probability", "mask_unit")}
+        stamp["pairs"] = data.sentence_pairs
     return stamp
 
 

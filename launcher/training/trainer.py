@@ -81,7 +81,7 @@ class Trainer:
         self.peak_flops = (
             peak_flops(torch.cuda.get_device_name(self.mesh.device), dtype) if self.mesh.device.type == "cuda" else None
         )
-        self.saver = checkpoint.Saver(folder / "checkpoints", config.run.keep)
+        self.saver = checkpoint.Saver(folder / "checkpoints", config.run.keep_checkpoints)
         self._saving: dict = {}  # what is known of the save under way
         self._stop_requested = False
         self._read_again = False
@@ -202,8 +202,7 @@ class Trainer:
         self._read_again = self.watch.settle(*damages, batch.error, step)
         self.watch.spend(substituted, batch.cursor - progress.cursor)
         torch.manual_seed((self.config.run.seed * 1_000_003 + step) * 65_537 + self.mesh.rank)  # dropout
-        settings = self.config.optimizer
-        extra = {"z_loss": settings.z_loss, "label_smoothing": settings.label_smoothing}  # of training alone
+        extra = asdict(self.config.loss)  # of training alone
         loss_sum = torch.zeros((), dtype=torch.float64, device=self.mesh.device)
         for number, micro in enumerate(batch.micro_batches, start=1):
             last = number == len(batch.micro_batches)
@@ -236,9 +235,9 @@ class Trainer:
             peak=settings.learning_rate,
             schedule=settings.schedule,
             warmup_steps=settings.warmup_steps,
-            schedule_steps=settings.schedule_steps or self.config.run.steps,
-            final_fraction=settings.final_fraction,
-            decay_fraction=settings.decay_fraction,
+            lr_decay_steps=settings.lr_decay_steps or self.config.run.steps,
+            min_lr_ratio=settings.min_lr_ratio,
+            lr_decay_ratio=settings.lr_decay_ratio,
         )
 
     def _report(self, record: dict, timer: "_Timer") -> None:

@@ -147,10 +147,10 @@ class _Block:
 def _blocks(first_RT: Tensor, last_RT: Tensor, inputs: _Inputs) -> Iterator[_Block]:
     """All the blocks. Each is to be used before the next one is taken, which overwrites its room."""
     num_rows, length = first_RT.shape
-    num_heads = inputs.k_JSE.shape[0] // num_rows  # that share a row of intervals
+    num_attention_heads = inputs.k_JSE.shape[0] // num_rows  # that share a row of intervals
     table = _ranges(first_RT, last_RT)
     largest = max(row[3] for row in table) * QUERIES * inputs.group
-    room = inputs.q_JQE.new_empty(2, max(SCORES, min(num_heads, torch.get_num_threads()) * largest))
+    room = inputs.q_JQE.new_empty(2, max(SCORES, min(num_attention_heads, torch.get_num_threads()) * largest))
     for row, begin, start, num_keys, all_from, all_to in table:
         end = min(length, begin + QUERIES)
         edges = [(start, start + num_keys)]
@@ -165,9 +165,9 @@ def _blocks(first_RT: Tensor, last_RT: Tensor, inputs: _Inputs) -> Iterator[_Blo
             if a < b
         ]
         num_queries = (end - begin) * inputs.group
-        at_once = min(num_heads, max(torch.get_num_threads(), SCORES // (num_queries * num_keys)))
-        for head in range(row * num_heads, (row + 1) * num_heads, at_once):
-            heads = slice(head, min(head + at_once, (row + 1) * num_heads))
+        at_once = min(num_attention_heads, max(torch.get_num_threads(), SCORES // (num_queries * num_keys)))
+        for head in range(row * num_attention_heads, (row + 1) * num_attention_heads, at_once):
+            heads = slice(head, min(head + at_once, (row + 1) * num_attention_heads))
             shape = (heads.stop - heads.start, num_queries, num_keys)
             yield _Block(
                 heads,

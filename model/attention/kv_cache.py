@@ -40,8 +40,8 @@ class LayerCache:
 class KeyValueCache:
     """One `LayerCache` for each layer of a model; all hold the same number of tokens between two forwards."""
 
-    def __init__(self, num_layers: int, capacity: int):
-        self.layers = [LayerCache(capacity) for _ in range(num_layers)]
+    def __init__(self, num_hidden_layers: int, capacity: int):
+        self.layers = [LayerCache(capacity) for _ in range(num_hidden_layers)]
 
     @property
     def length(self) -> int:

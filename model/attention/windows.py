@@ -72,9 +72,9 @@ def _key_blocks(x_NKE: Tensor, num_blocks: int, block: int, keys: int, before: i
 
 def _sum_of_key_blocks(x_nKLE: Tensor, num_tokens: int, block: int, before: int) -> Tensor:
     """The reverse of `_key_blocks` for gradients: what all blocks say of a token, summed, (N, K, E)."""
-    num_blocks, num_heads, keys, size = x_nKLE.shape
+    num_blocks, num_attention_heads, keys, size = x_nKLE.shape
     pieces = -(-keys // block)
-    total = x_nKLE.new_zeros((num_blocks + pieces - 1) * block, num_heads, size)
+    total = x_nKLE.new_zeros((num_blocks + pieces - 1) * block, num_attention_heads, size)
     for first in range(0, keys, block):
         width = min(block, keys - first)
         into = total[first : first + num_blocks * block].unflatten(0, (num_blocks, block))

@@ -87,7 +87,9 @@ def num_computing_parameters(config: ModelConfig, task: TaskConfig | None = None
     """
     model = _on_meta(config, task)
     tables = sum(module.weight.numel() for module in model.modules() if isinstance(module, nn.Embedding))
-    tied = config.vocab_size * config.width if task is None and config.tie_head else 0  # it went with the token table
+    tied = (
+        config.vocab_size * config.hidden_size if task is None and config.tie_word_embeddings else 0
+    )  # it went with the token table
     rare = num_parameters(model.pair_head) if getattr(model, "pair_head", None) is not None else 0
     if task is not None and task.kind in ("sequence", "features"):
         rare = num_parameters(model.head)
@@ -109,44 +111,44 @@ def flops_per_token(config: ModelConfig, sequence_length: int, task: TaskConfig 
     """FLOPs of a training step per token, forward and backward: 6 N + 12 x width x (keys, summed over the layers).
 
     N is `num_computing_parameters`; the second term is attention's two products (arXiv 2204.02311, appendix B), with
-    width = num_heads * head size (grouped-query attention shares keys, not products) and keys = `attended_keys`, the
+    width = num_attention_heads * head size (grouped-query attention shares keys, not products) and keys = `attended_keys`, the
     length in a global layer. As is the custom, nothing is taken off for what is not computed of this: the causal half,
     documents that do not see each other, the rows without a target in masked language modelling (where the head's
     matrix is a large part of N, the figure is an upper bound). Recomputed activations are not added either.
     """
-    keys = sum(attended_keys(config, layer, sequence_length) for layer in range(config.num_layers))
-    attention = 12 * config.num_heads * config.head_size * keys
+    keys = sum(attended_keys(config, layer, sequence_length) for layer in range(config.num_hidden_layers))
+    attention = 12 * config.num_attention_heads * config.head_size * keys
     return float(6 * num_computing_parameters(config, task) + attention)
 
 
 def summary(config: ModelConfig, task: TaskConfig | None = None) -> str:
     """A model on a few lines, for people, with a table of its parameters by part."""
     kind = "causal (GPT)" if config.causal else "bidirectional (BERT)"
-    heads = f"{config.num_heads} heads of {config.head_size}"
-    if config.kv_heads != config.num_heads:
+    heads = f"{config.num_attention_heads} heads of {config.head_size}"
+    if config.kv_heads != config.num_attention_heads:
         heads += f" on {config.kv_heads} key/value heads"
     mlp = f"{'gated ' if config.gated_mlp else ''}{config.activation} MLP of {config.mlp_size}"
-    head = f"{'tied' if config.tie_head else 'own'} head matrix"
+    head = f"{'tied' if config.tie_word_embeddings else 'own'} head matrix"
     if task is not None:
         head = f"head of a {task.kind} task" + (f", {task.num_labels} labels" if task.kind != "features" else "")
-    gflops = flops_per_token(config, config.max_positions, task) / 1e9
+    gflops = flops_per_token(config, config.max_position_embeddings, task) / 1e9
     model = _on_meta(config, task)
     total, computing = num_parameters(model), num_computing_parameters(config, task)
     lines = [
         f"{kind} transformer, {total:,} parameters ({computing:,} compute)",
-        f"  {config.num_layers} layers of width {config.width}, {heads}, {mlp}",
-        f"  {config.norm_placement}-{config.norm}, {config.positions} positions up to {config.max_positions:,}, "
+        f"  {config.num_hidden_layers} layers of width {config.hidden_size}, {heads}, {mlp}",
+        f"  {config.norm_placement}-{config.norm}, {config.positions} positions up to {config.max_position_embeddings:,}, "
         f"vocabulary {config.vocab_size:,}, {head}",
     ]
-    num_local = sum(map(config.is_local, range(config.num_layers)))
+    num_local = sum(map(config.is_local, range(config.num_hidden_layers)))
     if num_local:
         sides = "before it" if config.causal else "on either side"
         lines.append(
             f"  layer pattern {config.layer_pattern}: {num_local} local layers, where a token sees {config.window:,} "
-            f"neighbours {sides}, and {config.num_layers - num_local} global ones"
+            f"neighbours {sides}, and {config.num_hidden_layers - num_local} global ones"
         )
     lines += [f"  {part:<10}{count:>16,}  {count / total:6.1%}" for part, count in parts(model).items()]
-    lines.append(f"  {gflops:.3g} GFLOP per token of training at length {config.max_positions:,}")
+    lines.append(f"  {gflops:.3g} GFLOP per token of training at length {config.max_position_embeddings:,}")
     return "\n".join(lines)
 
 

@@ -60,8 +60,8 @@ def kept_by_block(
         gathered_again: whether what is gathered from the tensor ranks is gathered once more in the backward pass, as
             Megatron-LM does, or kept whole, as here.
     """
-    width, head = config.width, config.head_size
-    heads, kv_heads = config.num_heads / tensor, max(1.0, config.kv_heads / tensor)
+    width, head = config.hidden_size, config.head_size
+    heads, kv_heads = config.num_attention_heads / tensor, max(1.0, config.kv_heads / tensor)
     hidden = config.mlp_size / tensor
     # A LayerNorm keeps its input; an RMSNorm its input and the normalised input, both in fp32.
     per_norm = element if config.norm == "layernorm" else 8
@@ -93,7 +93,7 @@ def kept_outside(
     Args:
         targets: share of the tokens that have a target: 1 in causal modelling, the masked share in masked modelling.
     """
-    width = config.width
+    width = config.hidden_size
     per_norm = element if config.norm == "layernorm" else 8
     kept = {"ids": 8.0, "gradient of the head's input": element * width * targets}
     if config.norm_placement == "pre":
@@ -115,34 +115,34 @@ def kept_activations(
     tensor: int = 1,
     element: int = 2,
     mask: int = 1,
-    recompute: str = "none",
+    activation_checkpointing: str = "none",
     targets: float = 1.0,
 ) -> float:
     """Bytes that the forward pass of a micro-batch of `tokens` tokens leaves on a tensor rank for its backward pass.
 
     Args:
-        recompute: `none`, or `selective` or `full`: then what each block keeps, and once what a block that is computed
+        activation_checkpointing: `none`, or `selective` or `full`: then what each block keeps, and once what a block that is computed
             again keeps.
         targets, mask: as above.
     """
     common = {"tensor": tensor, "element": element, "mask": mask}
     block = sum(kept_by_block(config, sequence_length=sequence_length, **common).values())
     outside = sum(kept_outside(config, targets=targets, **common).values())
-    matrix = element * -(-config.vocab_size // tensor) * config.width  # its gradient is made in the forward pass
-    per_token = outside + config.num_layers * block
-    if recompute != "none":
-        kept = element * config.width / tensor  # a block's input
-        if recompute == "selective":
+    matrix = element * -(-config.vocab_size // tensor) * config.hidden_size  # its gradient is made in the forward pass
+    per_token = outside + config.num_hidden_layers * block
+    if activation_checkpointing != "none":
+        kept = element * config.hidden_size / tensor  # a block's input
+        if activation_checkpointing == "selective":
             kept += _products(config, tensor, element)
-        per_token = outside + config.num_layers * kept + block
+        per_token = outside + config.num_hidden_layers * kept + block
     return tokens * per_token + matrix
 
 
 def _products(config: ModelConfig, tensor: int, element: int) -> float:
     """Bytes per token of the results of a block's matrix products and attention."""
     head, hidden = config.head_size, config.mlp_size / tensor
-    heads, kv_heads = config.num_heads / tensor, max(1.0, config.kv_heads / tensor)
-    numbers = head * (2 * heads + 2 * kv_heads) + hidden * (2 if config.gated_mlp else 1) + 2 * config.width
+    heads, kv_heads = config.num_attention_heads / tensor, max(1.0, config.kv_heads / tensor)
+    numbers = head * (2 * heads + 2 * kv_heads) + hidden * (2 if config.gated_mlp else 1) + 2 * config.hidden_size
     if tensor > 1:  # their sums over the ranks
-        numbers += 2 * config.width / tensor
+        numbers += 2 * config.hidden_size / tensor
     return element * numbers + (4 * heads if element == 4 else 0)

@@ -148,9 +148,9 @@ def distil(
     mine, other = _kind(model), _kind(teacher)
     if mine != other:
         raise ValueError(f"the teacher is {other}, and the model {mine}")
-    if hidden_weight and teacher.config.width != model.config.width:
+    if hidden_weight and teacher.config.hidden_size != model.config.hidden_size:
         raise ValueError(
-            f"the teacher's hidden states have {teacher.config.width} features, and the model's {model.config.width}; "
+            f"the teacher's hidden states have {teacher.config.hidden_size} features, and the model's {model.config.hidden_size}; "
             f"set hidden_weight to 0"
         )
     teaching = Teaching(teacher.eval().requires_grad_(False), weight, temperature, hidden_weight)

@@ -74,15 +74,15 @@ def add_prompts(model: Transformer, kind: str, count: int) -> None:
     from peft.tuners.prompt_tuning.model import PromptEmbedding
 
     table = model.embedding.token
-    shape = {"num_virtual_tokens": count, "token_dim": model.config.width, "num_transformer_submodules": 1}
+    shape = {"num_virtual_tokens": count, "token_dim": model.config.hidden_size, "num_transformer_submodules": 1}
     with torch.device(table.weight.device):
         if kind == "prompt":
             encoder: nn.Module = PromptEmbedding(PromptTuningConfig(**shape), table)
         elif kind == "p_tuning":
-            encoder = PromptEncoder(PromptEncoderConfig(**shape, encoder_hidden_size=model.config.width))
+            encoder = PromptEncoder(PromptEncoderConfig(**shape, encoder_hidden_size=model.config.hidden_size))
         else:
             features = model.config.kv_heads * model.config.head_size
-            shape |= {"token_dim": features, "num_layers": model.config.num_layers}
+            shape |= {"token_dim": features, "num_hidden_layers": model.config.num_hidden_layers}
             encoder = PrefixEncoder(PrefixTuningConfig(**shape, encoder_hidden_size=features))
     model.embedding.token = PromptedEmbedding(table, encoder, count, kind == "prefix")
     if kind == "prefix":

@@ -64,13 +64,13 @@ class TaskHead(nn.Module):
         super().__init__()
         self.layer: nn.Module = nn.Identity()
         if task.layer == "tanh":
-            self.layer = Pooler(config.width)
+            self.layer = Pooler(config.hidden_size)
         elif task.layer == "transform":
             self.layer = HeadTransform(config)
         self.dropout = nn.Dropout(task.dropout)
         self.classifier = None
         if task.kind != "features":
-            self.classifier = nn.Linear(config.width, task.num_labels, bias=task.bias)
+            self.classifier = nn.Linear(config.hidden_size, task.num_labels, bias=task.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.dropout(self.layer(x))

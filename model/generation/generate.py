@@ -134,10 +134,10 @@ def _problems_of_prompts(
             f"the prompt has token ids from {least} to {most}, and the model knows 0 to {config.vocab_size - 1}; "
             "use the tokenizer it was trained with"
         )
-    if config.positions == "learned" and longest + max_tokens > config.max_positions:
+    if config.positions == "learned" and longest + max_tokens > config.max_position_embeddings:
         problems.append(
-            f"a prompt of {longest} tokens and {max_tokens} more exceed the model's {config.max_positions} positions; "
-            f"shorten the prompt, or ask for at most {max(0, config.max_positions - longest)} tokens"
+            f"a prompt of {longest} tokens and {max_tokens} more exceed the model's {config.max_position_embeddings} positions; "
+            f"shorten the prompt, or ask for at most {max(0, config.max_position_embeddings - longest)} tokens"
         )
     return problems
 
@@ -188,7 +188,7 @@ def _tokens(
     mask_BS = shown_BS.to(device) if min(lengths) < longest else None
     padding_B1 = torch.tensor([[longest - length] for length in lengths], device=device)
     positions_BS = (torch.arange(total, device=device) - padding_B1).clamp_(min=0)
-    cache = KeyValueCache(model.config.num_layers, total) if cached else None
+    cache = KeyValueCache(model.config.num_hidden_layers, total) if cached else None
     begin = 0
     for end in range(longest, total + 1):
         logits_BV = _last_logits(
@@ -234,8 +234,10 @@ def fill_mask(model: LanguageModel, ids: list[int], mask_id: int, top_k: int = 5
         problems.append(f"none of the {len(ids)} tokens is the mask, {mask_id}; put it where a token is wanted")
     if not 1 <= top_k <= config.vocab_size:
         problems.append(f"top_k is {top_k}; it must be from 1 to {config.vocab_size}")
-    if config.positions == "learned" and len(ids) > config.max_positions:
-        problems.append(f"a text of {len(ids)} tokens exceeds the model's {config.max_positions} positions; shorten it")
+    if config.positions == "learned" and len(ids) > config.max_position_embeddings:
+        problems.append(
+            f"a text of {len(ids)} tokens exceeds the model's {config.max_position_embeddings} positions; shorten it"
+        )
     if problems:
         raise ValueError("\n".join(problems))
     was_training = model.training

@@ -81,7 +81,9 @@ def match(
     for each in placed:
         if each.twin is not None and each.twin in weights:
             seen |= {each.name, each.twin}
-            if each.name not in weights or not config.tie_head:  # untied, the second spelling is the one in use
+            if (
+                each.name not in weights or not config.tie_word_embeddings
+            ):  # untied, the second spelling is the one in use
                 each = replace(each, name=each.twin)
             elif not torch.equal(weights.read(each.name), weights.read(each.twin)):
                 wrong.append(f"{plain(each.name)} and {each.twin} are one parameter, and differ in the file")
@@ -145,7 +147,7 @@ def _refuse(
 
 def _problem_of_tie(model: nn.Module, family: Family, kind: str, weights: Spelled, seen: set[str]) -> list[str]:
     """A tied head may be in the file, but must be the embedding: readers differ in which of the two they would take."""
-    if kind not in LANGUAGE_KINDS or not model.config.tie_head:
+    if kind not in LANGUAGE_KINDS or not model.config.tie_word_embeddings:
         return []
     shape = {"head.weight": tuple(model.head.weight.shape)}
     (head,), _ = arrange(family.rows(kind), shape)

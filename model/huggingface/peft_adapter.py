@@ -128,7 +128,7 @@ def _joined(
     if len(row.parts) == 1:
         parts = by_module[modules[0]]
         return parts["lora_A"], parts["lora_B"], 1
-    sizes = {"query": config.num_heads * config.head_size, "key": config.kv_heads * config.head_size}
+    sizes = {"query": config.num_attention_heads * config.head_size, "key": config.kv_heads * config.head_size}
     sizes["value"] = sizes["key"]
     blocks = {module.rsplit(".", 1)[-1]: by_module[module] for module in modules}
     present = [part.rsplit(".", 1)[-1] for part in row.parts]

@@ -66,14 +66,14 @@ def write_prompts(
         "inference_mode": True,
         "num_virtual_tokens": len(learned),
         "num_transformer_submodules": 1,
-        "num_layers": config.num_layers,
+        "num_hidden_layers": config.num_hidden_layers,
     }
     if kind == "prefix":
         settings |= {"token_dim": config.kv_heads * config.head_size, "num_attention_heads": config.kv_heads}
         settings |= {"encoder_hidden_size": settings["token_dim"], "prefix_projection": False}
     else:
-        settings |= {"token_dim": config.width, "num_attention_heads": config.num_heads}
-        settings |= {"encoder_hidden_size": config.width} if kind == "p_tuning" else {}
+        settings |= {"token_dim": config.hidden_size, "num_attention_heads": config.num_attention_heads}
+        settings |= {"encoder_hidden_size": config.hidden_size} if kind == "p_tuning" else {}
     (folder / "adapter_config.json").write_text(json.dumps(settings, indent=2) + "\n")
     named = {name: value.float().cpu().contiguous() for name, value in tensors.items()}
     save_file(named, str(folder / "adapter_model.safetensors"), {"format": "pt"})
@@ -90,7 +90,7 @@ def _embeddings(model: LanguageModel | TaskModel) -> Tensor:
 def _keys_and_values(model: LanguageModel | TaskModel) -> Tensor:
     """What later tokens see of the learned ones, (learned tokens, layers x (keys, values)); keys are rotated."""
     number = model.embedding.token.num_prompts
-    cache = KeyValueCache(model.config.num_layers, number)
+    cache = KeyValueCache(model.config.num_hidden_layers, number)
     model.hidden_states(-1 - torch.arange(number)[None], cache=cache)
     parts = []
     for layer in cache.layers:

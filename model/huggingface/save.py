@@ -95,7 +95,7 @@ def write(
     prefix, tensors = chosen.prefix_of(kind), {}
     for each in placed:
         names = [each.name.replace(BODY, prefix)]
-        if each.twin is not None and not config.tie_head:
+        if each.twin is not None and not config.tie_word_embeddings:
             names.append(each.twin)
         for name in names:
             tensors[name] = (each.shape, _reader(each.parts, each.transposed, read, dtype))

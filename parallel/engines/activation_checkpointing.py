@@ -23,7 +23,7 @@ _KEPT_NAMES = (
 )
 
 
-def recompute(blocks: Sequence[nn.Module], how: str, kept: Sequence[str] = ()) -> None:
+def checkpoint_activations(blocks: Sequence[nn.Module], how: str, kept: Sequence[str] = ()) -> None:
     """Changes what each of `blocks` keeps for its backward pass: `none`, `selective`, or `full` recomputation.
 
     Args:

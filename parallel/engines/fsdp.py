@@ -28,7 +28,7 @@ class TorchEngine(Engine):
         module: on the meta device, cut into this rank's `shares`.
         make_optimizer: makes the optimizer of the module, once its parameters have memory.
         precision: `bf16` or `fp32`, of the computation.
-        clip_norm: global gradient norm above which gradients are scaled down; 0 for never.
+        max_grad_norm: global gradient norm above which gradients are scaled down; 0 for never.
         blocks: submodules whose parameters are gathered together, just before they are used.
         offload: whether parameters, gradients and optimizer rest in the host's memory, in shards.
     """
@@ -41,12 +41,12 @@ class TorchEngine(Engine):
         mesh: Mesh,
         shares: Shares,
         precision: str,
-        clip_norm: float,
+        max_grad_norm: float,
         blocks: Sequence[nn.Module] = (),
         offload: bool = False,
     ):
         super().__init__(module, mesh, shares)
-        self.clip_norm = clip_norm
+        self.max_grad_norm = max_grad_norm
         self.sharded = mesh.shard > 1 or offload
         if self.sharded:
             cut(module, blocks, mesh, precision, offload)
@@ -73,7 +73,7 @@ class TorchEngine(Engine):
         return loss_sum.detach()
 
     def step(self, learning_rate: float, number: int | None = None) -> float:
-        norm = clip_gradients(self.module, self.shares, self.mesh, self.clip_norm)
+        norm = clip_gradients(self.module, self.shares, self.mesh, self.max_grad_norm)
         set_learning_rate(self.optimizer, learning_rate, number)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)

@@ -9,8 +9,8 @@ from ingot.parallel.engines.engine import Shares
 from ingot.parallel.mesh import Mesh
 
 
-def clip_gradients(module: nn.Module, shares: Shares, mesh: Mesh, clip_norm: float) -> torch.Tensor:
-    """Scales the gradients down so that their norm is at most `clip_norm` (0: leaves them). A collective.
+def clip_gradients(module: nn.Module, shares: Shares, mesh: Mesh, max_grad_norm: float) -> torch.Tensor:
+    """Scales the gradients down so that their norm is at most `max_grad_norm` (0: leaves them). A collective.
 
     Returns:
         The norm before, over all parts of all parameters, each counted once.
@@ -26,7 +26,7 @@ def clip_gradients(module: nn.Module, shares: Shares, mesh: Mesh, clip_norm: flo
     if sharded:
         dist.all_reduce(square, group=mesh.devices["data_shard"].get_group())
     norm = square.sqrt()
-    if clip_norm and gradients:
-        scale = (clip_norm / (norm + 1e-6)).clamp(max=1.0)
+    if max_grad_norm and gradients:
+        scale = (max_grad_norm / (norm + 1e-6)).clamp(max=1.0)
         torch._foreach_mul_(list(gradients.values()), scale.to(next(iter(gradients.values())).device))
     return norm

@@ -45,7 +45,7 @@ OWNED_KEYS = {
     "train_batch_size": "batch.global_size",
     "train_micro_batch_size_per_gpu": "batch.micro_size",
     "gradient_accumulation_steps": "batch.global_size and batch.micro_size",
-    "gradient_clipping": "optimizer.clip_norm",
+    "gradient_clipping": "optimizer.max_grad_norm",
     "bf16": "parallel.precision",
     "bfloat16": "parallel.precision",
     "fp16": "parallel.precision",
@@ -99,7 +99,7 @@ class ZeroEngine(Engine):
         stage: ZeRO stage, 0 to 3.
         precision: `bf16` or `fp32`, of the computation.
         micro_batch, num_micro_batches: sequences of a micro-batch, and the most micro-batches of a rank in a step.
-        clip_norm: global gradient norm above which gradients are scaled down; 0 for never.
+        max_grad_norm: global gradient norm above which gradients are scaled down; 0 for never.
         offload: `none`, `optimizer` or `all` (parameters too): what rests in the host's memory, or, with
             `offload_folder`, there on a disk.
         settings: further DeepSpeed settings, as its documentation names them.
@@ -116,13 +116,13 @@ class ZeroEngine(Engine):
         precision: str,
         micro_batch: int,
         num_micro_batches: int,
-        clip_norm: float,
+        max_grad_norm: float,
         offload: str = "none",
         offload_folder: str | None = None,
         settings: dict | None = None,
     ):
         super().__init__(module, mesh, shares)
-        self.stage, self.clip_norm = stage, clip_norm
+        self.stage, self.max_grad_norm = stage, max_grad_norm
         self.separate_sums = stage == 1 and precision == "bf16"  # of gradients, in fp32
         check_settings(settings or {})
         if offload_folder is not None:
@@ -144,7 +144,7 @@ class ZeroEngine(Engine):
             "train_batch_size": micro_batch * num_micro_batches * mesh.num_data,
             "train_micro_batch_size_per_gpu": micro_batch,
             "gradient_accumulation_steps": num_micro_batches,
-            "gradient_clipping": clip_norm if stage > 0 else 0.0,
+            "gradient_clipping": max_grad_norm if stage > 0 else 0.0,
             "zero_optimization": {
                 # DeepSpeed's own linear function for stage 3 adds the bias after rounding the product to bf16;
                 # torch's does not.
@@ -199,7 +199,7 @@ class ZeroEngine(Engine):
         set_learning_rate(self.basic_optimizer, learning_rate, number)
         norm = None
         if self.stage == 0:
-            norm = clip_gradients(self.module, self.shares, self.mesh, self.clip_norm)
+            norm = clip_gradients(self.module, self.shares, self.mesh, self.max_grad_norm)
         self.engine.step()
         return float(self.engine.get_global_grad_norm() if norm is None else norm)
 

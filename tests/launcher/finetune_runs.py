@@ -17,7 +17,7 @@ BASE = [
 
 def run(start: Path, folder: Path, task: list[str], *more: object, code: int = 0) -> list[dict]:
     """Fine-tunes in this process; the lines of metrics.jsonl."""
-    given = ["--init.path", start, "--run.dir", folder / "runs", *BASE, *task, *more]
+    given = ["--init.model", start, "--run.dir", folder / "runs", *BASE, *task, *more]
     num_threads = torch.get_num_threads()
     torch.set_num_threads(1)  # so small a model is not faster with more, and other tests run beside
     try:

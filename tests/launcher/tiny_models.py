@@ -67,7 +67,7 @@ def write_task(kind: str, folder: Path, count: int = 120) -> list[str]:
         else:
             files[part].write_text("".join(json.dumps(example) + "\n" for example in examples))
     given = ["--task.kind", kind, "--task.train", str(files["train"]), "--task.validation", str(files["dev"])]
-    return [*given, "--task.label", LABELS, *_OPTIONS.get(kind, [])]
+    return [*given, "--task.label_column", LABELS, *_OPTIONS.get(kind, [])]
 
 
 def _opinion(draw: random.Random, good: bool) -> str:
@@ -132,4 +132,4 @@ _MAKERS = {
     "answers": _answers,
     "generation": _generation,
 }
-_OPTIONS = {"answers": ["--task.stride", "8"], "generation": ["--task.prompt", "the film : {input} ?"]}
+_OPTIONS = {"answers": ["--task.doc_stride", "8"], "generation": ["--task.template", "the film : {input} ?"]}

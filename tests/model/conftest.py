@@ -9,14 +9,20 @@ from ingot.model.config import ModelConfig
 from ingot.model.initialization import initialise
 from ingot.model.transformer import LanguageModel
 
-SHAPE = {"vocab_size": 97, "num_layers": 2, "num_heads": 4, "width": 32, "max_positions": 64}
+SHAPE = {
+    "vocab_size": 97,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "hidden_size": 32,
+    "max_position_embeddings": 64,
+}
 KINDS = {
     "gpt": {},
     "bert": {
         "causal": False,
         "norm_placement": "post",
         "activation": "gelu",
-        "token_types": 2,
+        "type_vocab_size": 2,
         "embedding_norm": True,
         "head_transform": True,
         "head_bias": True,
@@ -28,7 +34,7 @@ KINDS = {
         "activation": "silu",
         "gated_mlp": True,
         "bias": False,
-        "num_kv_heads": 2,
+        "num_key_value_heads": 2,
         "qk_norm": True,
     },
 }
@@ -39,7 +45,7 @@ def build() -> Callable[..., LanguageModel]:
     """A function that builds a model of a kind with changed fields; its weights are large, so that errors show."""
 
     def _build(kind: str, **changes) -> LanguageModel:
-        model = LanguageModel(ModelConfig(**{**SHAPE, "init_std": 0.2, **KINDS[kind], **changes}))
+        model = LanguageModel(ModelConfig(**{**SHAPE, "initializer_range": 0.2, **KINDS[kind], **changes}))
         initialise(model, seed=1)
         return model.eval()
 

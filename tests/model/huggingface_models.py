@@ -58,31 +58,43 @@ SETTINGS = {
     },
 }
 
-_OURS = {"vocab_size": VOCABULARY, "num_layers": 4, "num_heads": 4, "width": 32, "max_positions": LENGTH}
-_ROTARY = {"positions": "rotary", "rotary_base": 500.0, "norm": "rmsnorm", "norm_eps": 1e-6, "activation": "silu"}
-_ROTARY |= {"gated_mlp": True, "bias": False, "tie_head": False, "num_kv_heads": 2, "mlp_width": 80}
-_SLID = {"layer_pattern": "GGLL", "window": WINDOW}
-_BERT = {"causal": False, "norm_placement": "post", "norm_eps": 1e-12, "activation": "gelu", "mlp_width": 80}
-_BERT |= {"token_types": 2, "embedding_norm": True, "head_transform": True, "head_bias": True}
+_OURS = {
+    "vocab_size": VOCABULARY,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "hidden_size": 32,
+    "max_position_embeddings": LENGTH,
+}
+_ROTARY = {"positions": "rotary", "rope_theta": 500.0, "norm": "rmsnorm", "norm_eps": 1e-6, "activation": "silu"}
+_ROTARY |= {
+    "gated_mlp": True,
+    "bias": False,
+    "tie_word_embeddings": False,
+    "num_key_value_heads": 2,
+    "intermediate_size": 80,
+}
+_SLID = {"layer_pattern": "GGLL", "sliding_window": WINDOW + 1}
+_BERT = {"causal": False, "norm_placement": "post", "norm_eps": 1e-12, "activation": "gelu", "intermediate_size": 80}
+_BERT |= {"type_vocab_size": 2, "embedding_norm": True, "head_transform": True, "head_bias": True}
 OURS = {
     "gpt2": ModelConfig(**_OURS),
     "llama": ModelConfig(**_OURS, **{**_ROTARY, "norm_eps": 1e-5}, head_dim=16),
     "qwen2": ModelConfig(**_OURS, **_ROTARY, **_SLID, qkv_bias=True),
     "qwen3": ModelConfig(**_OURS, **_ROTARY, **_SLID, head_dim=16, qk_norm=True),
     "bert": ModelConfig(**_OURS, **_BERT),
-    "roberta": ModelConfig(**_OURS, **{**_BERT, "norm_eps": 1e-5, "token_types": 1}, position_offset=2),
+    "roberta": ModelConfig(**_OURS, **{**_BERT, "norm_eps": 1e-5, "type_vocab_size": 1}, position_offset=2),
     "modernbert": ModelConfig(
         **_OURS,
         causal=False,
         positions="rotary",
-        rotary_base=700.0,
-        rotary_local_base=200.0,
+        rope_theta=700.0,
+        local_rope_theta=200.0,
         layer_pattern="GLL",
-        window=WINDOW,
+        sliding_window=WINDOW,
         norm_eps=1e-5,
         activation="gelu",
         gated_mlp=True,
-        mlp_width=80,
+        intermediate_size=80,
         bias=False,
         first_norm=False,
         embedding_norm=True,

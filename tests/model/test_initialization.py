@@ -9,7 +9,9 @@ from ingot.model.config import ModelConfig
 from ingot.model.initialization import initial_values, initialise
 from ingot.model.transformer import LanguageModel
 
-CONFIG = ModelConfig(vocab_size=512, num_layers=2, num_heads=4, width=64, max_positions=32)
+CONFIG = ModelConfig(
+    vocab_size=512, num_hidden_layers=2, num_attention_heads=4, hidden_size=64, max_position_embeddings=32
+)
 
 
 def values(config: ModelConfig, seed: int = 0) -> dict[str, torch.Tensor]:
@@ -22,11 +24,13 @@ def test_values_do_not_depend_on_what_else_the_model_has():
     torch.manual_seed(1)
     two = values(CONFIG)
     torch.manual_seed(2)
-    three = values(ModelConfig(**{**vars(CONFIG), "num_layers": 3, "gated_mlp": True, "residual_scaled_init": False}))
+    three = values(
+        ModelConfig(**{**vars(CONFIG), "num_hidden_layers": 3, "gated_mlp": True, "residual_scaled_init": False})
+    )
     for name in ("embedding.token.weight", "blocks.1.attention.query.weight", "blocks.1.mlp.up.weight"):
         assert torch.equal(two[name], three[name])
     scaled, unscaled = two["blocks.1.mlp.down.weight"], three["blocks.1.mlp.down.weight"]
-    torch.testing.assert_close(scaled * 2, unscaled)  # sqrt(2 * num_layers) is 2
+    torch.testing.assert_close(scaled * 2, unscaled)  # sqrt(2 * num_hidden_layers) is 2
 
 
 def test_seeds_and_names_give_different_values():

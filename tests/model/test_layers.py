@@ -54,7 +54,7 @@ def test_neither_a_cast_nor_the_meta_device_spoils_the_frequencies(build, monkey
             model = type(model)(model.config)
         model.to_empty(device="cpu").load_state_dict(values)
     model(tokens(1, 60))
-    cos, sin = rotation_of(torch.arange(60)[None], model.config.head_size, model.config.rotary_base)
+    cos, sin = rotation_of(torch.arange(60)[None], model.config.head_size, model.config.rope_theta)
     assert torch.equal(seen[0][0], cos)
     assert torch.equal(seen[0][1], sin)
     assert not any("freq" in name or "rot" in name for name in model.state_dict())

@@ -18,44 +18,53 @@ def test_defaults_are_valid():
 def test_all_problems_of_values_come_at_once():
     config = ModelConfig(
         vocab_size=0,
-        width=True,
+        hidden_size=True,
         norm="batchnorm",
         dropout=1.0,
         norm_eps=0.0,
-        num_kv_heads=-1,
+        num_key_value_heads=-1,
         causal=1,
-        rotary_base="x",
+        rope_theta="x",
     )
     with pytest.raises(ValueError, match="does not hold together") as error:
         config.validate()
     message = str(error.value)
-    for name in ("vocab_size", "width", "norm", "dropout", "norm_eps", "num_kv_heads", "causal", "rotary_base"):
+    for name in (
+        "vocab_size",
+        "hidden_size",
+        "norm",
+        "dropout",
+        "norm_eps",
+        "num_key_value_heads",
+        "causal",
+        "rope_theta",
+    ):
         assert f"- {name} is" in message
     assert message.count("\n") == 8
     assert "layernorm, rmsnorm" in message
 
 
 def test_all_problems_between_values_come_at_once_with_remedies():
-    config = ModelConfig(width=100, num_heads=8, num_kv_heads=3)
-    with pytest.raises(ValueError, match="width 100") as error:
+    config = ModelConfig(hidden_size=100, num_attention_heads=8, num_key_value_heads=3)
+    with pytest.raises(ValueError, match="hidden_size 100") as error:
         config.validate()
-    assert "set num_heads to 5 or 10, or set head_dim" in str(error.value)
-    assert "set num_kv_heads to 2 or 4" in str(error.value)
+    assert "set num_attention_heads to 5 or 10, or set head_dim" in str(error.value)
+    assert "set num_key_value_heads to 2 or 4" in str(error.value)
 
 
 def test_rotary_needs_an_even_head():
-    ModelConfig(width=12, num_heads=4).validate()
+    ModelConfig(hidden_size=12, num_attention_heads=4).validate()
     with pytest.raises(ValueError, match="head size 3 is odd"):
-        ModelConfig(width=12, num_heads=4, positions="rotary").validate()
-    ModelConfig(width=12, num_heads=4, positions="rotary", head_dim=8).validate()
+        ModelConfig(hidden_size=12, num_attention_heads=4, positions="rotary").validate()
+    ModelConfig(hidden_size=12, num_attention_heads=4, positions="rotary", head_dim=8).validate()
 
 
 def test_kept_layers_stay_what_they_were():
-    config = ModelConfig(num_layers=6, layer_pattern="GLL", window=8, first_norm=False)
+    config = ModelConfig(num_hidden_layers=6, layer_pattern="GLL", sliding_window=8, first_norm=False)
     kept = config.keep_layers([0, 2, 3])
-    assert (kept.num_layers, kept.layer_pattern, kept.first_norm) == (3, "GLG", False)
+    assert (kept.num_hidden_layers, kept.layer_pattern, kept.first_norm) == (3, "GLG", False)
     kept = config.keep_layers([3])  # which had a norm before its attention
-    assert (kept.num_layers, kept.layer_pattern, kept.first_norm) == (1, "G", True)
+    assert (kept.num_hidden_layers, kept.layer_pattern, kept.first_norm) == (1, "G", True)
     for wrong in ([], [6], [1, 1], [2, 0], [-1]):
         with pytest.raises(ValueError, match=r"are no rising numbers from 0 to 5"):
             config.keep_layers(wrong)

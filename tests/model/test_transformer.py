@@ -94,7 +94,7 @@ def test_the_tied_head_stays_tied(build, change):
 
 
 def test_an_untied_head_has_its_own_matrix(build):
-    model = build("gpt", tie_head=False)
+    model = build("gpt", tie_word_embeddings=False)
     assert model.head.weight is not model.embedding.token.weight
     assert not torch.equal(model.head.weight, model.embedding.token.weight)
 
@@ -125,7 +125,7 @@ def test_parameters_need_to_be_there_only_while_their_module_runs(build, tokens,
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_bf16_stays_near_fp32(build, tokens, kind):
-    model, ids, labels = build(kind, init_std=0.05), tokens(2, 32), tokens(2, 32, seed=1)
+    model, ids, labels = build(kind, initializer_range=0.05), tokens(2, 32), tokens(2, 32, seed=1)
     fp32 = model(ids, labels_BT=labels)
     low = model.to(torch.bfloat16)(ids, labels_BT=labels)
     low.backward()
@@ -164,5 +164,5 @@ def test_what_the_model_cannot_do_is_refused(build, tokens):
     build("modern")(tokens(1, 65))
     with pytest.raises(ValueError, match="token types"):
         build("gpt")(tokens(1, 4), token_types_BT=torch.zeros(1, 4, dtype=torch.long))
-    with pytest.raises(ValueError, match="num_heads 5"):
-        LanguageModel(ModelConfig(num_heads=5))
+    with pytest.raises(ValueError, match="num_attention_heads 5"):
+        LanguageModel(ModelConfig(num_attention_heads=5))

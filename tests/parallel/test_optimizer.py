@@ -6,7 +6,7 @@ import torch
 
 from ingot.parallel.optimizer import learning_rate_at, matrices, parameter_groups
 
-SETTINGS = {"peak": 2.0, "warmup_steps": 10, "schedule_steps": 110, "final_fraction": 0.1, "decay_fraction": 0.2}
+SETTINGS = {"peak": 2.0, "warmup_steps": 10, "lr_decay_steps": 110, "min_lr_ratio": 0.1, "lr_decay_ratio": 0.2}
 
 
 @pytest.mark.parametrize("schedule", ["constant", "cosine", "linear", "wsd"])

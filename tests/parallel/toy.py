@@ -50,7 +50,7 @@ def build(kind: str, mesh: Mesh, precision: str = "fp32", width: int = 33) -> En
     def make_optimizer(module):
         return adamw(parameter_groups(module, 0.1, decaying), learning_rate=1e-2, betas=(0.9, 0.95), eps=1e-8)
 
-    common = {"mesh": mesh, "shares": shares, "precision": precision, "clip_norm": 1.0}
+    common = {"mesh": mesh, "shares": shares, "precision": precision, "max_grad_norm": 1.0}
     if kind in ("torch", "fsdp"):
         common["mesh"] = mesh if kind == "fsdp" else replace(mesh, shard=1)
         engine = TorchEngine(module, make_optimizer, **common)

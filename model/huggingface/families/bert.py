@@ -22,16 +22,16 @@ BODY = (
 )
 KEYS = (
     Key("vocab_size", "vocab_size"),
-    Key("hidden_size", "width"),
-    Key("num_hidden_layers", "num_layers"),
-    Key("num_attention_heads", "num_heads"),
-    Key("intermediate_size", "mlp_width"),
-    Key("type_vocab_size", "token_types", 2),
+    Key("hidden_size", "hidden_size"),
+    Key("num_hidden_layers", "num_hidden_layers"),
+    Key("num_attention_heads", "num_attention_heads"),
+    Key("intermediate_size", "intermediate_size"),
+    Key("type_vocab_size", "type_vocab_size", 2),
     Key("hidden_dropout_prob", "dropout", 0.1),
     Key("attention_probs_dropout_prob", "attention_dropout", 0.1),
-    Key("initializer_range", "init_std", 0.02),
+    Key("initializer_range", "initializer_range", 0.02),
     Key("layer_norm_eps", "norm_eps", 1e-12),
-    Key("tie_word_embeddings", "tie_head", True),
+    Key("tie_word_embeddings", "tie_word_embeddings", True),
 )
 IMPLIED = {
     "causal": False,
@@ -86,7 +86,7 @@ BERT = Family(
     },
     keys=(
         *KEYS,
-        Key("max_position_embeddings", "max_positions"),
+        Key("max_position_embeddings", "max_position_embeddings"),
         Key("hidden_act", "activation", "gelu", ACTIVATIONS),
     ),
     implied=IMPLIED,

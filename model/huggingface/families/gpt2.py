@@ -21,18 +21,18 @@ BODY = (
 )
 KEYS = (
     Key("vocab_size", "vocab_size"),
-    Key("n_positions", "max_positions"),
-    Key("n_embd", "width"),
-    Key("n_layer", "num_layers"),
-    Key("n_head", "num_heads"),
-    Key("n_inner", "mlp_width", None),
+    Key("n_positions", "max_position_embeddings"),
+    Key("n_embd", "hidden_size"),
+    Key("n_layer", "num_hidden_layers"),
+    Key("n_head", "num_attention_heads"),
+    Key("n_inner", "intermediate_size", None),
     Key("activation_function", "activation", "gelu_new", {"gelu_new": "gelu_tanh", **ACTIVATIONS}),
     Key("layer_norm_epsilon", "norm_eps", 1e-5),
     Key("embd_pdrop", "dropout", 0.1),
     Key("resid_pdrop", "dropout", 0.1),  # the later one counts where they differ
     Key("attn_pdrop", "attention_dropout", 0.1),
-    Key("initializer_range", "init_std", 0.02),
-    Key("tie_word_embeddings", "tie_head", True),
+    Key("initializer_range", "initializer_range", 0.02),
+    Key("tie_word_embeddings", "tie_word_embeddings", True),
 )
 
 GPT2 = Family(

@@ -24,17 +24,17 @@ BODY = (
 )
 KEYS = (
     Key("vocab_size", "vocab_size"),
-    Key("hidden_size", "width"),
-    Key("intermediate_size", "mlp_width"),
-    Key("num_hidden_layers", "num_layers"),
-    Key("num_attention_heads", "num_heads"),
-    Key("num_key_value_heads", "num_kv_heads", None),
-    Key("max_position_embeddings", "max_positions"),
+    Key("hidden_size", "hidden_size"),
+    Key("intermediate_size", "intermediate_size"),
+    Key("num_hidden_layers", "num_hidden_layers"),
+    Key("num_attention_heads", "num_attention_heads"),
+    Key("num_key_value_heads", "num_key_value_heads", None),
+    Key("max_position_embeddings", "max_position_embeddings"),
     Key("hidden_act", "activation", "silu", {"silu": "silu", "gelu_pytorch_tanh": "gelu_tanh", **ACTIVATIONS}),
     Key("rms_norm_eps", "norm_eps", 1e-6),
-    Key("initializer_range", "init_std", 0.02),
+    Key("initializer_range", "initializer_range", 0.02),
     Key("attention_dropout", "attention_dropout", 0.0),
-    Key("tie_word_embeddings", "tie_head", False),
+    Key("tie_word_embeddings", "tie_word_embeddings", False),
 )
 IMPLIED = {
     "causal": True,
@@ -78,8 +78,10 @@ def _read(settings: Settings) -> dict[str, Any]:
 
 
 def _write(config: ModelConfig) -> dict[str, Any]:
-    if config.width % config.num_heads:  # LlamaConfig refuses it, with a head_dim too
-        raise ValueError(f"width {config.width} is no multiple of num_heads {config.num_heads}")
+    if config.hidden_size % config.num_attention_heads:  # LlamaConfig refuses it, with a head_dim too
+        raise ValueError(
+            f"width {config.hidden_size} is no multiple of num_attention_heads {config.num_attention_heads}"
+        )
     return {
         "head_dim": config.head_size,
         "attention_bias": config.has_bias("qkv"),

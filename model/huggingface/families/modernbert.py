@@ -22,11 +22,11 @@ BODY = (
 )
 KEYS = (
     Key("vocab_size", "vocab_size"),
-    Key("hidden_size", "width"),
-    Key("intermediate_size", "mlp_width"),
-    Key("num_hidden_layers", "num_layers"),
-    Key("num_attention_heads", "num_heads"),
-    Key("max_position_embeddings", "max_positions"),
+    Key("hidden_size", "hidden_size"),
+    Key("intermediate_size", "intermediate_size"),
+    Key("num_hidden_layers", "num_hidden_layers"),
+    Key("num_attention_heads", "num_attention_heads"),
+    Key("max_position_embeddings", "max_position_embeddings"),
     Key("hidden_activation", "activation", "gelu", ACTIVATIONS),
     Key("norm_eps", "norm_eps", 1e-5),
     Key("norm_bias", "norm_bias", False),
@@ -37,8 +37,8 @@ KEYS = (
     Key("decoder_bias", "head_bias", True),
     Key("attention_dropout", "attention_dropout", 0.0),
     Key("embedding_dropout", "dropout", 0.0),
-    Key("initializer_range", "init_std", 0.02),
-    Key("tie_word_embeddings", "tie_head", True),
+    Key("initializer_range", "initializer_range", 0.02),
+    Key("tie_word_embeddings", "tie_word_embeddings", True),
 )
 DENSE = Row("head.layer.dense", "head.dense")
 NORM = Row("head.layer.norm", "head.norm")
@@ -59,21 +59,21 @@ def _read(settings: Settings) -> dict[str, Any]:
         settings.refuse("rope_parameters", settings.get("rope_parameters"), "one scaling for both kinds of layers")
     return {
         "layer_pattern": pattern,
-        "window": settings.number("local_attention", 128) // 2 if "L" in pattern else None,
-        "rotary_base": base,
-        "rotary_local_base": local_base if "L" in pattern else None,
-        "rotary_scaling": scaling,
+        "sliding_window": settings.number("local_attention", 128) // 2 if "L" in pattern else None,
+        "rope_theta": base,
+        "local_rope_theta": local_base if "L" in pattern else None,
+        "rope_scaling": scaling,
     }
 
 
 def _write(config: ModelConfig) -> dict[str, Any]:
     types, scaling = written_types(config), written_scaling(config)
-    local_base = config.rotary_base if config.rotary_local_base is None else config.rotary_local_base
-    bases = {"full_attention": config.rotary_base, "sliding_attention": local_base}
+    local_base = config.rope_theta if config.local_rope_theta is None else config.local_rope_theta
+    bases = {"full_attention": config.rope_theta, "sliding_attention": local_base}
     values = {
         "layer_types": types,
         "rope_parameters": {kind: {"rope_theta": base, **scaling} for kind, base in bases.items()},
-        "global_rope_theta": config.rotary_base,
+        "global_rope_theta": config.rope_theta,
         "local_rope_theta": local_base,
         "classifier_activation": next(theirs for theirs, ours in ACTIVATIONS.items() if ours == config.activation),
         "mlp_dropout": config.dropout,
@@ -81,10 +81,10 @@ def _write(config: ModelConfig) -> dict[str, Any]:
         "cls_token_id": None,  # the defaults are ids of the released vocabulary
         "sep_token_id": None,
     }
-    if config.window is not None:
-        values["local_attention"] = 2 * config.window
-    for every in range(1, config.num_layers + 1):  # how transformers 4 says it
-        if types == [list(BASES)[bool(layer % every)] for layer in range(config.num_layers)]:
+    if config.sliding_window is not None:
+        values["local_attention"] = 2 * config.sliding_window
+    for every in range(1, config.num_hidden_layers + 1):  # how transformers 4 says it
+        if types == [list(BASES)[bool(layer % every)] for layer in range(config.num_hidden_layers)]:
             values["global_attn_every_n_layers"] = every
             break
     return values

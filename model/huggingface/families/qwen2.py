@@ -16,7 +16,7 @@ def _read(settings: Settings) -> dict[str, Any]:
 
 def _write(config: ModelConfig) -> dict[str, Any]:
     # The class has no such setting, but takes it where it is given.
-    head = {} if config.head_size * config.num_heads == config.width else {"head_dim": config.head_size}
+    head = {} if config.head_size * config.num_attention_heads == config.hidden_size else {"head_dim": config.head_size}
     return {**head, "use_cache": True, **written_sliding(config), **write_rope(config)}
 
 

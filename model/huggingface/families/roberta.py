@@ -24,13 +24,13 @@ def _read(settings: Settings) -> dict[str, Any]:
     positions = settings.number("max_position_embeddings") - offset
     if positions < 1:
         settings.problems.append(f"max_position_embeddings leaves no position behind pad_token_id {offset - 1}")
-    return {**bert.read(settings), "position_offset": offset, "max_positions": positions}
+    return {**bert.read(settings), "position_offset": offset, "max_position_embeddings": positions}
 
 
 def _write(config: ModelConfig) -> dict[str, Any]:
     return {
         "pad_token_id": config.position_offset - 1,
-        "max_position_embeddings": config.max_positions + config.position_offset,
+        "max_position_embeddings": config.max_position_embeddings + config.position_offset,
     }
 
 

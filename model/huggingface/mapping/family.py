@@ -135,7 +135,7 @@ class Family:
 
     def write_model(self, config: ModelConfig) -> dict[str, Any]:
         """The settings of a ModelConfig. Whether they mean the same is for `differences` to say."""
-        resolved = {**asdict(config), "num_kv_heads": config.kv_heads, "mlp_width": config.mlp_size}
+        resolved = {**asdict(config), "num_key_value_heads": config.kv_heads, "intermediate_size": config.mlp_size}
         resolved |= {f"{place}_bias": config.has_bias(place) for place in ("qkv", "output", "mlp", "norm")}
         values = {key.theirs: key.written(resolved[key.ours]) for key in self.keys}
         return {"model_type": self.model_type, **values, **self.fixed, **self.write(config)}
@@ -183,31 +183,35 @@ def default_labels(number: int) -> list[str]:
     return [f"LABEL_{i}" for i in range(number)]
 
 
-_TRAINING = {"dropout", "attention_dropout", "init_std", "residual_scaled_init"}
-_HEAD = {"tie_head", "head_transform", "head_bias", "logit_softcap", "pair_head"}
+_TRAINING = {"dropout", "attention_dropout", "initializer_range", "residual_scaled_init"}
+_HEAD = {"tie_word_embeddings", "head_transform", "head_bias", "final_logit_softcapping", "pair_head"}
 
 
 def computing_fields(config: ModelConfig, kind: str, task: TaskConfig | None) -> dict[str, Any]:
     """The fields of a configuration that decide what its model computes, with all defaults spelled out."""
     fields = {name: value for name, value in asdict(config).items() if name not in _TRAINING}
-    fields |= {"num_kv_heads": config.kv_heads, "head_dim": config.head_size, "mlp_width": config.mlp_size}
+    fields |= {
+        "num_key_value_heads": config.kv_heads,
+        "head_dim": config.head_size,
+        "intermediate_size": config.mlp_size,
+    }
     fields |= {f"{place}_bias": config.has_bias(place) for place in ("qkv", "output", "mlp", "norm")}
     fields["norm_bias"] = fields["norm_bias"] and config.norm == "layernorm"
-    local = [config.is_local(layer) for layer in range(config.num_layers)]
+    local = [config.is_local(layer) for layer in range(config.num_hidden_layers)]
     fields["layer_pattern"] = "".join("L" if each else "G" for each in local)
     if not any(local):
-        fields["window"] = None
+        fields["sliding_window"] = None
     if config.positions == "rotary":
         del fields["position_offset"]
-        base = config.rotary_local_base
-        fields["rotary_local_base"] = config.rotary_base if base is None or not any(local) else base
+        base = config.local_rope_theta
+        fields["local_rope_theta"] = config.rope_theta if base is None or not any(local) else base
         if all(local):
-            fields["rotary_base"] = fields["rotary_local_base"]
-        scaling = fields["rotary_scaling"]
+            fields["rope_theta"] = fields["local_rope_theta"]
+        scaling = fields["rope_scaling"]
         if scaling is not None:
-            fields["rotary_scaling"] = {n: v for n, v in scaling.items() if n in {"kind", *OF_A_KIND[scaling["kind"]]}}
+            fields["rope_scaling"] = {n: v for n, v in scaling.items() if n in {"kind", *OF_A_KIND[scaling["kind"]]}}
     else:
-        for name in ("rotary_base", "rotary_local_base", "rotary_scaling"):
+        for name in ("rope_theta", "local_rope_theta", "rope_scaling"):
             del fields[name]
     transform = task.layer == "transform" if task is not None else config.head_transform
     if not transform:

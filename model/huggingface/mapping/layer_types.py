@@ -28,19 +28,21 @@ def read_pattern(settings: Settings, otherwise: list[str]) -> str:
 
 
 def written_types(config: ModelConfig) -> list[str]:
-    return ["sliding_attention" if config.is_local(layer) else "full_attention" for layer in range(config.num_layers)]
+    return [
+        "sliding_attention" if config.is_local(layer) else "full_attention" for layer in range(config.num_hidden_layers)
+    ]
 
 
 def sliding_pattern(settings: Settings) -> dict[str, Any]:
-    """Pattern and window of Qwen. Their window counts the token itself, ours the neighbours only."""
+    """Pattern and window of Qwen."""
     layers = settings.number("num_hidden_layers")
-    width = settings.number("sliding_window", 4096) if settings.get("use_sliding_window", False) else None
+    window = settings.number("sliding_window", 4096) if settings.get("use_sliding_window", False) else None
     first = settings.number("max_window_layers", 28)
-    local = lambda layer: width is not None and layer >= first  # noqa: E731
+    local = lambda layer: window is not None and layer >= first  # noqa: E731
     pattern = read_pattern(settings, [list(NAMES)[local(layer)] for layer in range(layers)])
-    if "L" in pattern and width is None:
+    if "L" in pattern and window is None:
         settings.refuse("use_sliding_window", False, "true, as layer_types has sliding_attention")
-    return {"layer_pattern": pattern, "window": width - 1 if width is not None and "L" in pattern else None}
+    return {"layer_pattern": pattern, "sliding_window": window if "L" in pattern else None}
 
 
 def written_sliding(config: ModelConfig) -> dict[str, Any]:
@@ -48,7 +50,7 @@ def written_sliding(config: ModelConfig) -> dict[str, Any]:
     any_local = "sliding_attention" in types
     return {
         "use_sliding_window": any_local,
-        "sliding_window": config.window + 1 if any_local else None,
-        "max_window_layers": types.index("sliding_attention") if any_local else config.num_layers,
+        "sliding_window": config.sliding_window if any_local else None,
+        "max_window_layers": types.index("sliding_attention") if any_local else config.num_hidden_layers,
         "layer_types": types,
     }

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from ingot.model.config import ModelConfig, RotaryScaling
+from ingot.model.config import ModelConfig, RopeScaling
 from ingot.model.huggingface.mapping.settings import Settings
 
 ORIGINAL = "original_max_position_embeddings"
@@ -17,11 +17,11 @@ SCALINGS = {
         "factor": "factor",
         "low_freq_factor": "low_freq_factor",
         "high_freq_factor": "high_freq_factor",
-        ORIGINAL: "original_positions",
+        ORIGINAL: "original_max_position_embeddings",
     },
     "yarn": {
         "factor": "factor",
-        ORIGINAL: "original_positions",
+        ORIGINAL: "original_max_position_embeddings",
         "attention_factor": "attention_factor",
         "beta_fast": "beta_fast",
         "beta_slow": "beta_slow",
@@ -29,27 +29,28 @@ SCALINGS = {
     },
     "longrope": {
         "factor": "factor",
-        ORIGINAL: "original_positions",
+        ORIGINAL: "original_max_position_embeddings",
         "attention_factor": "attention_factor",
-        "short_factor": "short_factors",
-        "long_factor": "long_factors",
+        "short_factor": "short_factor",
+        "long_factor": "long_factor",
     },
 }
 """For each kind their keys and our fields."""
 OF_A_KIND = {
-    kind: {*keys.values(), *(["original_positions"] if kind != "linear" else [])} for kind, keys in SCALINGS.items()
+    kind: {*keys.values(), *(["original_max_position_embeddings"] if kind != "linear" else [])}
+    for kind, keys in SCALINGS.items()
 }
 """The fields of ours that matter for a kind."""
 
 
 def read_rope(settings: Settings, default_theta: float = 10000.0) -> dict[str, Any]:
-    """`rotary_base` and `rotary_scaling` of a model whose layers turn alike."""
+    """`rope_theta` and `rope_scaling` of a model whose layers turn alike."""
     parameters = _parameters(settings)
     if any(isinstance(value, Mapping) for value in parameters.values()):
         settings.refuse("rope_parameters", parameters, "one set for all layers")
         parameters = {}
     theta = parameters.get("rope_theta") or settings.get("rope_theta", default_theta)
-    return {"rotary_base": float(theta), "rotary_scaling": _scaling(settings, parameters)}
+    return {"rope_theta": float(theta), "rope_scaling": _scaling(settings, parameters)}
 
 
 def read_rope_of_kinds(settings: Settings, bases: Mapping[str, tuple[str, float]]) -> dict[str, tuple[float, Any]]:
@@ -69,20 +70,20 @@ def read_rope_of_kinds(settings: Settings, bases: Mapping[str, tuple[str, float]
 
 def written_scaling(config: ModelConfig) -> dict[str, Any]:
     """`rope_type` and the numbers that go with it."""
-    scaling = config.rotary_scaling
+    scaling = config.rope_scaling
     if scaling is None:
         return {"rope_type": "default"}
-    values = {theirs: getattr(scaling, ours) for theirs, ours in SCALINGS[scaling.kind].items()}
-    return {"rope_type": scaling.kind, **{key: value for key, value in values.items() if value is not None}}
+    values = {theirs: getattr(scaling, ours) for theirs, ours in SCALINGS[scaling.rope_type].items()}
+    return {"rope_type": scaling.rope_type, **{key: value for key, value in values.items() if value is not None}}
 
 
 def write_rope(config: ModelConfig) -> dict[str, Any]:
     """The keys of both generations of transformers."""
     scaling = written_scaling(config)
     return {
-        "rope_parameters": {"rope_theta": config.rotary_base, **scaling},
-        "rope_theta": config.rotary_base,
-        "rope_scaling": None if config.rotary_scaling is None else scaling,
+        "rope_parameters": {"rope_theta": config.rope_theta, **scaling},
+        "rope_theta": config.rope_theta,
+        "rope_scaling": None if config.rope_scaling is None else scaling,
     }
 
 
@@ -99,7 +100,7 @@ def _object(settings: Settings, key: str) -> Mapping[str, Any]:
     return found
 
 
-def _scaling(settings: Settings, parameters: Mapping[str, Any]) -> RotaryScaling | None:
+def _scaling(settings: Settings, parameters: Mapping[str, Any]) -> RopeScaling | None:
     partial = parameters.get("partial_rotary_factor", settings.get("partial_rotary_factor", 1.0))
     if partial != 1:
         settings.refuse("partial_rotary_factor", partial, "1.0: the whole head turns")
@@ -112,21 +113,35 @@ def _scaling(settings: Settings, parameters: Mapping[str, Any]) -> RotaryScaling
     values = {ours: parameters.get(theirs) for theirs, ours in SCALINGS[kind].items()}
     longest = settings.get("max_position_embeddings")
     if kind == "dynamic":  # transformers reads no other length for it
-        values["original_positions"] = longest
+        values["original_max_position_embeddings"] = longest
     elif kind != "linear":
-        values["original_positions"] = settings.get(ORIGINAL) or values["original_positions"] or longest
-    if values["factor"] is None and kind in ("yarn", "longrope") and longest and values["original_positions"]:
-        values["factor"] = longest / values["original_positions"]
+        values["original_max_position_embeddings"] = (
+            settings.get(ORIGINAL) or values["original_max_position_embeddings"] or longest
+        )
+    if (
+        values["factor"] is None
+        and kind in ("yarn", "longrope")
+        and longest
+        and values["original_max_position_embeddings"]
+    ):
+        values["factor"] = longest / values["original_max_position_embeddings"]
     if kind == "yarn" and values["attention_factor"] is None:
         values["attention_factor"] = _yarn_factor(values["factor"], parameters)
     missing = [theirs for theirs, ours in SCALINGS[kind].items() if values[ours] is None and ours in _NEEDED]
     if missing:
         settings.problems.append(f"rope scaling of type {kind!r} lacks {', '.join(missing)}")
         return None
-    return RotaryScaling(kind=kind, **{name: value for name, value in values.items() if value is not None})
+    return RopeScaling(rope_type=kind, **{name: value for name, value in values.items() if value is not None})
 
 
-_NEEDED = {"factor", "low_freq_factor", "high_freq_factor", "original_positions", "short_factors", "long_factors"}
+_NEEDED = {
+    "factor",
+    "low_freq_factor",
+    "high_freq_factor",
+    "original_max_position_embeddings",
+    "short_factor",
+    "long_factor",
+}
 
 
 def _yarn_factor(factor: float | None, parameters: Mapping[str, Any]) -> float | None:

@@ -176,7 +176,7 @@ def test_a_long_paragraph_is_read_in_windows_that_overlap(tokenizer, write):
         inside = "rome" in words(tokenizer, example.ids).split()
         assert (words(tokenizer, example.ids[start : end + 1]) == "rome") == inside
         assert inside or (start, end) == (0, 0)
-    with pytest.raises(ValueError, match=r"leaves 3 for the paragraph; task.stride is 8"):
+    with pytest.raises(ValueError, match=r"leaves 3 for the paragraph; task.doc_stride is 8"):
         read_task(path, TaskSettings("answers", [], max_length=8, stride=8), tokenizer)
 
 

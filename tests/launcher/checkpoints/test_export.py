@@ -76,7 +76,7 @@ def test_logits_and_ids_are_the_same_in_transformers(name, tokenizer, tmp_path):
     settings = json.loads((tmp_path / "out/config.json").read_text())
     assert (settings["bos_token_id"], settings["eos_token_id"], settings["pad_token_id"]) == (2, 3, 0)
     assert (theirs.bos_token_id, theirs.eos_token_id, theirs.pad_token_id, theirs.mask_token_id) == (2, 3, 0, 4)
-    assert ("token_type_ids" in theirs("a", "b")) == (model.config.token_types > 1)
+    assert ("token_type_ids" in theirs("a", "b")) == (model.config.type_vocab_size > 1)
     if model.config.causal:
         generation = transformers.GenerationConfig.from_pretrained(tmp_path / "out")
         assert (generation.bos_token_id, generation.eos_token_id, generation.pad_token_id) == (2, 3, 0)
@@ -124,7 +124,7 @@ def test_a_transformers_tokenizer_goes_along(tokenizer, tmp_path):
 
 def test_bad_input_is_one_message_and_leaves_nothing(tokenizer, tmp_path):
     run, _ = run_of(LLAMA, tokenizer, tmp_path / "run")
-    odd, _ = run_of(replace(LLAMA, logit_softcap=9.0), tokenizer, tmp_path / "odd")
+    odd, _ = run_of(replace(LLAMA, final_logit_softcapping=9.0), tokenizer, tmp_path / "odd")
     padded, _ = run_of(replace(ROBERTA, position_offset=2), tokenizer, tmp_path / "padded")
     full, out = tmp_path / "full", tmp_path / "out"
     full.mkdir()
@@ -133,7 +133,7 @@ def test_bad_input_is_one_message_and_leaves_nothing(tokenizer, tmp_path):
 
     assert "holds no checkpoint" in refusal("--checkpoint", tmp_path / "nowhere", "--output", out)
     assert "is not an empty folder; nothing was written" in refusal("--checkpoint", run, "--output", full)
-    assert "logit_softcap is 9.0 and would be None" in refusal("--checkpoint", odd, "--output", out)
+    assert "final_logit_softcapping is 9.0 and would be None" in refusal("--checkpoint", odd, "--output", out)
     assert "family gpt2 cannot hold this model" in refusal("--checkpoint", run, "--output", out, "--family", "gpt2")
     assert "family is 'opt'; known are" in refusal("--checkpoint", run, "--output", out, "--family", "opt")
     assert "the padding token is 0" in refusal("--checkpoint", padded, "--output", out)

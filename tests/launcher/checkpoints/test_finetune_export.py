@@ -55,9 +55,9 @@ def test_an_adapter_opens_in_peft_and_merges(family, method, bert, gpt2, tmp_pat
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
     base = {"bert": bert, "gpt2": gpt2}[family]
-    targets = ["--method.targets", "[query, value, output, down]"] if method != "ia3" else []
+    targets = ["--method.target_modules", "[query, value, output, down]"] if method != "ia3" else []
     if family == "gpt2" and method == "ia3":
-        targets = ["--method.targets", "[down]"]
+        targets = ["--method.target_modules", "[down]"]
     task = write_task("classification", tmp_path)
     run(base, tmp_path, task, "--run.steps", "5", "--method.kind", method, *targets)
     source = tmp_path / "runs/run"
@@ -81,7 +81,7 @@ def test_learned_tokens_open_in_peft(method, kind, gpt2, tmp_path):
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
     task = write_task(kind, tmp_path)
-    run(gpt2, tmp_path, task, "--run.steps", "5", "--method.kind", method, "--method.tokens", "3")
+    run(gpt2, tmp_path, task, "--run.steps", "5", "--method.kind", method, "--method.num_virtual_tokens", "3")
     source = tmp_path / "runs/run"
     export.main(["--checkpoint", str(source), "--output", str(tmp_path / "adapter"), "--adapter", "true"])
     if kind == "classification":
@@ -99,7 +99,7 @@ def test_learned_tokens_open_in_peft(method, kind, gpt2, tmp_path):
 )
 def test_learned_tokens_that_peft_does_not_know_are_refused(family, method, message, bert, gpt2, tmp_path):
     base = {"bert": bert, "gpt2": gpt2}[family]
-    learned = ["--method.kind", method, "--method.tokens", "3"]
+    learned = ["--method.kind", method, "--method.num_virtual_tokens", "3"]
     run(base, tmp_path, write_task("classification", tmp_path), "--run.steps", "2", *learned)
     options = ["--checkpoint", str(tmp_path / "runs/run"), "--output", str(tmp_path / "adapter"), "--adapter", "true"]
     with pytest.raises(BadInput, match=message):

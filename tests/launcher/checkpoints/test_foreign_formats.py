@@ -15,7 +15,13 @@ from ingot.parallel import mesh as meshes
 from ingot.parallel.checkpoint import read_manifest, read_tensor
 from tests.ranks import run_ranks
 
-MODEL = {"vocab_size": 101, "num_layers": 2, "num_heads": 2, "width": 32, "max_positions": 16}
+MODEL = {
+    "vocab_size": 101,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "hidden_size": 32,
+    "max_position_embeddings": 16,
+}
 
 
 def save_with_deepspeed(folder: Path, stage: int) -> dict[str, torch.Tensor]:

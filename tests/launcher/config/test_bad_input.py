@@ -37,7 +37,7 @@ def refusal(capsys, arguments: list, main=pretrain.main) -> str:
         (["--data.objective", "mlm"], r"data.objective mlm needs model.causal false"),
         (["--data.train", "[]"], r"data.train names no corpus"),
         (["--run.steps", "0", "--optimizer.learning_rate", "-1"], r"run.steps is 0.*optimizer.learning_rate is -1"),
-        (["--model.num_heads", "3"], r"width.*32.*num_heads.*3|num_heads.*3.*width.*32"),
+        (["--model.num_attention_heads", "3"], r"width.*32.*num_attention_heads.*3|num_attention_heads.*3.*width.*32"),
         (["--model.vocab_size", "500"], r"tokenizer .* has 512 ids, and model.vocab_size is 500"),
         (["--run.resume", "nowhere"], r"nowhere holds no checkpoint"),
         (["--data.train", "[{path: /nowhere}]"], r"/nowhere"),
@@ -101,7 +101,7 @@ def test_checkpoints_of_another_model_or_other_data(corpus, config, tmp_path):
     common = ["--config", config, "--parallel.engine", "fsdp", "--run.steps"]
     launch("python", *common, 2)
     before = (tmp_path / "runs/tiny/config.yaml").read_text()
-    result = launch("python", *common, 4, "--model.width", 48, code=2)
+    result = launch("python", *common, 4, "--model.hidden_size", 48, code=2)
     assert_matches(
         r"made by another model: .*\[32, 32\] there and \[48, 48\] here.*width was 32 and is 48", result.stderr
     )

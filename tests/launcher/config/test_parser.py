@@ -62,7 +62,9 @@ def test_help_names_every_option_with_meaning_and_default(script, config):
 
 
 def test_a_printed_configuration_is_read_back_the_same(tmp_path):
-    first = parse(TrainConfig, ["--run.steps", "5", "--optimizer.betas", "[0.8, 0.9]", "--model.num_kv_heads", "2"], "")
+    first = parse(
+        TrainConfig, ["--run.steps", "5", "--optimizer.betas", "[0.8, 0.9]", "--model.num_key_value_heads", "2"], ""
+    )
     path = tmp_path / "config.yaml"
     path.write_text(to_yaml(first))
     assert parse(TrainConfig, ["--config", str(path)], "") == first

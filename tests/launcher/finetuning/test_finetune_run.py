@@ -46,7 +46,16 @@ def test_a_word_is_known_by_the_sentence_before_it(context, bert, tmp_path, caps
     lines = [f"-DOCSTART- O\n\n{word} O\n\ncarl B-{word.upper()}\n" for word in ("good", "bad")]
     (tmp_path / "train.conll").write_text("\n".join(lines * 60))
     path = str(tmp_path / "train.conll")
-    task = ["--task.kind", "tagging", "--task.train", path, "--task.validation", path, "--task.context", context]
+    task = [
+        "--task.kind",
+        "tagging",
+        "--task.train",
+        path,
+        "--task.validation",
+        path,
+        "--task.document_context",
+        context,
+    ]
     found = last_scores(run(bert, tmp_path, task, "--task.epochs", 4))
     assert found["f1"] == 1 if context else found["f1"] <= 0.5
     capsys.readouterr()
@@ -59,26 +68,26 @@ METHODS = {
     "layer decay": ["--method.layer_decay", "0.7"],
     "unfreezing": ["--method.unfreeze_steps", "5"],
     "head": ["--method.kind", "head", "--optimizer.learning_rate", "3e-2"],
-    "lora": ["--method.kind", "lora", "--method.targets", "[query, key, value, output, up, down]"],
+    "lora": ["--method.kind", "lora", "--method.target_modules", "[query, key, value, output, up, down]"],
     "adalora": [
         "--method.kind",
         "adalora",
-        "--method.rank",
+        "--method.r",
         "2",
-        "--method.first_rank",
+        "--method.init_r",
         "4",
         "--optimizer.learning_rate",
         "3e-2",
     ],
     "ia3": ["--method.kind", "ia3", "--optimizer.learning_rate", "3e-2"],
     "adapters": ["--method.kind", "adapters"],
-    "prompt": ["--method.kind", "prompt", "--method.tokens", "5", "--optimizer.learning_rate", "3e-2"],
-    "p-tuning": ["--method.kind", "p_tuning", "--method.tokens", "5", "--optimizer.learning_rate", "1e-2"],
-    "prefix": ["--method.kind", "prefix", "--method.tokens", "5", "--optimizer.learning_rate", "3e-2"],
+    "prompt": ["--method.kind", "prompt", "--method.num_virtual_tokens", "5", "--optimizer.learning_rate", "3e-2"],
+    "p-tuning": ["--method.kind", "p_tuning", "--method.num_virtual_tokens", "5", "--optimizer.learning_rate", "1e-2"],
+    "prefix": ["--method.kind", "prefix", "--method.num_virtual_tokens", "5", "--optimizer.learning_rate", "3e-2"],
     "fgm": ["--method.adversarial", "fgm", "--method.adversarial_norm", "0.1"],
     "freelb": ["--method.adversarial", "freelb", "--method.adversarial_norm", "0.1"],
     "r-drop": ["--method.r_drop", "1.0", "--task.dropout", "0.1"],
-    "label smoothing": ["--optimizer.label_smoothing", "0.1"],
+    "label smoothing": ["--loss.label_smoothing", "0.1"],
 }
 
 
@@ -116,7 +125,7 @@ def test_a_step_learns_what_transformers_learns_from_the_same_padded_batch(bert,
     from ingot.data.tokenizers.tokenizer import load_tokenizer
 
     task = write_task("classification", tmp_path, 120)
-    options = ["--optimizer.clip_norm", "1.0", "--optimizer.weight_decay", "0.01", "--run.steps", "12"]
+    options = ["--optimizer.max_grad_norm", "1.0", "--optimizer.weight_decay", "0.01", "--run.steps", "12"]
     ours = losses(run(bert, tmp_path, task, *options, "--optimizer.learning_rate", "1e-3"))
     data = read_task(task[3], TaskSettings("classification", ["text"], "target"), load_tokenizer(bert))
     reader = TaskReader(data.examples, global_size=16, micro_tokens=256, labels="targets", seed=1234)
@@ -193,7 +202,7 @@ def test_a_layout_trains_the_same_and_one_process_goes_on(method, launcher, layo
     options = [*METHODS[method], "--run.steps", "8", "--run.eval_every", "8", "--run.save_every", "4"]
     alone = run(bert, tmp_path / "alone", task, *options)
     folder = tmp_path / "together"
-    given = ["--init.path", bert, "--run.dir", folder / "runs", *BASE, *task, *options, *layout]
+    given = ["--init.model", bert, "--run.dir", folder / "runs", *BASE, *task, *options, *layout]
     launch(launcher, *given, script="finetune")
     found = lines(folder)
     assert losses(found) == pytest.approx(losses(alone), rel=1e-4)
@@ -222,7 +231,7 @@ def test_an_own_checkpoint_is_a_start(corpus, tmp_path):
 
 def test_patience_ends_a_run_and_the_best_stays(bert, tmp_path):
     task = write_task("classification", tmp_path)
-    options = ["--run.steps", "60", "--run.eval_every", "2", "--task.patience", "3"]
+    options = ["--run.steps", "60", "--run.eval_every", "2", "--task.early_stopping_patience", "3"]
     records = run(bert, tmp_path, task, *options, "--optimizer.learning_rate", "1e-9")
     scores = [record for record in records if record["kind"] == "eval"]
     assert [record["step"] for record in scores] == [2, 4, 6, 8]
@@ -232,7 +241,7 @@ def test_patience_ends_a_run_and_the_best_stays(bert, tmp_path):
 
 def test_several_seeds_give_mean_and_deviation(bert, tmp_path, capsys):
     task = write_task("classification", tmp_path)
-    given = ["--init.path", bert, "--run.dir", tmp_path / "runs", *BASE, *task]
+    given = ["--init.model", bert, "--run.dir", tmp_path / "runs", *BASE, *task]
     finetune.main([str(part) for part in [*given, "--run.steps", "3", "--task.seeds", "[1, 2, 3]"]])
     together = json.loads((tmp_path / "runs/run-seeds.json").read_text())
     values = [json.loads((tmp_path / f"runs/run-seed{seed}/best.json").read_text())["loss"] for seed in (1, 2, 3)]
@@ -243,24 +252,30 @@ def test_several_seeds_give_mean_and_deviation(bert, tmp_path, capsys):
 
 BAD_INPUTS = {
     "an unknown label": (["--task.labels", "[positive, neutral]"], "label 'negative' is none of 'positive', 'neutral'"),
-    "a missing column": (["--task.texts", "[sentence]"], "no column 'sentence'; there are: 'text', 'target'"),
+    "a missing column": (["--task.text_columns", "[sentence]"], "no column 'sentence'; there are: 'text', 'target'"),
     "a column that is empty": (None, "line 2: 'text' is empty"),
-    "too long, refused": (["--task.long", "refuse", "--task.max_length", "6"], "raise task.max_length"),
+    "too long, refused": (["--task.overlong", "refuse", "--task.max_length", "6"], "raise task.max_length"),
     "longer than the model": (["--task.max_length", "100"], "the model's 64 positions"),
     "longer than a row": (["--batch.micro_tokens", "5"], "batch.micro_tokens is 5"),
-    "no such score": (["--task.score", "bleu"], "task.score bleu is none of classification: accuracy, loss"),
+    "no such score": (
+        ["--task.best_metric", "bleu"],
+        "task.best_metric bleu is none of classification: accuracy, loss",
+    ),
     "an end before its beginning": (
         ["--method.sparsity_begin", "10", "--method.sparsity_end", "2"],
         "method.sparsity_begin is 10; it must be below method.sparsity_end 2",
     ),
     "a seed twice": (["--task.seeds", "[1, 1]"], r"task.seeds \[1, 1\] has one twice"),
     "a model that reads backwards too": (
-        ["--task.kind", "generation", "--task.texts", "[text, target]"],
+        ["--task.kind", "generation", "--task.text_columns", "[text, target]"],
         "left to right",
     ),
-    "no such target": (["--method.kind", "lora", "--method.targets", "[gate]"], "method.targets has gate"),
-    "a template without its slot": (["--task.kind", "generation", "--task.prompt", "x"], "slot {input}"),
-    "no start": (["--init.path", "/nowhere/at/all"], "/nowhere/at/all does not exist"),
+    "no such target": (
+        ["--method.kind", "lora", "--method.target_modules", "[gate]"],
+        "method.target_modules has gate",
+    ),
+    "a template without its slot": (["--task.kind", "generation", "--task.template", "x"], "slot {input}"),
+    "no start": (["--init.model", "/nowhere/at/all"], "/nowhere/at/all does not exist"),
 }
 
 

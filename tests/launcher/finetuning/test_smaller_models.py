@@ -63,7 +63,7 @@ def test_pruning_reaches_its_share_and_resumes_alike(bert, tmp_path):
 
 def test_adalora_ends_with_its_budget_of_ranks_and_resumes_alike(bert, tmp_path):
     task = write_task("classification", tmp_path, 240)
-    options = ["--method.kind", "adalora", "--method.rank", "2", "--method.first_rank", "6", "--run.steps", "60"]
+    options = ["--method.kind", "adalora", "--method.r", "2", "--method.init_r", "6", "--run.steps", "60"]
     options += ["--run.save_every", "30", "--method.sparsity_every", "10"]
     records = run(bert, tmp_path, task, *options)
     model = open_finetuned(str(tmp_path / "runs/run"), CPU).model

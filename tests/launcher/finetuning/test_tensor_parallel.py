@@ -31,7 +31,7 @@ def options_of(name: str) -> list[str]:
 def train_all(folder: Path, starts: dict[str, Path], tasks: dict[str, list[str]], ports: list[int], engine: str):
     for (name, start), port in zip(starts.items(), ports, strict=True):
         os.environ["MASTER_PORT"] = str(port)
-        given = ["--init.path", start, "--run.dir", folder / name / "runs", *BASE, *tasks[name], *options_of(name)]
+        given = ["--init.model", start, "--run.dir", folder / name / "runs", *BASE, *tasks[name], *options_of(name)]
         assert finetune.main([str(part) for part in [*given, *ENGINES[engine], "--parallel.tensor", 2]]) == 0
 
 

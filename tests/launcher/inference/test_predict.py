@@ -44,7 +44,7 @@ def unlabelled(path: Path, kind: str) -> Path:
 def test_labels_are_not_needed(kind, bert, gpt2, tmp_path, capsys):
     task = write_task(kind, tmp_path)
     if kind == "answers":
-        task += ["--task.texts", "[question, context]"]
+        task += ["--task.text_columns", "[question, context]"]
     run(gpt2 if kind == "generation" else bert, tmp_path, task, "--run.steps", 2)
     given = ["--checkpoint", str(tmp_path / "runs/run")]
     predict.main([*given, "--input", task[5], "--output", str(tmp_path / "with.jsonl")])

@@ -24,7 +24,7 @@ def test_a_start_without_weights_takes_the_shape_alone(start, request, tmp_path)
     found = {}
     for name, path in (("first", first), ("other", other)):
         for has in ("true", "false"):
-            records = run(path, tmp_path / name / has, task, "--run.steps", 3, "--init.weights", has)
+            records = run(path, tmp_path / name / has, task, "--run.steps", 3, "--init.pretrained", has)
             found[name, has] = losses(records)
     assert found["first", "false"] == found["other", "false"]
     assert found["first", "true"] != found["other", "true"]
@@ -36,7 +36,7 @@ def test_what_was_trained_on_first_values_is_opened_on_them_again(bert, tmp_path
     task, found = write_task("classification", tmp_path), {}
     for method in ("head", "full"):
         fixed = ["--run.steps", 1, "--run.seed", 3, "--optimizer.learning_rate", 1e-20, "--method.kind", method]
-        run(bert, tmp_path / method, task, "--init.weights", "false", *fixed)
+        run(bert, tmp_path / method, task, "--init.pretrained", "false", *fixed)
         found[method] = dict(open_finetuned(str(tmp_path / method / "runs/run"), CPU).model.named_parameters())
     for name, value in found["full"].items():
         assert torch.equal(found["head"][name], value), name
@@ -48,7 +48,7 @@ def test_a_start_keeps_the_layers_that_it_is_told(method, bert, tmp_path):
     from transformers import AutoModelForSequenceClassification, BertModel
 
     task = write_task("classification", tmp_path)
-    kept = ["--init.layers", "[1]", "--run.steps", 1, "--optimizer.learning_rate", 1e-20, "--method.kind", method]
+    kept = ["--init.keep_layers", "[1]", "--run.steps", 1, "--optimizer.learning_rate", 1e-20, "--method.kind", method]
     run(bert, tmp_path, task, *kept)
     found = open_finetuned(str(tmp_path / "runs/run"), CPU)
     theirs = BertModel.from_pretrained(bert).eval()
@@ -67,5 +67,5 @@ def test_a_start_keeps_the_layers_that_it_is_told(method, bert, tmp_path):
 
 def test_layers_that_are_not_there_are_refused(bert, tmp_path):
     with pytest.raises(BadInput, match=r"layers \[0, 2\] are no rising numbers from 0 to 1"):
-        run(bert, tmp_path, write_task("classification", tmp_path), "--init.layers", "[0, 2]")
+        run(bert, tmp_path, write_task("classification", tmp_path), "--init.keep_layers", "[0, 2]")
     assert not (tmp_path / "runs").exists()

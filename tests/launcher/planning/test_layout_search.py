@@ -15,16 +15,16 @@ MEASURED = [
     ("gpt2", Layout("zero-1", 1, 2, "bf16"), {}),
     ("llama", Layout("zero-2", 1, 1, "bf16"), {}),
     ("bert", Layout("zero-3", 1, 1, "bf16"), {}),
-    ("gpt2", Layout("zero-1", 2, 1, "bf16"), {"recompute": "selective"}),
-    ("llama", Layout("zero-1", 2, 1, "bf16"), {"recompute": "full"}),
+    ("gpt2", Layout("zero-1", 2, 1, "bf16"), {"activation_checkpointing": "selective"}),
+    ("llama", Layout("zero-1", 2, 1, "bf16"), {"activation_checkpointing": "full"}),
 ]
 LARGE = """
-model: {num_layers: 80, width: 8192, num_heads: 64, num_kv_heads: 8, mlp_width: 28672, vocab_size: 128256,
-  max_positions: 8192, norm: rmsnorm, gated_mlp: true, activation: silu, positions: rotary, bias: false,
-  tie_head: false}
+model: {num_hidden_layers: 80, hidden_size: 8192, num_attention_heads: 64, num_key_value_heads: 8, intermediate_size: 28672, vocab_size: 128256,
+  max_position_embeddings: 8192, norm: rmsnorm, gated_mlp: true, activation: silu, positions: rotary, bias: false,
+  tie_word_embeddings: false}
 data: {sequence_length: 8192, train: [{path: corpus}]}
 batch: {global_size: 1024, micro_size: 1}
-parallel: {engine: fsdp, tensor: 8, recompute: selective}
+parallel: {engine: fsdp, tensor: 8, activation_checkpointing: selective}
 """
 
 
@@ -51,7 +51,7 @@ def command(tmp_path, script: str, *arguments: str) -> subprocess.CompletedProce
 
 
 def test_a_dry_run_builds_for_more_ranks_than_there_are(tmp_path):
-    dry = ["--run.dry", "true", "--run.dry_ranks", "1024", "--run.device_memory_gb"]
+    dry = ["--run.dry_run", "true", "--run.dry_run_ranks", "1024", "--run.device_memory_gb"]
     result = command(tmp_path, "pretrain", *dry, "80")
     assert result.returncode == 0, result.stderr
     assert "data_replicate 1 x data_shard 128 x tensor 8" in result.stdout
@@ -64,7 +64,7 @@ def test_a_dry_run_builds_for_more_ranks_than_there_are(tmp_path):
 
 
 def test_a_dry_run_refuses_what_a_run_would_refuse(tmp_path):
-    result = command(tmp_path, "pretrain", "--run.dry", "true", "--run.dry_ranks", "1001")
+    result = command(tmp_path, "pretrain", "--run.dry_run", "true", "--run.dry_run_ranks", "1001")
     assert result.returncode == 2
     assert "parallel.tensor 8 does not divide the 1001 processes" in result.stderr
 

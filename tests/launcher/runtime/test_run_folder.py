@@ -36,7 +36,7 @@ def test_weights_of_another_run_with_all_else_anew(corpus, tmp_path):
     config = write_config(tmp_path, corpus)
     common = ["--config", config, "--parallel.engine", "fsdp", "--parallel.precision", "fp32"]
     launch("python", *common)
-    other = ["--run.name", "other", "--run.steps", 2, "--run.weights_from", tmp_path / "runs/tiny"]
+    other = ["--run.name", "other", "--run.steps", 2, "--run.init_from", tmp_path / "runs/tiny"]
     launch("python", *common, *other, "--run.seed", 8)
     before, after = records(tmp_path / "runs/tiny"), records(tmp_path / "runs/other")
     assert after[0]["samples"] == before[0]["samples"]
@@ -50,6 +50,6 @@ def test_weights_of_another_run_with_all_else_anew(corpus, tmp_path):
 def test_weights_of_another_model_are_refused(corpus, tmp_path):
     config = write_config(tmp_path, corpus)
     launch("python", "--config", config, "--run.steps", 1)
-    wide = ["--run.name", "wide", "--model.width", 64, "--run.weights_from", tmp_path / "runs/tiny"]
+    wide = ["--run.name", "wide", "--model.hidden_size", 64, "--run.init_from", tmp_path / "runs/tiny"]
     result = launch("python", "--config", config, *wide, code=2)
     assert "was made by another model" in result.stderr

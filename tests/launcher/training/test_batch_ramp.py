@@ -27,7 +27,7 @@ def test_a_ramp_trains_the_same_in_another_layout_and_after_a_stop(corpus, tmp_p
         config,
         "--parallel.precision",
         "fp32",
-        "--optimizer.schedule_steps",
+        "--optimizer.lr_decay_steps",
         7,
         "--batch.micro_size",
         1,

@@ -16,7 +16,16 @@ def teacher(corpus, tmp_path_factory) -> Path:
     """Twice as wide as the student, and trained."""
     folder = tmp_path_factory.mktemp("teacher")
     config = write_config(folder, corpus)
-    options = ["--parallel.engine", "fsdp", "--model.width", 64, "--run.steps", 60, "--optimizer.schedule_steps", 60]
+    options = [
+        "--parallel.engine",
+        "fsdp",
+        "--model.hidden_size",
+        64,
+        "--run.steps",
+        60,
+        "--optimizer.lr_decay_steps",
+        60,
+    ]
     launch("python", "--config", config, *OPTIONS[:4], *options)
     return folder / "runs/tiny"
 

@@ -99,7 +99,7 @@ def test_bert_trains_under_the_same_commands_with_the_same_masks(reference, corp
 
 def test_sentence_pairs_add_their_mean_loss_to_that_of_the_masks(reference, corpus, tmp_path):
     config = write_config(tmp_path, corpus, objective="mlm")
-    pairs = ["--data.pairs", "nsp", "--model.pair_head", "true", "--model.token_types", "2"]
+    pairs = ["--data.sentence_pairs", "nsp", "--model.pair_head", "true", "--model.type_vocab_size", "2"]
     fp32 = ["--parallel.engine", "fsdp", "--parallel.precision", "fp32", "--run.steps", "2"]
     launch("python", "--config", config, *fp32, *pairs)
     plain = losses(reference("fp32", "mlm"))[0]
@@ -109,8 +109,8 @@ def test_sentence_pairs_add_their_mean_loss_to_that_of_the_masks(reference, corp
 @pytest.mark.slow
 def test_what_is_added_to_the_loss_is_the_same_under_zero_3(reference, corpus, tmp_path):
     """Of the training loss alone: an evaluation is of the cross-entropy."""
-    extra = ["--run.steps", 3, "--parallel.precision", "fp32", "--optimizer.schedule_steps", 20]
-    extra += ["--optimizer.z_loss", 0.01, "--optimizer.label_smoothing", 0.1]
+    extra = ["--run.steps", 3, "--parallel.precision", "fp32", "--optimizer.lr_decay_steps", 20]
+    extra += ["--loss.z_loss", 0.01, "--loss.label_smoothing", 0.1]
     runs = {}
     for launcher, engine in (("python", "fsdp"), ("deepspeed 2", "zero")):
         config = write_config(tmp_path / engine, corpus)

@@ -104,7 +104,7 @@ def test_the_operators_keep_their_contracts():
 
 def test_a_block_compiles_whole():
     torch._dynamo.reset()
-    block = Block(ModelConfig(num_heads=4, num_kv_heads=2, width=32), 0)
+    block = Block(ModelConfig(num_attention_heads=4, num_key_value_heads=2, hidden_size=32), 0)
     compiled = torch.compile(block, fullgraph=True, backend="aot_eager")
     for case in ("plain", "packed"):
         x = torch.randn(BATCH, LENGTH, 32, generator=torch.Generator().manual_seed(2)).requires_grad_()

@@ -110,7 +110,9 @@ def test_the_host_never_waits(case, dtype):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("case", ["packed", "window and packed"])
 def test_a_block_compiles_whole(case, dtype):
-    config = ModelConfig(num_heads=4, num_kv_heads=2, width=256, layer_pattern="L", window=5)
+    config = ModelConfig(
+        num_attention_heads=4, num_key_value_heads=2, hidden_size=256, layer_pattern="L", sliding_window=6
+    )
     block = Block(config, 0).to("cuda", dtype)
     x = torch.randn(BATCH, LENGTH, 256, device="cuda", dtype=dtype, requires_grad=True)
     layout = layout_of(case, True, dtype)

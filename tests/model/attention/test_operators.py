@@ -133,7 +133,14 @@ def test_windows_of_all_widths_and_ends():
 @pytest.mark.parametrize("window", [None, 5])
 def test_a_block_compiles_whole(causal, window, backend):
     torch._dynamo.reset()
-    config = ModelConfig(num_heads=4, num_kv_heads=2, width=32, causal=causal, layer_pattern="L", window=window or 1)
+    config = ModelConfig(
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        hidden_size=32,
+        causal=causal,
+        layer_pattern="L",
+        sliding_window=(window or 1) + causal,
+    )
     block = Block(config, 0)
     compiled = torch.compile(block, fullgraph=True, backend=backend)
     for lengths in ((30, 66, 20, 76), (1, 95, 96), (30, 30, 36, 50, 46)):  # new boundaries, other numbers of documents

@@ -17,19 +17,21 @@ from ingot.model.costs.flops import (
 )
 from ingot.model.finetuning.task_model import TaskConfig, TaskModel
 
-GPT2_124M = ModelConfig(vocab_size=50257, num_layers=12, num_heads=12, width=768, max_positions=1024)
-GPT2_XL = replace(GPT2_124M, num_layers=48, num_heads=25, width=1600)
+GPT2_124M = ModelConfig(
+    vocab_size=50257, num_hidden_layers=12, num_attention_heads=12, hidden_size=768, max_position_embeddings=1024
+)
+GPT2_XL = replace(GPT2_124M, num_hidden_layers=48, num_attention_heads=25, hidden_size=1600)
 BERT_BASE = ModelConfig(
     vocab_size=30522,
-    num_layers=12,
-    num_heads=12,
-    width=768,
-    max_positions=512,
+    num_hidden_layers=12,
+    num_attention_heads=12,
+    hidden_size=768,
+    max_position_embeddings=512,
     causal=False,
     norm_placement="post",
     norm_eps=1e-12,
     activation="gelu",
-    token_types=2,
+    type_vocab_size=2,
     embedding_norm=True,
     head_transform=True,
     head_bias=True,
@@ -37,56 +39,58 @@ BERT_BASE = ModelConfig(
     attention_dropout=0.1,
     residual_scaled_init=False,
 )
-BERT_LARGE = replace(BERT_BASE, num_layers=24, num_heads=16, width=1024)
+BERT_LARGE = replace(BERT_BASE, num_hidden_layers=24, num_attention_heads=16, hidden_size=1024)
 LLAMA_2_7B = ModelConfig(
     vocab_size=32000,
-    num_layers=32,
-    num_heads=32,
-    width=4096,
-    mlp_width=11008,
-    max_positions=4096,
+    num_hidden_layers=32,
+    num_attention_heads=32,
+    hidden_size=4096,
+    intermediate_size=11008,
+    max_position_embeddings=4096,
     positions="rotary",
     norm="rmsnorm",
     activation="silu",
     gated_mlp=True,
     bias=False,
-    tie_head=False,
+    tie_word_embeddings=False,
 )
-LLAMA_3_8B = replace(LLAMA_2_7B, vocab_size=128256, num_kv_heads=8, mlp_width=14336, max_positions=8192)
+LLAMA_3_8B = replace(
+    LLAMA_2_7B, vocab_size=128256, num_key_value_heads=8, intermediate_size=14336, max_position_embeddings=8192
+)
 QWEN2_05B = replace(
     LLAMA_2_7B,
     vocab_size=151936,
-    num_layers=24,
-    num_heads=14,
-    num_kv_heads=2,
-    width=896,
-    mlp_width=4864,
+    num_hidden_layers=24,
+    num_attention_heads=14,
+    num_key_value_heads=2,
+    hidden_size=896,
+    intermediate_size=4864,
     qkv_bias=True,
-    tie_head=True,
+    tie_word_embeddings=True,
 )
 QWEN3_06B = replace(
     LLAMA_2_7B,
     vocab_size=151936,
-    num_layers=28,
-    num_heads=16,
-    num_kv_heads=8,
+    num_hidden_layers=28,
+    num_attention_heads=16,
+    num_key_value_heads=8,
     head_dim=128,
-    width=1024,
-    mlp_width=3072,
+    hidden_size=1024,
+    intermediate_size=3072,
     qk_norm=True,
-    tie_head=True,
+    tie_word_embeddings=True,
 )
 MODERNBERT_BASE = ModelConfig(
     vocab_size=50368,
-    num_layers=22,
-    num_heads=12,
-    width=768,
-    mlp_width=1152,
-    max_positions=8192,
+    num_hidden_layers=22,
+    num_attention_heads=12,
+    hidden_size=768,
+    intermediate_size=1152,
+    max_position_embeddings=8192,
     causal=False,
     positions="rotary",
     layer_pattern="GLL",
-    window=64,
+    sliding_window=64,
     activation="gelu",
     gated_mlp=True,
     bias=False,
@@ -95,7 +99,9 @@ MODERNBERT_BASE = ModelConfig(
     head_transform=True,
     head_bias=True,
 )
-MODERNBERT_LARGE = replace(MODERNBERT_BASE, num_layers=28, num_heads=16, width=1024, mlp_width=2624)
+MODERNBERT_LARGE = replace(
+    MODERNBERT_BASE, num_hidden_layers=28, num_attention_heads=16, hidden_size=1024, intermediate_size=2624
+)
 
 # Sizes under which they were published, and what `transformers` needs to build the same.
 RELEASED = {
@@ -173,7 +179,7 @@ def test_flops_follow_the_formula():
     blocks = 12 * (12 * 768**2 + 13 * 768) + 2 * 768  # matrices 12 D^2; biases and norms 13 D; the final norm
     assert num_computing_parameters(GPT2_124M) == blocks + 50257 * 768
     assert flops_per_token(GPT2_124M, 1024) == 6 * (blocks + 50257 * 768) + 12 * 12 * 768 * 1024
-    untied = replace(GPT2_124M, tie_head=False)
+    untied = replace(GPT2_124M, tie_word_embeddings=False)
     assert num_computing_parameters(untied) == num_computing_parameters(GPT2_124M)
     assert num_parameters(untied) == num_parameters(GPT2_124M) + 50257 * 768
 
@@ -188,7 +194,7 @@ def test_flops_of_shared_keys_and_gated_mlps_follow_from_their_matrices():
 def test_local_layers_cost_their_window():
     assert [attended_keys(MODERNBERT_BASE, layer, 1024) for layer in range(4)] == [1024, 129, 129, 1024]
     assert [attended_keys(MODERNBERT_BASE, layer, 100) for layer in range(2)] == [100, 100]
-    causal = replace(LLAMA_2_7B, layer_pattern="LG", window=512)
+    causal = replace(LLAMA_2_7B, layer_pattern="LG", sliding_window=513)
     assert [attended_keys(causal, layer, 4096) for layer in range(2)] == [513, 4096]
     saved = flops_per_token(LLAMA_2_7B, 4096) - flops_per_token(causal, 4096)
     assert saved == 12 * 4096 * 16 * (4096 - 513)
@@ -207,7 +213,7 @@ def test_counted_products_agree(build, tokens, monkeypatch):
         return (q_BTHE.transpose(1, 2) @ k_BHSE.mT @ v_BHSE).transpose(1, 2)
 
     monkeypatch.setattr("ingot.model.transformer.attention", attention)
-    model = build("modern", tie_head=False, head_dim=16)
+    model = build("modern", tie_word_embeddings=False, head_dim=16)
     with FlopCounterMode(display=False) as counter:
         model(tokens(2, 48))
     vectors = sum(p.numel() for p in model.parameters() if p.ndim == 1)  # norms, which are no matrix products
@@ -282,5 +288,5 @@ def test_the_summary_has_a_table_of_the_parts():
     assert sum(counts.values()) == 494_032_768
     assert counts["mlp"] == 24 * 3 * 896 * 4864
     assert counts["norms"] == 49 * 896
-    untied = summary(replace(QWEN2_05B, tie_head=False))
+    untied = summary(replace(QWEN2_05B, tie_word_embeddings=False))
     assert "head           136,134,656" in untied

@@ -8,21 +8,27 @@ from ingot.model.costs.memory import held_shapes, kept_activations, kept_by_bloc
 from ingot.model.initialization import initialise
 from ingot.model.transformer import LanguageModel
 
-COMMON = {"num_layers": 3, "width": 128, "num_heads": 4, "vocab_size": 500, "max_positions": 128}
+COMMON = {
+    "num_hidden_layers": 3,
+    "hidden_size": 128,
+    "num_attention_heads": 4,
+    "vocab_size": 500,
+    "max_position_embeddings": 128,
+}
 LLAMA = {
-    "num_kv_heads": 2,
-    "mlp_width": 256,
+    "num_key_value_heads": 2,
+    "intermediate_size": 256,
     "positions": "rotary",
     "norm": "rmsnorm",
     "activation": "silu",
     "gated_mlp": True,
     "bias": False,
-    "tie_head": False,
+    "tie_word_embeddings": False,
 }
 BERT = {
     "causal": False,
     "norm_placement": "post",
-    "token_types": 2,
+    "type_vocab_size": 2,
     "embedding_norm": True,
     "head_transform": True,
     "head_bias": True,
@@ -63,16 +69,25 @@ def test_what_is_kept_is_what_autograd_keeps(family, dtype):
 @pytest.mark.parametrize("tensor", [1, 2, 8])
 def test_a_block_keeps_what_the_paper_counts(tensor):
     """Equation 4 there: s b h / t (34 + 5 a s / h) bytes a layer, with tensor and sequence parallelism."""
-    config = ModelConfig(num_layers=2, width=1024, num_heads=16, vocab_size=1000, max_positions=2048, dropout=0.1)
+    config = ModelConfig(
+        num_hidden_layers=2,
+        hidden_size=1024,
+        num_attention_heads=16,
+        vocab_size=1000,
+        max_position_embeddings=2048,
+        dropout=0.1,
+    )
     kept = kept_by_block(config, sequence_length=2048, tensor=tensor, fused_attention=False, gathered_again=True)
     assert sum(kept.values()) == pytest.approx(1024 / tensor * (34 + 5 * 16 * 2048 / 1024))
 
 
 def test_recomputation_keeps_the_inputs_of_blocks_alone():
     """The paper's 2 s b h a layer, besides what one block keeps while it is computed again."""
-    config = ModelConfig(num_layers=10, width=256, num_heads=4, vocab_size=500, max_positions=128)
+    config = ModelConfig(
+        num_hidden_layers=10, hidden_size=256, num_attention_heads=4, vocab_size=500, max_position_embeddings=128
+    )
     sizes = {
-        how: kept_activations(config, tokens=1, sequence_length=128, recompute=how) - 2 * 500 * 256
+        how: kept_activations(config, tokens=1, sequence_length=128, activation_checkpointing=how) - 2 * 500 * 256
         for how in ("none", "selective", "full")
     }
     block = sum(kept_by_block(config, sequence_length=128).values())

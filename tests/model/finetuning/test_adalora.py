@@ -68,4 +68,4 @@ def test_only_the_additions_are_new():
     assert {name.replace(".base_layer", "") for name, _ in model.named_parameters()} - added == {
         name for name, _ in plain.named_parameters()
     }
-    assert len(added) == 3 * 2 * CONFIG["num_layers"]
+    assert len(added) == 3 * 2 * CONFIG["num_hidden_layers"]

@@ -8,7 +8,14 @@ from ingot.model.finetuning.adversarial import Adversarial, make_robust, norms
 from ingot.model.finetuning.task_model import TaskConfig, TaskModel
 from ingot.model.initialization import initialise
 
-CONFIG = {"vocab_size": 50, "num_layers": 2, "num_heads": 2, "width": 16, "max_positions": 32, "causal": False}
+CONFIG = {
+    "vocab_size": 50,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "hidden_size": 16,
+    "max_position_embeddings": 32,
+    "causal": False,
+}
 IDS = torch.randint(0, 50, (1, 20), generator=torch.Generator().manual_seed(0))
 BOUNDS = torch.tensor([0, 6, 13, 20], dtype=torch.int32)
 LABELS = torch.tensor([0, 2, 1])

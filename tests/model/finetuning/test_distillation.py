@@ -46,7 +46,7 @@ def test_distillation_is_a_part_of_the_loss_and_a_part_of_the_divergence():
 def test_a_teacher_that_does_not_fit_is_refused():
     with pytest.raises(ValueError, match="sequence with 3 labels, and the model of kind token with 3"):
         distil(TaskModel(ModelConfig(**CONFIG), TaskConfig("token", 3)), model_of(), weight=1, temperature=1)
-    wide = TaskModel(ModelConfig(**CONFIG | {"width": 32}), TaskConfig("sequence", 3))
+    wide = TaskModel(ModelConfig(**CONFIG | {"hidden_size": 32}), TaskConfig("sequence", 3))
     with pytest.raises(ValueError, match=r"have 32 features, and the model's 16; set hidden_weight to 0"):
         distil(model_of(), wide, weight=1, temperature=1, hidden_weight=1)
 
@@ -54,7 +54,10 @@ def test_a_teacher_that_does_not_fit_is_refused():
 @pytest.mark.parametrize("causal", [True, False])
 def test_a_language_model_learns_what_the_teacher_says_of_each_target(causal, monkeypatch):
     monkeypatch.setattr(distillation, "rows_at_a_time", lambda *sizes: (3, 1))  # several chunks
-    student, teacher = language_model(1, causal=causal), language_model(2, causal=causal, num_layers=3, mlp_width=48)
+    student, teacher = (
+        language_model(1, causal=causal),
+        language_model(2, causal=causal, num_hidden_layers=3, intermediate_size=48),
+    )
     labels = IDS.roll(-1, 1).masked_fill(torch.arange(20) % 3 == 0, -100)
     known = labels[0] >= 0
     names = [name for name, _ in student.named_parameters()]

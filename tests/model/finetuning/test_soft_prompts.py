@@ -8,7 +8,13 @@ from ingot.model.finetuning.soft_prompts import add_prompts
 from ingot.model.initialization import initialise
 from ingot.model.transformer import Transformer
 
-BASE = {"vocab_size": 50, "num_layers": 2, "num_heads": 2, "width": 16, "max_positions": 32}
+BASE = {
+    "vocab_size": 50,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "hidden_size": 16,
+    "max_position_embeddings": 32,
+}
 IDS = torch.tensor([[7, -1, -2, -3, 11, 12, 4, -1, -2, -3, 9]])
 BOUNDS = torch.tensor([0, 6, 11], dtype=torch.int32)
 REAL = IDS[0] >= 0
@@ -37,7 +43,7 @@ def test_learned_embeddings_stand_in_the_places_of_their_ids(kind):
     assert all(parameter.grad.abs().max() > 0 for parameter in model.embedding.token.prompt_encoder.parameters())
 
 
-@pytest.mark.parametrize("more", [{}, {"num_kv_heads": 1, "positions": "rotary"}])
+@pytest.mark.parametrize("more", [{}, {"num_key_value_heads": 1, "positions": "rotary"}])
 def test_other_tokens_see_learned_keys_and_values_in_every_layer(more):
     """A first layer worked out by hand: keys and values of the learned tokens are those of the encoder."""
     model = model_of("prefix", **more)

@@ -21,7 +21,7 @@ def text_of(model, prompt=PROMPT, *, cache=True, rows=None, **settings) -> list[
 @pytest.mark.parametrize("kind", ["gpt", "modern"])
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
 def test_the_cache_changes_nothing(build, kind, temperature):
-    model = build(kind, tie_head=False)  # a random tied model only repeats its last token
+    model = build(kind, tie_word_embeddings=False)  # a random tied model only repeats its last token
     texts = [text_of(model, max_tokens=40, temperature=temperature, cache=on) for on in (True, False)]
     assert texts[0] == texts[1]
     assert len(texts[0]) == 40
@@ -31,7 +31,7 @@ def test_the_cache_changes_nothing(build, kind, temperature):
 @pytest.mark.parametrize("kind", ["gpt", "modern"])
 def test_cached_logits_equal_the_whole_forward(build, tokens, kind):
     model, ids = build(kind), tokens(2, 12)
-    cache = KeyValueCache(model.config.num_layers, capacity=12)
+    cache = KeyValueCache(model.config.num_hidden_layers, capacity=12)
     pieces = [model(piece, cache=cache) for piece in ids.split([5, 1, 4, 2], dim=1)]
     torch.testing.assert_close(torch.cat(pieces, dim=1), model(ids), atol=2e-5, rtol=1e-5)
     assert cache.length == 12
@@ -39,7 +39,7 @@ def test_cached_logits_equal_the_whole_forward(build, tokens, kind):
 
 def test_a_growing_cache_stays_where_it_is(build, tokens):
     model, ids = build("modern"), tokens(2, 12)
-    cache, places = KeyValueCache(model.config.num_layers, capacity=12), set()
+    cache, places = KeyValueCache(model.config.num_hidden_layers, capacity=12), set()
     for piece in ids.split([5, 1, 4, 2], dim=1):
         model(piece, cache=cache)
         new = torch.zeros(2, 0, 2, 8)
@@ -49,10 +49,12 @@ def test_a_growing_cache_stays_where_it_is(build, tokens):
 
 @pytest.mark.parametrize("window", [1, 5, 30])
 def test_beyond_the_window_the_cache_still_changes_nothing(build, window):
-    model = build("modern", tie_head=False, layer_pattern="LG", window=window, qk_norm=False, qkv_bias=True)
+    model = build(
+        "modern", tie_word_embeddings=False, layer_pattern="LG", sliding_window=window + 1, qk_norm=False, qkv_bias=True
+    )
     kept, anew = (complete(model, PROMPTS, GREEDY, cache=on) for on in (True, False))
     assert kept == anew
-    everywhere = build("modern", tie_head=False, qk_norm=False, qkv_bias=True)
+    everywhere = build("modern", tie_word_embeddings=False, qk_norm=False, qkv_bias=True)
     everywhere.load_state_dict(model.state_dict())
     assert complete(everywhere, PROMPTS, GREEDY) != kept, "the window has no effect, so this test would see nothing"
 
@@ -60,7 +62,7 @@ def test_beyond_the_window_the_cache_still_changes_nothing(build, window):
 @pytest.mark.parametrize("kind", ["gpt", "modern"])
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_rows_of_a_batch_are_what_they_are_alone(build, kind, temperature):
-    model = build(kind, tie_head=False)
+    model = build(kind, tie_word_embeddings=False)
     settings = Sampling(max_tokens=30, temperature=temperature, repetition_penalty=1.3, top_p=0.9)
     together = complete(model, PROMPTS, settings)
     alone = [complete(model, [prompt], settings, rows=[row])[0] for row, prompt in enumerate(PROMPTS)]
@@ -71,7 +73,7 @@ def test_rows_of_a_batch_are_what_they_are_alone(build, kind, temperature):
 
 
 def test_greedy_is_the_argmax_and_needs_no_seed(build):
-    model = build("gpt", tie_head=False)
+    model = build("gpt", tie_word_embeddings=False)
     texts = [text_of(model, max_tokens=10, temperature=0, seed=seed) for seed in (0, 1)]
     assert texts[0] == texts[1]
     ids = torch.tensor([PROMPT + texts[0]])
@@ -89,7 +91,7 @@ def test_seed_and_row_decide_and_nothing_else(build):
 
 
 def test_each_row_ends_by_itself(build):
-    model = build("gpt", tie_head=False)
+    model = build("gpt", tie_word_embeddings=False)
     settings = {"max_tokens": 20, "seed": 3}
     whole = [completion.tokens for completion in complete(model, PROMPTS, Sampling(**settings))]
     ends = (whole[0][7], whole[2][3])

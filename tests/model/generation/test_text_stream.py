@@ -101,7 +101,7 @@ def test_what_is_held_back_comes_when_it_is_no_stop_string():
 
 
 def test_rows_of_a_model_stop_at_their_strings(build):
-    model = build("gpt", tie_head=False)
+    model = build("gpt", tie_word_embeddings=False)
     decode = lambda ids: "".join(chr(97 + i % 26) for i in ids)  # noqa: E731
     prompts, settings = [[5, 17, 80, 2], [9]], {"max_tokens": 40, "seed": 1}
     whole = complete(model, prompts, Sampling(**settings), decode=decode)

@@ -19,7 +19,9 @@ def gpt2() -> tuple[nn.Module, ModelConfig]:
     shape = {"n_positions": LENGTH, "n_embd": 32, "n_layer": 3, "n_head": 4}
     # Tied, a random model repeats itself.
     theirs = transformers.GPT2LMHeadModel(transformers.GPT2Config(**shape, **COMMON, tie_word_embeddings=False))
-    return theirs, ModelConfig(VOCABULARY, 3, 4, width=32, max_positions=LENGTH, tie_head=False)
+    return theirs, ModelConfig(
+        VOCABULARY, 3, 4, hidden_size=32, max_position_embeddings=LENGTH, tie_word_embeddings=False
+    )
 
 
 def gpt2_values(theirs: nn.Module) -> dict[str, torch.Tensor]:
@@ -48,18 +50,18 @@ def llama() -> tuple[nn.Module, ModelConfig]:
         VOCABULARY,
         3,
         4,
-        num_kv_heads=2,
+        num_key_value_heads=2,
         head_dim=16,
-        width=32,
-        mlp_width=80,
-        max_positions=LENGTH,
+        hidden_size=32,
+        intermediate_size=80,
+        max_position_embeddings=LENGTH,
         positions="rotary",
-        rotary_base=500.0,
+        rope_theta=500.0,
         norm="rmsnorm",
         activation="silu",
         gated_mlp=True,
         bias=False,
-        tie_head=False,
+        tie_word_embeddings=False,
     )
 
 

@@ -168,16 +168,16 @@ def test_token_ids_are_written_where_transformers_looks_for_them(tmp_path):
 
 BIG = ModelConfig(
     vocab_size=8192,
-    num_layers=24,
-    num_heads=8,
-    width=512,
-    mlp_width=1024,
+    num_hidden_layers=24,
+    num_attention_heads=8,
+    hidden_size=512,
+    intermediate_size=1024,
     positions="rotary",
     norm="rmsnorm",
     activation="silu",
     gated_mlp=True,
     bias=False,
-    tie_head=False,
+    tie_word_embeddings=False,
 )
 MEASURE = """
 import re, sys, torch

@@ -35,7 +35,7 @@ def test_an_imported_model_has_their_logits(family, case, tie, tmp_path):
 @pytest.mark.parametrize("tie", TIES)
 @pytest.mark.parametrize("family", SETTINGS)
 def test_an_exported_model_has_our_logits_and_is_complete(family, tie, tmp_path):
-    mine = made(replace(OURS[family], tie_head=TIES[tie]))
+    mine = made(replace(OURS[family], tie_word_embeddings=TIES[tie]))
     save(mine, tmp_path / "out", token_ids={"pad": PAD[family]})
     other = opened(tmp_path / "out", auto_of(family))
     assert type(other).__name__ == type(theirs(family)).__name__
@@ -45,7 +45,7 @@ def test_an_exported_model_has_our_logits_and_is_complete(family, tie, tmp_path)
 
 @pytest.mark.parametrize("family", SETTINGS)
 def test_settings_are_read_as_a_person_would(family, tmp_path):
-    other = theirs(family, tie_word_embeddings=OURS[family].tie_head)
+    other = theirs(family, tie_word_embeddings=OURS[family].tie_word_embeddings)
     mine = imported(other, tmp_path)
     assert computing_fields(mine.config, "language", None) == computing_fields(OURS[family], "language", None)
     assert not mine.training

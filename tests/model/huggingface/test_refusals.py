@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import ingot.model.huggingface.save as saving
-from ingot.model.config import RotaryScaling
+from ingot.model.config import RopeScaling
 from ingot.model.finetuning.task_model import TaskConfig
 from ingot.model.huggingface.families.registry import FAMILIES, choose_family
 from ingot.model.huggingface.load import load
@@ -65,7 +65,7 @@ def test_a_hub_name_is_downloaded(gpt2, monkeypatch):
         return str(gpt2)
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)
-    assert load("someone/model", revision="v1").config.num_layers == 4
+    assert load("someone/model", revision="v1").config.num_hidden_layers == 4
     assert [(name, revision) for name, revision, _ in calls] == [("someone/model", "v1")]
     assert "*.safetensors" in calls[0][2]
     assert "*.bin" not in calls[0][2]
@@ -96,7 +96,7 @@ def test_unknown_kinds_of_models(gpt2):
         ("gpt2", {"pruned_heads": {"0": [1]}}, "pruned_heads is {'0': [1]}, and what is supported is none"),
         ("llama", {"quantization_config": {"bits": 4}}, "quantization_config is {'bits': 4}"),
         ("llama", {"hidden_act": "xielu"}, "hidden_act is 'xielu'"),
-        ("llama", {"num_key_value_heads": 3}, "num_heads 4 is no multiple of num_kv_heads 3"),
+        ("llama", {"num_key_value_heads": 3}, "num_attention_heads 4 is no multiple of num_key_value_heads 3"),
         ("llama", {"rms_norm_eps": "small"}, "norm_eps is 'small'"),
         ("llama", {"hidden_size": None}, "width is None"),
         ("qwen2", {"layer_types": ["full_attention", "conv"]}, "layer_types is ['full_attention', 'conv']"),
@@ -245,13 +245,17 @@ def test_what_fails_half_way_leaves_nothing(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("base", "changes", "message"),
     [
-        ("gpt2", {"logit_softcap": 30.0}, r"gpt2: logit_softcap is 30\.0 and would be None"),
-        ("llama", {"layer_pattern": "GL", "window": 8}, "qwen2: qkv_bias is False and would be True; qwen3"),
+        ("gpt2", {"final_logit_softcapping": 30.0}, r"gpt2: final_logit_softcapping is 30\.0 and would be None"),
+        ("llama", {"layer_pattern": "GL", "sliding_window": 8}, "qwen2: qkv_bias is False and would be True; qwen3"),
         ("qwen2", {"output_bias": True}, "qwen2: output_bias is True and would be False"),
-        ("qwen3", {"num_heads": 4, "rotary_local_base": 9.0}, "qwen3: rotary_local_base is 9.0 and would be 500.0"),
-        ("bert", {"token_types": 0}, "bert: .*type_vocab_size is 0"),
+        (
+            "qwen3",
+            {"num_attention_heads": 4, "local_rope_theta": 9.0},
+            "qwen3: local_rope_theta is 9.0 and would be 500.0",
+        ),
+        ("bert", {"type_vocab_size": 0}, "bert: .*type_vocab_size is 0"),
         ("bert", {"causal": True}, "bert: causal is True and would be False"),
-        ("modernbert", {"num_kv_heads": 2}, "modernbert: num_kv_heads is 2 and would be 4"),
+        ("modernbert", {"num_key_value_heads": 2}, "modernbert: num_key_value_heads is 2 and would be 4"),
         ("gpt2", {"activation": "relu_squared", "gated_mlp": True}, "gpt2: gated_mlp is True"),
     ],
 )
@@ -283,14 +287,16 @@ def test_a_named_family_must_hold_the_model(tmp_path):
 def test_the_family_is_found_from_what_the_model_is(family):
     chosen = choose_family(OURS[family], "language", None, None)
     assert chosen.model_type == family
-    same = replace(OURS[family], dropout=0.3, attention_dropout=0.2, init_std=0.1, residual_scaled_init=False)
+    same = replace(OURS[family], dropout=0.3, attention_dropout=0.2, initializer_range=0.1, residual_scaled_init=False)
     assert choose_family(same, "language", None, None).model_type == family, "how it is trained is no part of it"
     kinds = {name: known.differences(OURS[family], "language", None) for name, known in FAMILIES.items()}
     assert [name for name, differences in kinds.items() if not differences] == [family]
 
 
 def test_options_without_effect_do_not_keep_a_model_from_its_family():
-    llama = replace(OURS["llama"], rotary_scaling=RotaryScaling("linear", 2.0, original_positions=9, beta_fast=3.0))
-    llama = replace(llama, position_offset=3, window=5)
+    llama = replace(
+        OURS["llama"], rope_scaling=RopeScaling("linear", 2.0, original_max_position_embeddings=9, beta_fast=3.0)
+    )
+    llama = replace(llama, position_offset=3, sliding_window=5)
     assert choose_family(llama, "language", None, None).model_type == "llama"
-    assert choose_family(replace(OURS["gpt2"], rotary_base=7.0), "language", None, None).model_type == "gpt2"
+    assert choose_family(replace(OURS["gpt2"], rope_theta=7.0), "language", None, None).model_type == "gpt2"

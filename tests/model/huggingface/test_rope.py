@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from ingot.model.config import RotaryScaling
+from ingot.model.config import RopeScaling
 from ingot.model.huggingface.load import load
 from ingot.model.huggingface.save import save
 from tests.model.huggingface_models import TOLERANCE, agree, auto_of, imported, opened, theirs
@@ -15,30 +15,30 @@ OLD, ORIGINAL = 24, "original_max_position_embeddings"
 LLAMA3 = {"factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 3.0, ORIGINAL: OLD}
 SCALINGS = {
     "linear": ({"rope_type": "linear", "factor": 3.0}, {"factor": 3.0}),
-    "dynamic": ({"rope_type": "dynamic", "factor": 2.5}, {"factor": 2.5, "original_positions": OLD}),
+    "dynamic": ({"rope_type": "dynamic", "factor": 2.5}, {"factor": 2.5, "original_max_position_embeddings": OLD}),
     "llama3": (
         {"rope_type": "llama3", **LLAMA3},
-        {"factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 3.0, "original_positions": OLD},
+        {"factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 3.0, "original_max_position_embeddings": OLD},
     ),
     "yarn": (
         {"rope_type": "yarn", "factor": 3.0, ORIGINAL: OLD, "beta_fast": 4.0, "beta_slow": 0.5},
-        {"factor": 3.0, "original_positions": OLD, "beta_fast": 4.0, "beta_slow": 0.5},
+        {"factor": 3.0, "original_max_position_embeddings": OLD, "beta_fast": 4.0, "beta_slow": 0.5},
     ),
     "yarn-mscale": (
         {"rope_type": "yarn", "factor": 3.0, ORIGINAL: OLD, "mscale": 1.0, "mscale_all_dim": 0.5, "truncate": False},
-        {"factor": 3.0, "original_positions": OLD, "attention_factor": 1.0520704, "truncate": False},
+        {"factor": 3.0, "original_max_position_embeddings": OLD, "attention_factor": 1.0520704, "truncate": False},
     ),
     "yarn-factor": (
         {"rope_type": "yarn", "factor": 3.0, ORIGINAL: OLD, "attention_factor": 1.3},
-        {"factor": 3.0, "original_positions": OLD, "attention_factor": 1.3},
+        {"factor": 3.0, "original_max_position_embeddings": OLD, "attention_factor": 1.3},
     ),
     "longrope": (
         {"rope_type": "longrope", "factor": 3.0, ORIGINAL: OLD, **LONG},
         {
             "factor": 3.0,
-            "original_positions": OLD,
-            "short_factors": LONG["short_factor"],
-            "long_factors": LONG["long_factor"],
+            "original_max_position_embeddings": OLD,
+            "short_factor": LONG["short_factor"],
+            "long_factor": LONG["long_factor"],
         },
     ),
 }
@@ -65,12 +65,12 @@ def test_a_scaling_is_theirs_beyond_the_original_length(name, case, tmp_path):
 @pytest.mark.parametrize("name", SCALINGS)
 def test_a_scaling_means_what_a_person_would_say_and_goes_back(name, tmp_path):
     mine = imported(scaled(name), tmp_path / "theirs")
-    wanted = RotaryScaling(kind=name.split("-")[0], **SCALINGS[name][1])
+    wanted = RopeScaling(rope_type=name.split("-")[0], **SCALINGS[name][1])
     if wanted.attention_factor is not None:
-        assert mine.config.rotary_scaling.attention_factor == pytest.approx(wanted.attention_factor, rel=1e-6)
-        wanted.attention_factor = mine.config.rotary_scaling.attention_factor
-    assert mine.config.rotary_scaling == wanted
-    assert mine.config.rotary_base == 500.0
+        assert mine.config.rope_scaling.attention_factor == pytest.approx(wanted.attention_factor, rel=1e-6)
+        wanted.attention_factor = mine.config.rope_scaling.attention_factor
+    assert mine.config.rope_scaling == wanted
+    assert mine.config.rope_theta == 500.0
     save(mine, tmp_path / "back")
     assert agree(mine, opened(tmp_path / "back", auto_of("llama")), "llama", "plain") <= TOLERANCE
 
@@ -104,20 +104,20 @@ def test_an_original_length_beside_the_scaling_counts(tmp_path):
     imported(scaled("longrope"), tmp_path)
     scaling = {key: value for key, value in SCALINGS["longrope"][0].items() if key not in (ORIGINAL, "factor")}
     rewrite(tmp_path, rope_parameters=None, rope_theta=500.0, rope_scaling=scaling, **{ORIGINAL: 12})
-    found = load(tmp_path).config.rotary_scaling
-    assert (found.original_positions, found.factor) == (12, 6.0)
+    found = load(tmp_path).config.rope_scaling
+    assert (found.original_max_position_embeddings, found.factor) == (12, 6.0)
 
 
 def test_modernberts_two_bases_in_both_generations_words(tmp_path):
     other = theirs("modernbert")
     new = imported(other, tmp_path)
-    assert (new.config.rotary_base, new.config.rotary_local_base) == (700.0, 200.0)
+    assert (new.config.rope_theta, new.config.local_rope_theta) == (700.0, 200.0)
     rewrite(tmp_path, rope_parameters=None, layer_types=None, global_attn_every_n_layers=3)
     rewrite(tmp_path, global_rope_theta=700.0, local_rope_theta=200.0)
     assert load(tmp_path).config == new.config
     rewrite(tmp_path, global_attn_every_n_layers=2, global_rope_theta=None, local_rope_theta=None)
     old = load(tmp_path).config
-    assert (old.layer_pattern, old.rotary_base, old.rotary_local_base) == ("GL", 160_000.0, 10_000.0)
+    assert (old.layer_pattern, old.rope_theta, old.local_rope_theta) == ("GL", 160_000.0, 10_000.0)
 
 
 def test_a_scaled_modernbert_goes_both_ways(tmp_path):
@@ -125,7 +125,7 @@ def test_a_scaled_modernbert_goes_both_ways(tmp_path):
     kinds = {"full_attention": 700.0, "sliding_attention": 200.0}
     other = theirs("modernbert", rope_parameters={k: {"rope_theta": base, **scaling} for k, base in kinds.items()})
     mine = imported(other, tmp_path / "theirs")
-    assert mine.config.rotary_scaling == RotaryScaling("linear", 2.0)
+    assert mine.config.rope_scaling == RopeScaling("linear", 2.0)
     save(mine, tmp_path / "back")
     for each in (other, opened(tmp_path / "back", auto_of("modernbert"))):
         assert agree(mine, each, "modernbert", "plain") <= TOLERANCE
@@ -150,7 +150,7 @@ def test_what_cannot_be_represented_is_refused(changes, message, tmp_path):
 
 def test_a_dynamic_scaling_that_starts_elsewhere_cannot_be_written(tmp_path):
     mine = imported(scaled("dynamic"), tmp_path / "theirs")
-    mine.config.max_positions = 2 * OLD
-    with pytest.raises(ValueError, match=r"rotary_scaling is .*'original_positions': 24"):
+    mine.config.max_position_embeddings = 2 * OLD
+    with pytest.raises(ValueError, match=r"rope_scaling is .*'original_max_position_embeddings': 24"):
         save(mine, tmp_path / "out", family="llama")
     assert not (tmp_path / "out").exists()

@@ -66,7 +66,7 @@ def norm_first(mine):
 
 
 def norm_before_first_layer(mine):
-    mine.blocks[0].attention_norm = nn.LayerNorm(mine.config.width, bias=False)
+    mine.blocks[0].attention_norm = nn.LayerNorm(mine.config.hidden_size, bias=False)
 
 
 def without_query_and_key_norm(mine):
@@ -88,7 +88,7 @@ def activation_of_transform(mine):
 
 def widen(by: int):
     def change(mine):
-        mine.config.window += by
+        mine.config.sliding_window += by
 
     return change
 
@@ -104,7 +104,7 @@ FAULTS = {
     "llama: interleaved pairs": ("llama", of_parts(interleave)),
     "llama: order of repeated heads": ("llama", of_parts(repeat_instead_of_interleave)),
     "llama: epsilon": ("llama", setting(norm_eps=1e-6)),
-    "llama: theta": ("llama", setting(rotary_base=505.0)),
+    "llama: theta": ("llama", setting(rope_theta=505.0)),
     "qwen2: epsilon": ("qwen2", setting(norm_eps=1e-5)),
     "qwen2: window counts the token": ("qwen2", of_parts(widen(1))),
     "qwen2: window too small": ("qwen2", of_parts(widen(-1))),
@@ -125,7 +125,7 @@ FAULTS = {
     "modernbert: window too large": ("modernbert", of_parts(widen(1))),
     "modernbert: window too small": ("modernbert", of_parts(widen(-1))),
     "modernbert: norm before the first layer": ("modernbert", of_parts(norm_before_first_layer)),
-    "modernbert: one base for all layers": ("modernbert", setting(rotary_local_base=None)),
+    "modernbert: one base for all layers": ("modernbert", setting(local_rope_theta=None)),
     "modernbert: which layers are global": ("modernbert", setting(layer_pattern="LLG")),
     "modernbert: no decoder bias": ("modernbert", of_parts(without("head.bias"))),
     "modernbert: no transform": ("modernbert", of_parts(without("head.transform"))),

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from ingot.parallel.engines.activation_checkpointing import recompute
+from ingot.parallel.engines.activation_checkpointing import checkpoint_activations
 
 
 class Block(nn.Module):
@@ -23,7 +23,7 @@ def kept_bytes_and_gradients(how: str) -> tuple[int, list[torch.Tensor]]:
     torch.manual_seed(0)
     model = nn.Sequential(*(copy.deepcopy(Block()) for _ in range(3)))
     x = torch.randn(4, 16, 32, requires_grad=True)
-    recompute(model, how)
+    checkpoint_activations(model, how)
     storages: dict[int, int] = {}
 
     def pack(tensor):
@@ -66,14 +66,14 @@ class Doubling(nn.Module):
 def test_selective_does_not_run_the_kept_operators_again(how, times):
     runs.clear()
     model = nn.Sequential(Doubling())
-    recompute(model, how, kept=["test_recompute::double"])
+    checkpoint_activations(model, how, kept=["test_recompute::double"])
     model(torch.randn(4, 8, requires_grad=True)).sum().backward()
     assert len(runs) == times
 
 
 def test_without_gradients_nothing_is_kept():
     model = nn.Sequential(Block())
-    recompute(model, "full")
+    checkpoint_activations(model, "full")
     with torch.no_grad():
         assert not model(torch.randn(2, 4, 32)).requires_grad
 
@@ -84,7 +84,7 @@ def test_dropout_drops_the_same_when_it_is_computed_again(how):
     for each in ("none", how):
         torch.manual_seed(1)
         model = nn.Sequential(nn.Sequential(nn.Linear(8, 8), nn.Dropout(0.5)))
-        recompute(model, each)
+        checkpoint_activations(model, each)
         torch.manual_seed(2)
         model(torch.ones(4, 8)).sum().backward()
         grads.append(model[0][0].weight.grad)

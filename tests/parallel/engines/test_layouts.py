@@ -13,11 +13,11 @@ from tests.ranks import run_ranks
 
 ASKED = {"fp32": 1e-6, "bf16": 5e-3}
 COVER = [  # with further settings of the section parallel
-    ("gpt2", Layout("zero-1", 2, 2), {"recompute": "selective", "offload": "optimizer"}),
-    ("gpt2", Layout("replicate", 4, 2, "bf16"), {"recompute": "full"}),
+    ("gpt2", Layout("zero-1", 2, 2), {"activation_checkpointing": "selective", "offload": "optimizer"}),
+    ("gpt2", Layout("replicate", 4, 2, "bf16"), {"activation_checkpointing": "full"}),
     ("gpt2", Layout("hsdp", 1, 2), {}),
-    ("llama", Layout("zero-3", 4, 1), {"recompute": "full"}),
-    ("llama", Layout("fsdp2", 2, 2, "bf16"), {"recompute": "selective"}),
+    ("llama", Layout("zero-3", 4, 1), {"activation_checkpointing": "full"}),
+    ("llama", Layout("fsdp2", 2, 2, "bf16"), {"activation_checkpointing": "selective"}),
     ("llama", Layout("zero-0", 4, 4), {}),
     ("bert", Layout("zero-2", 2, 1, "bf16"), {}),
     ("bert", Layout("fsdp2", 2, 2), {"offload": "all", "compile": True}),
