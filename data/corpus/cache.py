@@ -27,6 +27,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ingot.data.corpus.storage import ATTEMPTS, FIRST_WAIT, OpenFile
+from ingot.durable_files import sync_folder
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 MAX_OPEN_FILES = 128  # cached files that this process keeps open, and so in the cache
@@ -169,7 +170,7 @@ class Cache:
                 if self._fill(descriptor, sha256, size, download):
                     os.fsync(descriptor)
                     os.rename(path, self._path(sha256))
-                    _sync_folder(path.parent)
+                    sync_folder(path.parent)
                     fcntl.flock(descriptor, fcntl.LOCK_SH)  # the next line locks the same file once more
                     return self._open_copy(sha256, size)
             except FileNotFoundError:
@@ -283,11 +284,3 @@ def _remove_unless_in_use(path: str) -> bool:
     except OSError:
         return False
     return True
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -22,7 +22,8 @@ from ingot.data.corpus.manifest import token_dtype
 from ingot.data.sources.documents import Document, Skipped, names_of
 from ingot.data.sources.source_files import Source, read_documents
 from ingot.data.tokenizers.tokenizer import Tokenizer
-from ingot.data.writing.writer import CorpusWriter, Gathered, frame, sync_folder, write_json
+from ingot.data.writing.writer import CorpusWriter, Gathered, frame, write_json
+from ingot.durable_files import flush_to_disk, sync_folder
 
 PLAN, PLAN_FORMAT, PLAN_VERSION = "plan.json", "ingot-preparation", 1
 BATCH_BYTES = 1_000_000  # of text encoded at once
@@ -111,8 +112,7 @@ class PieceWriter:
         return offset
 
     def finish(self, fingerprint: str, **about) -> None:
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        flush_to_disk(self._file)
         self._file.close()
         self._temporary.rename(self.path)
         sync_folder(self.folder)

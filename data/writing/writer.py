@@ -21,6 +21,7 @@ import numpy as np
 from ingot.data.corpus.manifest import CORPUS_FORMAT, INDEX_FORMAT, MANIFEST, VERSION, Bundle, Shard, token_dtype
 from ingot.data.sources.documents import names_of
 from ingot.data.tokenizers.tokenizer import Tokenizer
+from ingot.durable_files import flush_to_disk, sync_folder, write_atomically
 
 
 def frame(ids: Sequence[int], bos_id: int | None, eos_id: int | None) -> list[int]:
@@ -298,8 +299,7 @@ class _ShardWriter:
 
     def close(self, dtype: np.dtype) -> Shard:
         self._tar.close()
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        flush_to_disk(self._file)
         size = self._file.tell()
         self._file.close()
         return write_index(self.folder, self.stem, dtype, self._bundles, size, self._hash.hexdigest())
@@ -328,20 +328,5 @@ def write_index(folder: Path, stem: str, dtype: np.dtype, bundles: list[Bundle],
 def write_json(path: Path, value: dict) -> str:
     """Write atomically: the file is there whole or not at all. Returns the content's sha256 in hex."""
     content = (json.dumps(value, indent=1) + "\n").encode()
-    temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.rename(path)
-    sync_folder(path.parent)
+    write_atomically(path, content)
     return hashlib.sha256(content).hexdigest()
-
-
-def sync_folder(folder: Path) -> None:
-    """Make renames inside `folder` survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

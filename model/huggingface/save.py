@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -12,6 +11,7 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor, nn
 
+from ingot.durable_files import flush_to_disk
 from ingot.model.config import ModelConfig
 from ingot.model.finetuning.task_model import TaskConfig, TaskModel
 from ingot.model.huggingface.families.registry import choose_family
@@ -170,8 +170,7 @@ def _write_safetensors(
             tensor = read()
             assert tuple(tensor.shape) == shape
             _write_tensor(file, tensor)
-        file.flush()
-        os.fsync(file.fileno())
+        flush_to_disk(file)
 
 
 def _write_tensor(file: BinaryIO, tensor: Tensor) -> None:

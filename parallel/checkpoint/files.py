@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from ingot.durable_files import flush_to_disk
 from ingot.parallel.catalog import Rectangle
 
 _NAMES = {
@@ -66,7 +67,7 @@ def write(path: Path, tensors: dict[str, torch.Tensor], pause: Callable[[], None
             for start in range(0, len(bits), _BLOCK):
                 _write_all(file, bits[start : start + _BLOCK])
                 pause()
-        os.fsync(file.fileno())
+        flush_to_disk(file)
         return 8 + len(text) + at
 
 

@@ -9,13 +9,13 @@ pickled, and a folder is never written into twice.
 """
 
 import json
-import os
 import shutil
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from ingot.durable_files import sync_folder, write_atomically
 from ingot.parallel.catalog import Rectangle
 from ingot.parallel.checkpoint.grid import Grid
 
@@ -138,17 +138,17 @@ def make_manifest(entries: dict[str, dict], digests: dict[str, int], files: dict
 def publish(temporary: Path, final: Path, manifest: dict) -> None:
     """Manifest and names, in the order in which a crash at any point leaves a whole checkpoint or none."""
     write_manifest(temporary, manifest)
-    sync(temporary)
+    sync_folder(temporary)
     if final.exists():  # a damaged one that this run has passed again: left for inspection under another name
         final.rename(_free_name(final))
     temporary.rename(final)
-    sync(final.parent)
+    sync_folder(final.parent)
 
 
 def commit(temporary: Path, final: Path, manifest: dict, keep: int) -> None:
     """Publishes a run's newest checkpoint, names it in LATEST, and drops old ones."""
     publish(temporary, final, manifest)
-    write_text(final.parent / "LATEST", final.name + "\n")
+    write_atomically(final.parent / "LATEST", final.name + "\n")
     _drop_old(final.parent, keep)
 
 
@@ -182,22 +182,4 @@ def write_manifest(folder: Path, manifest: dict) -> None:
     tensors = ",\n  ".join(f"{json.dumps(name)}: {json.dumps(entry)}" for name, entry in manifest["tensors"].items())
     lines = [f"{json.dumps(key)}: {json.dumps(value)}" for key, value in manifest.items() if key != "tensors"]
     text = "{\n " + ",\n ".join([*lines, '"tensors": {\n  ' + tensors + "\n }"]) + "\n}\n"
-    write_text(folder / "manifest.json", text)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes a file that is whole, or as it was, whenever the machine stops."""
-    temporary = path.with_name(path.name + ".new")
-    with temporary.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-
-
-def sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    write_atomically(folder / "manifest.json", text)
