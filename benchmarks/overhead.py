@@ -73,7 +73,7 @@ def run_bare(arguments: argparse.Namespace, side: str, folder: Path) -> list[flo
 
     from ingot.data.corpus.quarantine import Quarantine
     from ingot.launcher.training import build
-    from ingot.launcher.training.trainer import to_device
+    from ingot.launcher.training.inputs import to_device
     from ingot.model.initialization import initialise
     from ingot.model.transformer import LanguageModel
     from ingot.parallel import mesh as meshes

@@ -10,7 +10,7 @@ import torch.distributed as dist
 from ingot.data.tasks.reader import TaskReader
 from ingot.data.tasks.tasks import TaskData
 from ingot.launcher.finetuning.predictions import output_of, predictions, scores, truth
-from ingot.launcher.training.trainer import to_device
+from ingot.launcher.training.inputs import to_device
 from ingot.model.finetuning.task_model import TaskConfig, label_loss, span_loss
 from ingot.parallel.engines.engine import Batch, Engine
 

@@ -5,38 +5,34 @@ import math
 import statistics
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from torch import Tensor
 
-from ingot.data.corpus.quarantine import Quarantine
 from ingot.data.tasks.reader import TaskReader
 from ingot.data.tasks.tasks import TaskData, TaskSettings, read_task
 from ingot.data.tokenizers.tokenizer import Tokenizer
 from ingot.launcher.config.finetune import SCORES, TEXTS, FinetuneConfig
 from ingot.launcher.finetuning.evaluation import evaluate
-from ingot.launcher.finetuning.plots import draw_confusion, draw_curves
-from ingot.launcher.finetuning.predictions import report, truth
 from ingot.launcher.finetuning.pruning import Pruner, each_matrix, magnitude, singular_values, triplets
+from ingot.launcher.finetuning.result_files import BestScores, PredictionFiles
 from ingot.launcher.loading import peft_methods
 from ingot.launcher.loading.base_model import Start, find_tokenizer, open_start
 from ingot.launcher.loading.teacher import learn_from
 from ingot.launcher.runtime.exit_codes import DONE, bad_input
-from ingot.launcher.runtime.peer_watchdog import Lifeline
-from ingot.launcher.runtime.run_lock import lock
-from ingot.launcher.training.bad_data import DamageWatch
-from ingot.launcher.training.best_checkpoint import Best
+from ingot.launcher.training.batch_sizes import BatchSizes
 from ingot.launcher.training.build import put_under_engine
-from ingot.launcher.training.logger import Metrics
-from ingot.launcher.training.resume import check_same_data, choose_start, resume
-from ingot.launcher.training.setup import about_checkpoints, folder_of, open_run, start_mesh
-from ingot.launcher.training.trainer import Trainer
+from ingot.launcher.training.callbacks.best_checkpoint import BestCheckpoint, EarlyStopping
+from ingot.launcher.training.callbacks.callback import Callback
+from ingot.launcher.training.job import Job, RunContext
+from ingot.launcher.training.run import run
+from ingot.launcher.training.setup import RunLock, folder_of, rank_group, start_mesh
 from ingot.model.config import ModelConfig
 from ingot.model.costs.flops import flops_per_token
 from ingot.model.finetuning.adversarial import make_robust
 from ingot.model.tensor_plan import tensor_plan, tensor_problems
-from ingot.parallel import mesh as meshes
 from ingot.parallel.engines.engine import Engine
 from ingot.parallel.mesh import Mesh
 
@@ -45,28 +41,25 @@ def finetune(config: FinetuneConfig) -> int:
     """Runs, once or for each of task.seeds, and returns the exit code. Each rank calls it.
 
     Raises:
-        BadInput: anything that the user can mend, before the run folder is touched.
+        BadInput: anything that the user can correct, before the run's folder is changed.
     """
-    try:
-        with Lifeline() as lifeline:
+    with rank_group() as watchdog:
+        with bad_input():
+            mesh, config = start_mesh(config, watchdog)
+            files = read_files(config)
+        results = []
+        for seed in config.task.seeds or [config.run.seed]:
+            name = f"{config.run.name}-seed{seed}" if config.task.seeds else config.run.name
+            one = replace(config, run=replace(config.run, seed=seed, name=name), task=replace(config.task, seeds=[]))
             with bad_input():
-                mesh = start_mesh(config, lifeline)
-                files = read_files(config)
-            results = []
-            for seed in config.task.seeds or [config.run.seed]:
-                name = f"{config.run.name}-seed{seed}" if config.task.seeds else config.run.name
-                one = replace(
-                    config, run=replace(config.run, seed=seed, name=name), task=replace(config.task, seeds=[])
-                )
-                code, scores = _run(one, mesh, files)
-                if code != DONE:
-                    return code
-                results.append(scores)
-            if mesh.is_main and len(results) > 1:
-                _tell_together(config, results)
-            return DONE
-    finally:
-        meshes.stop()  # threads of a process group that is left alone can abort the process as it exits
+                run_lock = RunLock(folder_of(one))
+            outcome = run(one, mesh, run_lock, partial(job_of, one, mesh, files))
+            if outcome.code != DONE:
+                return outcome.code
+            results.append(outcome.find(BestCheckpoint).scores)
+        if mesh.is_main and len(results) > 1:
+            _report_seeds(config, results)
+        return DONE
 
 
 @dataclass
@@ -195,116 +188,78 @@ def engine_of(config: FinetuneConfig, start: Start, mesh: Mesh, labels: list[str
     engine = put_under_engine(
         model, config.optimizer, config.parallel, mesh, plan=tensor_plan(model.config), pace_of=pace_of
     )
-    engine.fill(values_of(start, shapes, config.run.seed))
+    engine.initialize(values_of(start, shapes, config.run.seed))
     return engine
 
 
-def pruner_of(config: FinetuneConfig, engine: Engine) -> Callable[[int], object]:
-    """What is done after each step: pruning, of weights or of ranks, where it is configured."""
+def pruner_of(config: FinetuneConfig, engine: Engine) -> Pruner | None:
+    """What prunes weights, or ranks, after each step; None where nothing is pruned."""
     method, steps = config.method, config.run.steps
-    share, group_of, importance = method.sparsity, each_matrix, magnitude
+    final, group_of, importance = method.sparsity, each_matrix, magnitude
     if method.kind == "adalora":
-        share, group_of, importance = 1 - method.r / method.init_r, singular_values, triplets
-    if not share:
-        return lambda step: None
+        final, group_of, importance = 1 - method.r / method.init_r, singular_values, triplets
+    if not final:
+        return None
     span = {"begin": method.sparsity_begin, "end": method.sparsity_end or max(1, 2 * steps // 3)}
-    return Pruner(engine, group_of, importance=importance, final=share, every=method.sparsity_every, last=steps, **span)
+    return Pruner(engine, group_of, importance=importance, final=final, every=method.sparsity_every, last=steps, **span)
 
 
-def _run(config: FinetuneConfig, mesh: Mesh, files: Files) -> tuple[int, dict]:
-    """One run: its exit code, and the best scores."""
-    folder = folder_of(config)
-    with bad_input():
-        held = lock(folder) if folder.is_dir() and mesh.is_main else None
-        start, tokenizer = open_model(config, files), files.tokenizer
-        model, task = start.model.config, getattr(start.model, "task", None)
-        parts = [files.train] if files.validation is None else [files.train, files.validation]
-        template = tokenizer.template(pair=False)
-        train, *validation = (peft_methods.with_learned_tokens(config.method, part, model, template) for part in parts)
-        reader = reader_of(config, train, model, mesh, shuffle=True)
-        held_out = [reader_of(config, part, model, mesh, shuffle=False) for part in validation]
-        steps = config.run.steps or max(1, math.ceil(config.task.epochs * reader.num_instances / reader.global_size))
-        config = replace(config, run=replace(config.run, steps=steps))
-        engine = engine_of(config, start, mesh, train.labels, tokenizer)
-        stamp = {"examples": reader.fingerprint, "count": reader.num_instances, "seed": config.run.seed}
-        check_same_data(stamp)
-        progress, notes = resume(engine, choose_start(config.run.resume, folder), stamp, asdict(model))
-    said = [start.note, _about_data(config, train), _about_parameters(engine, config)]
-    metrics, held = open_run(config, tokenizer, mesh, held, progress, said, notes)
-    watch = DamageWatch(Quarantine(), metrics, folder, max_bad_fraction=0.0)
-    watch.start([])
-    about = about_checkpoints(config, stamp, tokenizer, mesh)
-    about |= {"model": asdict(model), "task": None if task is None else asdict(task), "labels": train.labels}
-    predicted: list = []
+def job_of(config: FinetuneConfig, mesh: Mesh, files: Files) -> Job:
+    """Model, engine and readers of a fine-tuning run.
+
+    Raises:
+        ValueError: something does not fit together.
+    """
+    start, tokenizer = open_model(config, files), files.tokenizer
+    model, task = start.model.config, getattr(start.model, "task", None)
+    parts = [files.train] if files.validation is None else [files.train, files.validation]
+    template = tokenizer.template(pair=False)
+    train, *validation = (peft_methods.with_learned_tokens(config.method, part, model, template) for part in parts)
+    reader = reader_of(config, train, model, mesh, shuffle=True)
+    held_out = [reader_of(config, part, model, mesh, shuffle=False) for part in validation]
+    steps = config.run.steps or max(1, math.ceil(config.task.epochs * reader.num_instances / reader.global_size))
+    config = replace(config, run=replace(config.run, steps=steps))
+    engine = engine_of(config, start, mesh, train.labels, tokenizer)
+    predicted: list = []  # of the last evaluation
 
     def evaluate_now() -> dict:
-        nonlocal predicted
-        scores, predicted = evaluate(
+        scores, predicted[:] = evaluate(
             engine, held_out[0], validation[0], config.task.kind, config.task.max_answer_tokens
         )
         return scores
 
-    best = Best(
-        folder / "best",
-        config.task.best_metric or SCORES[config.task.kind][0],
-        engine,
-        metrics,
-        progress,
-        patience=config.task.early_stopping_patience,
-        every=config.run.eval_every,
-        about=about,
-    )
+    def callbacks(context: RunContext) -> list[Callback]:
+        metric = config.task.best_metric or SCORES[config.task.kind][0]
+        best = BestCheckpoint(context.folder / "best", metric, engine, context.progress.step, context.metadata)
+        found: list[Callback] = [best]
+        if config.task.early_stopping_patience:
+            patience = config.task.early_stopping_patience
+            found.append(EarlyStopping(best, context.callbacks, patience=patience, every=config.run.eval_every))
+        if validation and mesh.is_main:
+            found.append(PredictionFiles(context, best, config.task.kind, validation[0], predicted))
+        if mesh.is_main:
+            found.append(BestScores(context, best))
+        pruner = pruner_of(config, engine)
+        return found if pruner is None else [pruner, *found]
 
-    def enough(scores: dict) -> bool:
-        result = best(scores)
-        if best.is_new and predicted and mesh.is_main:
-            _write_predictions(folder, config, validation[0], predicted, metrics, best.step)
-        return result
-
-    lengths = [len(example.ids) for example in train.examples]
-    trainer = Trainer(
-        config,
-        engine,
-        reader,
-        metrics,
-        folder,
-        progress=progress,
+    return Job(
+        config=config,
+        tokenizer=tokenizer,
+        model=model,
+        engine=engine,
+        reader=reader,
+        batch_sizes=BatchSizes(config.batch.global_size),
+        data_stamp={"examples": reader.fingerprint, "count": reader.num_instances, "seed": config.run.seed},
+        flops_per_token=flops_per_token(model, round(float(np.mean([len(e.ids) for e in train.examples])))),
         evaluate=evaluate_now if held_out else None,
-        watch=watch,
-        about=about,
-        flops_per_token=flops_per_token(model, round(float(np.mean(lengths)))),
-        enough=enough,
-        after_step=pruner_of(config, engine),
+        callbacks=callbacks,
+        metadata={
+            "model": asdict(model),
+            "task": None if task is None else asdict(task),
+            "labels": train.labels,
+        },
+        messages=[start.note, _about_data(config, train), _about_parameters(engine, config)],
     )
-    try:
-        code = trainer.run()
-        if code == DONE and best.scores:
-            shown = ", ".join(f"{name} {value:.4f}" for name, value in best.scores.items())
-            metrics.say(f"done: best at step {best.step}: {shown}")
-            if mesh.is_main:
-                (folder / "best.json").write_text(json.dumps({"step": best.step, **best.scores}) + "\n")
-                metrics.figure("curves", draw_curves(folder / "metrics.jsonl"), progress.step)
-        return code, best.scores
-    finally:
-        metrics.close()
-        if held is not None:
-            held.close()
-
-
-def _write_predictions(
-    folder: Path, config: FinetuneConfig, data: TaskData, predicted: list, metrics: Metrics, step: int
-) -> None:
-    """RUN/predictions.jsonl and RUN/report.txt of the best step, and a confusion matrix in TensorBoard."""
-    kind, true = config.task.kind, truth(config.task.kind, data, data.labels)
-    with (folder / "predictions.jsonl").open("w") as file:
-        for source, mine, right in zip(data.sources, predicted, true, strict=True):
-            line = {"where": source.where, "predicted": mine, "true": right}
-            file.write(json.dumps(line, ensure_ascii=False) + "\n")
-    table = report(kind, predicted, true, data.labels)
-    if table:
-        (folder / "report.txt").write_text(table)
-    if kind == "classification":
-        metrics.figure("confusion", draw_confusion(predicted, true, data.labels), step)
 
 
 def _about_data(config: FinetuneConfig, train: TaskData) -> str:
@@ -319,11 +274,11 @@ def _about_data(config: FinetuneConfig, train: TaskData) -> str:
 
 
 def _about_parameters(engine: Engine, config: FinetuneConfig) -> str:
-    learning, total = engine.num_parameters(learning=True), engine.num_parameters()
+    learning, total = engine.num_parameters(only_trainable=True), engine.num_parameters()
     return f"{config.method.kind}: {learning:,} of {total:,} parameters learn ({learning / total:.2%})"
 
 
-def _tell_together(config: FinetuneConfig, results: list[dict]) -> None:
+def _report_seeds(config: FinetuneConfig, results: list[dict]) -> None:
     """Mean and standard deviation of each score over the seeds, also in RUN-seeds.json."""
     together = {}
     for name in results[0]:

@@ -11,8 +11,9 @@ from collections.abc import Callable
 import torch
 import torch.distributed as dist
 
-from ingot.parallel.catalog import Shard, parameter_of
+from ingot.launcher.training.callbacks.callback import Callback
 from ingot.parallel.engines.engine import Engine
+from ingot.parallel.tensor_shards import TensorShard, parameter_of
 
 HALVINGS = 40  # of the interval in which a threshold lies: finer than fp32
 SQUARES = "optimizer/exp_avg_sq/"  # names of Adam's means of squared gradients begin so
@@ -25,13 +26,13 @@ def sparsity_at(step: int, *, final: float, begin: int, end: int) -> float:
     return final * (1 - (1 - done) ** 3)
 
 
-Held = tuple[Shard, torch.Tensor]
+Held = tuple[TensorShard, torch.Tensor]
 """A part of a parameter, and the means of its squared gradients."""
-Measure = Callable[[Shard, torch.Tensor], torch.Tensor]
+Measure = Callable[[TensorShard, torch.Tensor], torch.Tensor]
 """From these two to the importance of each value of the part."""
 
 
-class Pruner:
+class Pruner(Callback):
     """Prunes tensors of an engine.
 
     Args:
@@ -47,7 +48,7 @@ class Pruner:
     def __init__(
         self,
         engine: Engine,
-        group_of: Callable[[Shard], str | None],
+        group_of: Callable[[TensorShard], str | None],
         *,
         importance: Callable[[list[Held]], Measure],
         final: float,
@@ -59,7 +60,10 @@ class Pruner:
         self.engine, self.group_of, self.importance, self.final = engine, group_of, importance, final
         self.begin, self.end, self.every, self.last = begin, end, every, last
 
-    def __call__(self, step: int) -> float | None:
+    def on_step_end(self, step: int) -> None:
+        self.prune(step)
+
+    def prune(self, step: int) -> float | None:
         """Prunes after a step, on all ranks, where it is time; the share of zeros, or None."""
         if step < self.begin or (step % self.every and step not in (self.end, self.last)):
             return None
@@ -73,7 +77,7 @@ class Pruner:
             for name, threshold in zip(names, thresholds.tolist(), strict=True):
                 for tensor, important in parts.get(name, ()):
                     tensor.masked_fill_(important <= threshold, 0.0)
-        self.engine.refresh(step)
+        self.engine.sync_from_shards(step)
         return share
 
     def _parts(self) -> dict[str, list[tuple[torch.Tensor, torch.Tensor]]]:
@@ -144,7 +148,7 @@ def triplets(held: list[Held]) -> Measure:
     everywhere: list = [None] * dist.get_world_size()
     dist.all_gather_object(everywhere, sums)
 
-    def together(shard: Shard, squares: torch.Tensor) -> torch.Tensor:
+    def together(shard: TensorShard, squares: torch.Tensor) -> torch.Tensor:
         total = sum(each[shard.name] for each in everywhere if shard.name in each)
         means_R = (total[:, 0] / total[:, 1]).sum(0).to(shard.tensor)
         begin, count = shard.rectangle.offset[0], shard.rectangle.shape[0]
@@ -153,7 +157,7 @@ def triplets(held: list[Held]) -> Measure:
     return together
 
 
-def each_matrix(shard: Shard) -> str | None:
+def each_matrix(shard: TensorShard) -> str | None:
     """Each matrix of the blocks by itself; embeddings, heads, norms and biases stay."""
     name = shard.name
     return (
@@ -161,6 +165,6 @@ def each_matrix(shard: Shard) -> str | None:
     )
 
 
-def singular_values(shard: Shard) -> str | None:
+def singular_values(shard: TensorShard) -> str | None:
     """Those of all layers together: which of them are 0 is how AdaLoRA spends its budget of ranks."""
     return "ranks" if shard.name.startswith("model/") and SINGULAR in shard.name else None

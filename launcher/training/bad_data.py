@@ -15,9 +15,9 @@ from pathlib import Path
 import torch.distributed as dist
 
 from ingot.data.corpus.quarantine import DamagedShard, Quarantine
-from ingot.data.loader.reader import NoSoundData
+from ingot.data.loader.reader import NoReadableData
 from ingot.launcher.runtime import exit_codes
-from ingot.launcher.training.logger import Metrics
+from ingot.launcher.training.callbacks.callback import Callbacks
 from ingot.parallel.mesh import sum_over_ranks
 
 WINDOW = 10_000  # sequences, of which data.max_bad_fraction may be substitutes; or those of one step, if that has more
@@ -32,8 +32,8 @@ class Unreadable(Exception):
         self.code = code
 
 
-class DamageWatch:
-    """The damage that a run meets.
+class BadDataWatch:
+    """The damaged data that a run meets.
 
     Args:
         quarantine: what this rank's readers leave out; given to their corpora.
@@ -41,8 +41,8 @@ class DamageWatch:
         max_bad_fraction: of WINDOW, as data.max_bad_fraction says.
     """
 
-    def __init__(self, quarantine: Quarantine, metrics: Metrics, folder: Path, *, max_bad_fraction: float):
-        self.quarantine, self.metrics, self.folder = quarantine, metrics, folder
+    def __init__(self, quarantine: Quarantine, callbacks: Callbacks, folder: Path, *, max_bad_fraction: float):
+        self.quarantine, self.callbacks, self.folder = quarantine, callbacks, folder
         self.max_bad_fraction = max_bad_fraction
         self.names: set[tuple[str, int]] = set()  # of the quarantine, as all ranks know it
         self._window: deque[tuple[int, int]] = deque()  # (sequences, substitutes) of the latest steps
@@ -58,7 +58,7 @@ class DamageWatch:
         self._mine = self.quarantine.take_found()
         return [len(self._mine), error is not None]
 
-    def settle(self, num_found: int, num_errors: int, error: Exception | None, step: int) -> bool:
+    def agree(self, num_found: int, num_errors: int, error: Exception | None, step: int) -> bool:
         """With the sums of `counts`, on each rank. Whether the quarantine has grown, so that steps read ahead are void.
 
         Raises:
@@ -85,7 +85,7 @@ class DamageWatch:
             raise RuntimeError(f"rank {rank} could not read its data: {text}")
         return len(self.names) > before
 
-    def spend(self, substituted: int, slots: int) -> None:
+    def count_substitutes(self, substituted: int, slots: int) -> None:
         """Counts the substitutes of a step, over all ranks.
 
         Raises:
@@ -104,17 +104,17 @@ class DamageWatch:
             )
 
     def check(self, errors: Sequence[Exception | None], step: int) -> None:
-        """After an evaluation: counts and settles what its readers met. Each rank must call it."""
+        """Counts and agrees on what the readers of an evaluation met. Each rank must call it."""
         error = next((e for e in errors if e is not None), None)
-        self.settle(*sum_over_ranks(self.counts(error)), error, step)
+        self.agree(*sum_over_ranks(self.counts(error)), error, step)
 
     def _list(self, rank: int, step: int, damage: dict) -> None:
-        if self.metrics.folder is None:
+        if dist.get_rank():
             return
         line = {"rank": rank, "step": step, **damage, "time": round(time.time(), 3)}
         with open(self.folder / FILE, "a") as file:
             file.write(json.dumps(line) + "\n")
-        self.metrics.event(step, f"damaged data left out: {damage['shard']}: {damage['reason']}", rank=rank)
+        self.callbacks.event(step, f"damaged data left out: {damage['shard']}: {damage['reason']}", rank=rank)
 
 
 def _describe(error: Exception | None) -> tuple[int, str] | None:
@@ -123,6 +123,6 @@ def _describe(error: Exception | None) -> tuple[int, str] | None:
         return None
     if isinstance(error, DamagedShard):
         return exit_codes.BAD_INPUT, f"{error} (data.strict is true; without it other sequences would take its place)"
-    if isinstance(error, NoSoundData):
+    if isinstance(error, NoReadableData):
         return exit_codes.GIVE_UP, str(error)
     return 0, f"{type(error).__name__}: {error}"

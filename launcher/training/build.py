@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 
@@ -9,11 +10,11 @@ from ingot.data.corpus.cache import Cache
 from ingot.data.corpus.quarantine import Quarantine
 from ingot.data.corpus.shards import Corpus
 from ingot.data.loader.batch_sharding import check_corpora
-from ingot.data.loader.reader import Reader
+from ingot.data.loader.reader import Reader, ReaderOptions
 from ingot.data.tokenizers.tokenizer import Tokenizer, load_tokenizer
-from ingot.launcher.config.pretrain import CorpusSource, Optimizer, Parallel, TrainConfig
+from ingot.launcher.config.pretrain import Batch, CorpusSource, Optimizer, Parallel, TrainConfig
 from ingot.launcher.loading.teacher import learn_from
-from ingot.launcher.training.batch_ramp import largest, slots_of
+from ingot.launcher.training.batch_sizes import BatchSizes
 from ingot.model.attention.blocks import OPERATORS
 from ingot.model.initialization import InitialValues
 from ingot.model.tensor_plan import tensor_plan
@@ -25,7 +26,7 @@ from ingot.parallel.engines.zero import ZeroEngine
 from ingot.parallel.mesh import Mesh
 from ingot.parallel.muon import MuonWithAdamW, choose
 from ingot.parallel.optimizer import adamw, matrices, parameter_groups
-from ingot.parallel.tensor_parallel.layers import Plan, share
+from ingot.parallel.tensor_parallel.layers import Plan, parallelize_module
 
 
 def open_cache(config: TrainConfig) -> Cache | None:
@@ -66,60 +67,55 @@ def open_tokenizer(config: TrainConfig, corpora: list[Corpus]) -> Tokenizer:
 
 
 def training_reader(config: TrainConfig, corpora: list[Corpus], tokenizer: Tokenizer, mesh: Mesh) -> Reader:
-    return Reader(
-        corpora,
-        None,
-        segments=weight_segments(config),
-        shuffle=config.data.shuffle,
-        window_shards=config.data.window_shards,
-        num_partitions=config.data.partitions,
-        seed=config.run.seed,
-        threads=config.data.threads,
-        prefetch=config.data.prefetch,
-        **_sequences(config, tokenizer, mesh),
-    )
+    options = reader_options(config)
+    return Reader(corpora, tokenizer, options, rank=mesh.data_rank, num_ranks=mesh.num_data)
+
+
+def batch_sizes(batch: Batch) -> BatchSizes:
+    return BatchSizes(batch.global_size, tuple((phase.steps, phase.global_size) for phase in batch.ramp))
 
 
 def weight_segments(config: TrainConfig) -> list[tuple[int, list[float]]]:
     """The corpora's weights from each slot on at which they change."""
     changes = sorted(config.data.mixture_schedule, key=lambda change: change.step)
+    sizes = batch_sizes(config.batch)
     first = (0, [source.weight for source in config.data.train])
-    return [first, *((slots_of(config.batch, change.step - 1), change.weights) for change in changes)]
+    return [first, *((sizes.slots_before(change.step), change.weights) for change in changes)]
 
 
 def validation_readers(config: TrainConfig, corpora: list[Corpus], tokenizer: Tokenizer, mesh: Mesh) -> list[Reader]:
-    """One for each validation corpus, in the corpus's own order, so that each evaluation reads the same."""
+    """One for each validation corpus, in the corpus's own order: every evaluation reads the same sequences."""
+    options = replace(
+        reader_options(config), weights=None, mixture_schedule=None, shuffle=False, num_partitions=1, threads=1, prefetch=2
+    )
     return [
-        Reader(
-            [corpus],
-            [1.0],
-            shuffle=False,
-            seed=config.run.seed,
-            threads=1,
-            prefetch=2,
-            **_sequences(config, tokenizer, mesh),
-        )
-        for corpus in corpora
+        Reader([corpus], tokenizer, options, rank=mesh.data_rank, num_ranks=mesh.num_data) for corpus in corpora
     ]
 
 
-def _sequences(config: TrainConfig, tokenizer: Tokenizer, mesh: Mesh) -> dict:
-    return {
-        "sequence_length": config.data.sequence_length,
-        "objective": config.data.objective,
-        "packing": config.data.packing,
-        "mlm_probability": config.data.mlm_probability,
-        "mask_unit": config.data.mask_unit,
-        "pairs": config.data.sentence_pairs,
-        "fim_rate": config.data.fim_rate,
-        "tokenizer": tokenizer,
-        "global_batch": config.batch.global_size,
-        "micro_batch": config.batch.micro_size,
-        "strict": config.data.strict,
-        "errors": "yield",
-        "rank": mesh.data_rank,
-        "num_ranks": mesh.num_data,
-    }
+def reader_options(config: TrainConfig) -> ReaderOptions:
+    """The options of the training reader; the same on all ranks."""
+    data = config.data
+    return ReaderOptions(
+        sequence_length=data.sequence_length,
+        objective=data.objective,
+        packing=data.packing,
+        mlm_probability=data.mlm_probability,
+        mask_unit=data.mask_unit,
+        sentence_pairs=data.sentence_pairs,
+        fim_rate=data.fim_rate,
+        global_batch=config.batch.global_size,
+        micro_batch=config.batch.micro_size,
+        seed=config.run.seed,
+        shuffle=data.shuffle,
+        mixture_schedule=weight_segments(config),
+        window_shards=data.window_shards,
+        num_partitions=data.partitions,
+        threads=data.threads,
+        prefetch=data.prefetch,
+        strict=data.strict,
+        errors="yield",
+    )
 
 
 def engine_of(config: TrainConfig, mesh: Mesh, tokenizer: Tokenizer | None = None) -> Engine:
@@ -149,9 +145,9 @@ def engine_of(config: TrainConfig, mesh: Mesh, tokenizer: Tokenizer | None = Non
         mesh,
         plan=tensor_plan(config.model),
         micro_batch=config.batch.micro_size,
-        num_micro_batches=largest(config.batch) // mesh.num_data // config.batch.micro_size,
+        num_micro_batches=batch_sizes(config.batch).largest // mesh.num_data // config.batch.micro_size,
     )
-    engine.fill(values.part)
+    engine.initialize(values.part)
     return engine
 
 
@@ -185,12 +181,17 @@ def put_under_engine(
         rest = {"momentum": settings.momentum, "weight_decay": settings.weight_decay, **common}
         return MuonWithAdamW(module, chosen, decaying, **rest)
 
-    shares = share(model, plan, mesh)
+    local_parameters = parallelize_module(model, plan, mesh)
     checkpoint_activations(model.blocks, parallel.activation_checkpointing, kept=OPERATORS)
     if parallel.compile:
         for block in model.blocks:
             block.compile()
-    basis = {"mesh": mesh, "shares": shares, "precision": parallel.precision, "max_grad_norm": settings.max_grad_norm}
+    basis = {
+        "mesh": mesh,
+        "local_parameters": local_parameters,
+        "precision": parallel.precision,
+        "max_grad_norm": settings.max_grad_norm,
+    }
     if parallel.engine == "fsdp":
         offload = parallel.offload == "all"
         return TorchEngine(model, make_optimizer, blocks=list(model.blocks), offload=offload, **basis)

@@ -1,93 +1,116 @@
-"""A pretraining run, from its configuration to its exit code: open, build, resume, train."""
+"""A pretraining run, from its configuration to its exit code."""
 
-import os
-from dataclasses import asdict
+from dataclasses import dataclass
+
+import numpy as np
+import torch
 
 from ingot.data.corpus.quarantine import Quarantine
+from ingot.data.corpus.shards import Corpus
+from ingot.data.tokenizers.tokenizer import Tokenizer
 from ingot.launcher.config.pretrain import TrainConfig
-from ingot.launcher.runtime.exit_codes import DONE, bad_input
-from ingot.launcher.runtime.peer_watchdog import Lifeline
-from ingot.launcher.runtime.run_lock import lock
+from ingot.launcher.runtime.exit_codes import bad_input
 from ingot.launcher.training import build
-from ingot.launcher.training.bad_data import DamageWatch
-from ingot.launcher.training.resume import check_same_data, choose_start, data_stamp, resume
-from ingot.launcher.training.setup import about_checkpoints, folder_of, open_run, start_mesh
-from ingot.launcher.training.trainer import Trainer
+from ingot.launcher.training.callbacks.callback import Callback, Callbacks
+from ingot.launcher.training.job import Job, RunContext
+from ingot.launcher.training.resume import choose_start, data_stamp
+from ingot.launcher.training.run import run
+from ingot.launcher.training.setup import RunLock, folder_of, rank_group, start_mesh
 from ingot.launcher.training.validation import validation_scores
 from ingot.model.costs.flops import flops_per_token, summary
-from ingot.parallel import mesh as meshes
+from ingot.parallel.engines.engine import Batch
+from ingot.parallel.mesh import Mesh
+
+
+@dataclass(frozen=True)
+class OpenData:
+    """The corpora of a run, and their tokenizer."""
+
+    train: list[Corpus]
+    validation: list[Corpus]
+    tokenizer: Tokenizer
+    quarantine: Quarantine
 
 
 def pretrain(config: TrainConfig) -> int:
     """Runs, and returns the exit code. Each rank calls it.
 
     Raises:
-        BadInput: anything that the user can mend, before the run folder is touched.
+        BadInput: anything that the user can correct, before the run's folder is changed.
     """
-    try:
-        with Lifeline() as lifeline:
-            return _pretrain(config, lifeline)
-    finally:
-        meshes.stop()  # threads of a process group that is left alone can abort the process as it exits
+    with rank_group() as watchdog:
+        with bad_input():  # what can be seen without the other ranks comes first
+            run_lock = RunLock(folder_of(config))
+            data = open_data(config)
+            choose_start(config.run.resume, folder_of(config))
+            mesh, config = start_mesh(config, watchdog)
+        return run(config, mesh, run_lock, lambda: job_of(config, mesh, data)).code
 
 
-def _pretrain(config: TrainConfig, lifeline: Lifeline) -> int:
-    folder = folder_of(config)
-    with bad_input():
-        held = lock(folder) if folder.is_dir() and int(os.environ.get("RANK", 0)) == 0 else None
-        cache, quarantine = build.open_cache(config), Quarantine()
-        corpora = build.open_corpora(config.data.train, "train", config, cache, quarantine)
-        held_out = build.open_corpora(config.data.validation, "validation", config, cache, quarantine)
-        tokenizer = build.open_tokenizer(config, corpora + held_out)
-        starts = choose_start(config.run.resume, folder)
-        mesh = start_mesh(config, lifeline)
-        reader = build.training_reader(config, corpora, tokenizer, mesh)
-        readers = build.validation_readers(config, held_out, tokenizer, mesh)
-        engine = build.engine_of(config, mesh, tokenizer)
-        stamp = data_stamp(config, corpora)
-        check_same_data(stamp)
-        progress, notes = resume(
-            engine,
-            starts,
-            stamp,
-            asdict(config.model),
-            allow_changed=config.data.allow_changed,
-            init_from=config.run.init_from,
-        )
+def open_data(config: TrainConfig) -> OpenData:
+    """Opens the corpora.
 
-    metrics, held = open_run(config, tokenizer, mesh, held, progress, [summary(config.model)], notes)
-    watch = DamageWatch(quarantine, metrics, folder, max_bad_fraction=config.data.max_bad_fraction)
-    watch.start(progress.quarantine)
+    Raises:
+        ValueError, OSError: one is missing or damaged, or they do not fit together or with the model.
+    """
+    cache, quarantine = build.open_cache(config), Quarantine()
+    train = build.open_corpora(config.data.train, "train", config, cache, quarantine)
+    validation = build.open_corpora(config.data.validation, "validation", config, cache, quarantine)
+    return OpenData(train, validation, build.open_tokenizer(config, train + validation), quarantine)
+
+
+def job_of(config: TrainConfig, mesh: Mesh, data: OpenData) -> Job:
+    """Model, engine and readers of a pretraining run.
+
+    Raises:
+        ValueError: something does not fit together.
+    """
+    readers = build.validation_readers(config, data.validation, data.tokenizer, mesh)
+    engine = build.engine_of(config, mesh, data.tokenizer)
 
     def evaluate() -> dict:
-        scores = validation_scores(engine, readers, max_samples=config.run.eval_samples, causal=config.model.causal)
-        watch.check([reader.error for reader in readers], progress.step)
-        return scores
+        return validation_scores(engine, readers, max_samples=config.run.eval_samples, causal=config.model.causal)
 
-    trainer = Trainer(
-        config,
-        engine,
-        reader,
-        metrics,
-        folder,
-        progress=progress,
-        evaluate=evaluate if readers else None,
-        watch=watch,
+    return Job(
+        config=config,
+        tokenizer=data.tokenizer,
+        model=config.model,
+        engine=engine,
+        reader=build.training_reader(config, data.train, data.tokenizer, mesh),
+        batch_sizes=build.batch_sizes(config.batch),
+        data_stamp=data_stamp(config, data.train),
         flops_per_token=flops_per_token(config.model, config.data.sequence_length),
-        about=about_checkpoints(config, stamp, tokenizer, mesh),
+        evaluate=evaluate if readers else None,
+        validation_readers=readers,
+        loss_inputs=weight_of_pairs,
+        callbacks=lambda context: [FinalMessage(context)],
+        quarantine=data.quarantine,
+        max_bad_fraction=config.data.max_bad_fraction,
+        allow_changed=config.data.allow_changed,
+        init_from=config.run.init_from,
+        messages=[summary(config.model)],
     )
-    try:
-        code = trainer.run()
-        if code == DONE and trainer.scores:
-            loss, entropy = trainer.scores["loss"], trainer.scores["unigram_entropy"]
-            below = f"{abs(1 - loss / entropy):.1%} {'below' if loss < entropy else 'above'}"
-            metrics.say(
-                f"done: validation loss {loss:.4f}, {below} the unigram entropy {entropy:.4f} of the same tokens"
-            )
-        return code
-    finally:
-        metrics.close()
-        if held is not None:
-            held.close()
-        for each in (reader, *readers):
-            each.close()
+
+
+def weight_of_pairs(micro_batch: dict[str, np.ndarray], num_targets: int, num_sequences: int) -> Batch:
+    """With sentence pairs, each sequence is one pair, and the loss is the sum of two means, as in BERT: the loss of a
+    pair counts `num_targets / num_sequences` times, since the sum of all is divided by the targets of the step."""
+    if "pair_labels" not in micro_batch:
+        return {}
+    return {"pair_weight": torch.tensor(num_targets / num_sequences)}
+
+
+class FinalMessage(Callback):
+    """Says at the end how far the validation loss is below the unigram entropy."""
+
+    def __init__(self, context: RunContext):
+        self._callbacks: Callbacks = context.callbacks
+
+    def on_train_end(self, step: int, scores: dict[str, float]) -> None:
+        if not scores:
+            return
+        loss, entropy = scores["loss"], scores["unigram_entropy"]
+        below = f"{abs(1 - loss / entropy):.1%} {'below' if loss < entropy else 'above'}"
+        self._callbacks.message(
+            f"done: validation loss {loss:.4f}, {below} the unigram entropy {entropy:.4f} of the same tokens"
+        )

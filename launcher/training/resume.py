@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ingot.data.corpus.shards import Corpus
 from ingot.launcher.config.pretrain import TrainConfig
-from ingot.launcher.training.trainer import Progress
+from ingot.launcher.training.progress import Progress
 from ingot.model.config import ModelConfig
 from ingot.model.huggingface.load import Source
 from ingot.model.huggingface.mapping.family import computing_fields
@@ -84,7 +84,7 @@ def resume(
         except CheckpointError as error:
             errors.append(str(error))
             continue
-        engine.refresh(manifest["step"])
+        engine.sync_from_shards(manifest["step"])
         notes = [f"skipped: {error}" for error in errors] + [f"resumed from {path}"]
         notes += [f"data changed: {change}" for change in changed]
         progress = Progress(manifest["step"], manifest["cursor"], manifest["tokens"], manifest.get("substituted", 0))
@@ -96,8 +96,8 @@ def resume(
         return Progress(), [f"weights from {init_from}"]
     if not errors and init_from is not None:
         path = checkpoint.resolve(Path(init_from))
-        checkpoint.load(path, engine.shards(), only="model/")
-        engine.refresh(0)
+        checkpoint.load(path, engine.shards(), prefix="model/")
+        engine.sync_from_shards(0)
         return Progress(), [f"weights from {path}"]
     if errors:
         raise CheckpointError(
@@ -117,7 +117,7 @@ def fill_from_released(engine: Engine, path: str, config: ModelConfig) -> None:
     theirs, mine = computing_fields(source.config, kind, None), computing_fields(config, kind, None)
     if different := [f"model.{n} {theirs.get(n)}" for n in sorted(theirs | mine) if theirs.get(n) != mine.get(n)]:
         raise ValueError(f"the model in {path} is another: it has {', '.join(different)}")
-    engine.fill(source.part)
+    engine.initialize(source.part)
 
 
 def data_stamp(config: TrainConfig, corpora: list[Corpus]) -> dict:

@@ -1,8 +1,12 @@
-"""What each training run begins with, whatever it trains: the mesh, the run's folder, and what its checkpoints say."""
+"""What each run begins with: its ranks, its folder, and what its checkpoints say."""
 
+import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import TextIO
+from typing import TextIO, TypeVar
 
 from ingot.data.tokenizers.tokenizer import Tokenizer
 from ingot.launcher.config import parser
@@ -10,22 +14,37 @@ from ingot.launcher.config.finetune import FinetuneConfig
 from ingot.launcher.config.pretrain import TrainConfig
 from ingot.launcher.runtime.device import computes_in_bf16
 from ingot.launcher.runtime.exit_codes import bad_input
-from ingot.launcher.runtime.peer_watchdog import Lifeline
+from ingot.launcher.runtime.peer_watchdog import PeerWatchdog
 from ingot.launcher.runtime.run_lock import lock
-from ingot.launcher.training.logger import Metrics
-from ingot.launcher.training.trainer import Progress
+from ingot.launcher.training.callbacks.callback import Callbacks
+from ingot.launcher.training.callbacks.registry import loggers
+from ingot.launcher.training.progress import Progress
 from ingot.parallel import mesh as meshes
 from ingot.parallel.mesh import Mesh
 
-Config = TrainConfig | FinetuneConfig
+Config = TypeVar("Config", TrainConfig, FinetuneConfig)
 
 
-def folder_of(config: Config) -> Path:
+def folder_of(config: TrainConfig | FinetuneConfig) -> Path:
     return Path(config.run.dir) / config.run.name
 
 
-def start_mesh(config: Config, lifeline: Lifeline) -> Mesh:
-    """Meets the other ranks, ties this one to them, and settles on a precision. Each rank must call it."""
+@contextmanager
+def rank_group() -> Iterator[PeerWatchdog]:
+    """Around a command of several ranks: watches over the other ranks, and ends the process group with the command."""
+    try:
+        with PeerWatchdog() as watchdog:
+            yield watchdog
+    finally:
+        meshes.stop()  # threads of a process group that is left alone can abort the process as it exits
+
+
+def start_mesh(config: Config, watchdog: PeerWatchdog) -> tuple[Mesh, Config]:
+    """Meets the other ranks and lets the watchdog watch them. Each rank must call it.
+
+    Returns:
+        The mesh, and the configuration with the precision that all ranks compute in instead of `auto`.
+    """
     parallel = config.parallel
     mesh = meshes.start(
         config.run.device,
@@ -34,65 +53,87 @@ def start_mesh(config: Config, lifeline: Lifeline) -> Mesh:
         parallel.data_shard,
         parallel.rendezvous_seconds,
     )
-    lifeline.tie(mesh.rank, mesh.world_size)
-    if parallel.precision == "auto":
-        [lacking] = meshes.sum_over_ranks([int(not computes_in_bf16(mesh.device))])
-        parallel.precision = "fp32" if lacking else "bf16"
-    return mesh
+    watchdog.connect(mesh.rank, mesh.world_size)
+    if parallel.precision != "auto":
+        return mesh, config
+    [lacking] = meshes.sum_over_ranks([int(not computes_in_bf16(mesh.device))])
+    return mesh, replace(config, parallel=replace(parallel, precision="fp32" if lacking else "bf16"))
 
 
-def open_run(
-    config: Config,
-    tokenizer: Tokenizer,
-    mesh: Mesh,
-    held: TextIO | None,
-    progress: Progress,
-    said: list[str],
-    notes: list[str],
-) -> tuple[Metrics, TextIO | None]:
-    """Makes the run's folder on rank 0, with config.yaml and the tokenizer: with a checkpoint this is all that using
-    the model needs. The metrics, and the lock of the folder.
+class RunLock:
+    """Keeps other runs out of a run's folder until it is closed. Only rank 0 holds it."""
 
-    Args:
-        held: the lock, where the folder was there before.
-        said: what the log shall say of the run.
-        notes: what a resume had to say.
-    """
+    def __init__(self, folder: Path):
+        """Takes the folder if it exists.
+
+        Raises:
+            ValueError: another run has it.
+        """
+        self.folder, self._file = folder, None
+        if folder.is_dir():
+            self.take()
+
+    def take(self) -> None:
+        """Takes the folder now, if it is not taken yet."""
+        if self._file is None and int(os.environ.get("RANK", 0)) == 0:
+            self._file: TextIO | None = lock(self.folder)
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+
+
+def open_folder(config: TrainConfig | FinetuneConfig, tokenizer: Tokenizer, mesh: Mesh, run_lock: RunLock) -> None:
+    """On rank 0 makes the run's folder with config.yaml and the tokenizer; with a checkpoint, using the model needs no
+    more."""
     folder = folder_of(config)
     if mesh.is_main:
         folder.mkdir(parents=True, exist_ok=True)
         with bad_input():
-            held = held or lock(folder)
+            run_lock.take()
         (folder / "config.yaml").write_text(parser.to_yaml(config))
         shutil.rmtree(folder / "tokenizer", ignore_errors=True)
         tokenizer.save(folder / "tokenizer")
-    metrics = Metrics(folder if mesh.is_main else None, steps=config.run.steps, step=progress.step)
-    said = [*said, f"{engine_name(config)} on {mesh.describe()}"]
+
+
+def open_callbacks(
+    config: TrainConfig | FinetuneConfig, mesh: Mesh, progress: Progress, messages: list[str], notes: list[str]
+) -> Callbacks:
+    """The loggers, which then have written how the run begins.
+
+    Args:
+        messages: what the log says of the run.
+        notes: what the log says of the resume.
+    """
+    callbacks = Callbacks()
+    if mesh.is_main:
+        callbacks.add(*loggers(folder_of(config), steps=config.run.steps, step=progress.step))
+    messages = [*messages, f"{engine_name(config)} on {mesh.describe()}"]
     if config.parallel.precision == "bf16" and not computes_in_bf16(mesh.device):
-        said.append("this device has no instructions for bf16, and computes faster in fp32 (parallel.precision)")
-    for text in said:
-        metrics.say(text)
+        messages.append("this device has no instructions for bf16, and computes faster in fp32 (parallel.precision)")
+    for text in messages:
+        callbacks.message(text)
     for note in notes:
-        metrics.event(progress.step, note)
-    metrics.event(progress.step, "start", steps=config.run.steps, samples=progress.cursor, tokens=progress.tokens)
-    return metrics, held
+        callbacks.event(progress.step, note)
+    callbacks.event(progress.step, "start", steps=config.run.steps, samples=progress.cursor, tokens=progress.tokens)
+    return callbacks
 
 
-def about_checkpoints(config: Config, stamp: dict, tokenizer: Tokenizer, mesh: Mesh) -> dict:
+def checkpoint_metadata(config: TrainConfig | FinetuneConfig, stamp: dict, tokenizer: Tokenizer, mesh: Mesh) -> dict:
     """What the checkpoints of a run say besides its progress."""
     return {
         "data": stamp,
         "tokenizer_sha256": tokenizer.sha256,
         "layout": {
             "engine": engine_name(config),
-            "data_replicate": mesh.num_data // mesh.shard,
-            "data_shard": mesh.shard,
+            "data_replicate": mesh.num_data // mesh.data_shard,
+            "data_shard": mesh.data_shard,
             "tensor": mesh.tensor,
         },
         "config": config.to_dict(),
     }
 
 
-def engine_name(config: Config) -> str:
+def engine_name(config: TrainConfig | FinetuneConfig) -> str:
     name = f"DeepSpeed ZeRO-{config.parallel.zero_stage}" if config.parallel.engine == "zero" else "torch"
     return f"{name}, {config.parallel.precision}"

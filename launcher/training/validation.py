@@ -10,7 +10,7 @@ import torch.distributed as dist
 from ingot.data.corpus.shards import Corpus
 from ingot.data.loader.reader import Reader
 from ingot.data.sequences.objectives import IGNORE_INDEX
-from ingot.launcher.training.trainer import to_device
+from ingot.launcher.training.inputs import to_device
 from ingot.parallel.engines.engine import Batch, Engine
 from ingot.parallel.mesh import sum_over_ranks
 

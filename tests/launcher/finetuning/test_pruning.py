@@ -7,7 +7,7 @@ import torch
 
 from ingot.launcher.finetuning.pruning import Pruner, each_matrix, magnitude, sensitivity, sparsity_at, triplets
 from ingot.parallel import mesh as meshes
-from ingot.parallel.catalog import flat_shards
+from ingot.parallel.tensor_shards import flat_shards
 from tests.parallel.toy import build, train
 from tests.ranks import run_ranks
 
@@ -25,14 +25,14 @@ def pruned(kind: str, importance: Callable) -> dict:
     mesh = meshes.start("cpu")
     engine = build(kind, mesh)
     train(engine, 0, 2)
-    own = engine.own_shards
+    own = engine.local_shards
     rename = lambda shard: type(shard)(  # noqa: E731
         shard.name.replace("linear.", "blocks.0."), shard.global_shape, shard.rectangle, shard.tensor
     )
-    engine.own_shards = lambda: [rename(shard) for shard in own()]
+    engine.local_shards = lambda: [rename(shard) for shard in own()]
     before = {shard.key: shard.tensor.clone() for shard in engine.shards()}
     pruner = Pruner(engine, each_matrix, importance=importance, final=0.5, begin=0, end=10, every=5, last=12)
-    done = [step for step in range(1, 13) if pruner(step) is not None]
+    done = [step for step in range(1, 13) if pruner.prune(step) is not None]
     shards = [shard for shard in engine.shards() if shard.name == NAME]
     found = [(shard.rectangle.offset, shard.rectangle.shape, (shard.tensor == 0).tolist()) for shard in shards]
     values = [before[shard.key].tolist() for shard in shards]
@@ -43,7 +43,7 @@ def pruned(kind: str, importance: Callable) -> dict:
     return {"done": done, "zeros": found, "norms": norms, "values": values, "squares": squares}
 
 
-def whole(parts: list[dict]) -> torch.Tensor:
+def whole_shard(parts: list[dict]) -> torch.Tensor:
     result = torch.full((33, 33), -1)
     for part in parts:
         for offset, shape, zeros in part["zeros"]:
@@ -57,10 +57,10 @@ def test_ranks_prune_what_one_process_does(kind, importance):
     alone = run_ranks(pruned, 1, "torch", importance)
     together = run_ranks(pruned, 2, kind, importance)
     assert alone[0]["done"] == together[0]["done"] == [5, 10, 12]
-    assert torch.equal(whole(alone), whole(together))
-    assert whole(alone).float().mean() == pytest.approx(0.5, abs=1e-3)
+    assert torch.equal(whole_shard(alone), whole_shard(together))
+    assert whole_shard(alone).float().mean() == pytest.approx(0.5, abs=1e-3)
     (values,), (squares,) = (map(torch.tensor, alone[0][name]) for name in ("values", "squares"))
-    zeros = whole(alone).bool()
+    zeros = whole_shard(alone).bool()
     important = values.abs() * (squares.sqrt() if importance is sensitivity else 1.0)
     assert important[zeros].max() < important[~zeros].min()
     assert alone[0]["norms"] == 0

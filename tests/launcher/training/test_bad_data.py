@@ -7,10 +7,10 @@ import pytest
 
 from ingot.data.corpus.quarantine import Damage, DamagedShard, Quarantine
 from ingot.data.corpus.shards import Corpus
-from ingot.data.loader.reader import NoSoundData
+from ingot.data.loader.reader import NoReadableData
 from ingot.launcher.runtime import exit_codes
-from ingot.launcher.training.bad_data import DamageWatch, Unreadable
-from ingot.launcher.training.logger import Metrics
+from ingot.launcher.training.bad_data import BadDataWatch, Unreadable
+from ingot.launcher.training.callbacks.callback import Callbacks
 from ingot.parallel import mesh as meshes
 from tests.launcher.runs import launch, records, write_config
 from tests.ranks import run_ranks
@@ -86,13 +86,8 @@ def test_too_much_damage_and_strictness_end_a_run_with_one_message(damaged, tmp_
     assert "Traceback" not in result.stderr
 
 
-class Silent(Metrics):
-    def __init__(self):
-        super().__init__(None, steps=0)
-
-
 def watch_of(folder, fraction=1.0):
-    return DamageWatch(Quarantine(), Silent(), folder, max_bad_fraction=fraction)
+    return BadDataWatch(Quarantine(), Callbacks(), folder, max_bad_fraction=fraction)
 
 
 def settle_on_one_rank(folder: str, kind: str) -> str:
@@ -104,10 +99,11 @@ def settle_on_one_rank(folder: str, kind: str) -> str:
         if kind == "damage":
             watch.quarantine.add(Damage("corpus", "a.tar", "ab", 3, 17, "bad"))
         else:
-            error = {"strict": DamagedShard("bad bytes"), "none": NoSoundData("all gone"), "bug": KeyError("x")}[kind]
+            errors = {"strict": DamagedShard("bad bytes"), "none": NoReadableData("all gone"), "bug": KeyError("x")}
+            error = errors[kind]
     try:
-        again = watch.settle(*meshes.sum_over_ranks(watch.counts(error)), error, 5)
-        again_next = watch.settle(*meshes.sum_over_ranks(watch.counts(None)), None, 6)
+        again = watch.agree(*meshes.sum_over_ranks(watch.counts(error)), error, 5)
+        again_next = watch.agree(*meshes.sum_over_ranks(watch.counts(None)), None, 6)
         return f"{again} {again_next} {sorted(watch.names)} {watch.quarantine.find('ab', 3)[0]}"
     except Unreadable as problem:
         return f"{problem.code} {problem}"
@@ -132,9 +128,9 @@ def test_what_one_rank_meets_all_ranks_know(tmp_path):
 def test_the_bound_is_on_a_window_of_sequences(tmp_path):
     watch = watch_of(tmp_path, 1e-3)
     for _ in range(100):
-        watch.spend(1, 1000)  # one in a thousand, for ever
+        watch.count_substitutes(1, 1000)  # one in a thousand, for ever
     with pytest.raises(Unreadable, match="11 of the last 10000 sequences") as caught:
-        watch.spend(2, 1000)
+        watch.count_substitutes(2, 1000)
     assert caught.value.code == exit_codes.GIVE_UP
     watch_of(tmp_path, 1.0).spend(50_000, 50_000)
     watch_of(tmp_path, 0.0).spend(0, 8)

@@ -2,20 +2,19 @@
 
 import pytest
 
-from ingot.launcher.config.pretrain import Batch, RampPhase
-from ingot.launcher.training.batch_ramp import largest, size_of, slots_of
+from ingot.launcher.training.batch_sizes import BatchSizes
 from tests.launcher.runs import launch, records, write_config
 
-BATCH = Batch(global_size=32, ramp=[RampPhase(3, 8), RampPhase(2, 16)])
+SIZES = BatchSizes(32, ((3, 8), (2, 16)))
 
 
 def test_slots_are_the_sum_of_the_sizes_of_the_steps():
-    sizes = [size_of(BATCH, step)[0] for step in range(1, 9)]
+    sizes = [SIZES.size_at(step)[0] for step in range(1, 9)]
     assert sizes == [8, 8, 8, 16, 16, 32, 32, 32]
-    assert [slots_of(BATCH, steps) for steps in range(9)] == [sum(sizes[:steps]) for steps in range(9)]
-    assert [size_of(BATCH, step)[1] for step in (1, 3, 4, 6)] == [3, 3, 5, None]
-    assert largest(Batch(global_size=4, ramp=[RampPhase(1, 16)])) == 16
-    assert size_of(Batch(global_size=4), 1) == (4, None)
+    assert [SIZES.slots_before(step) for step in range(1, 10)] == [sum(sizes[:steps]) for steps in range(9)]
+    assert [SIZES.size_at(step)[1] for step in (1, 3, 4, 6)] == [3, 3, 5, None]
+    assert BatchSizes(4, ((1, 16),)).largest == 16
+    assert BatchSizes(4).size_at(1) == (4, None)
 
 
 @pytest.mark.slow

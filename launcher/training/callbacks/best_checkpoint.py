@@ -1,0 +1,74 @@
+"""The best checkpoint of a run by one of its metrics, and early stopping."""
+
+import shutil
+from pathlib import Path
+
+import torch.distributed as dist
+
+from ingot.launcher.training.callbacks.callback import Callback, Callbacks
+from ingot.parallel import checkpoint
+from ingot.parallel.engines.engine import Engine
+
+LOWER_IS_BETTER = ("loss", "perplexity", "mean_squared_error")
+
+
+class BestCheckpoint(Callback):
+    """Keeps the weights with the best value of a metric in `folder`, as a checkpoint of its own, without an optimizer.
+
+    Args:
+        metric: name of the score.
+        step: optimizer steps that are done; what later steps have left there is removed, since they will be repeated.
+        metadata: what the checkpoint says besides its step and scores.
+
+    Attributes:
+        step, scores: of the best evaluation; 0 and empty before there is one.
+        is_new: whether the last evaluation was the best.
+    """
+
+    def __init__(self, folder: Path, metric: str, engine: Engine, step: int, metadata: dict):
+        self.metric, self.engine, self.metadata = metric, engine, metadata
+        self.step, self.scores, self.is_new = 0, dict[str, float](), False
+        for path in checkpoint.committed(folder):
+            try:
+                found = checkpoint.read_manifest(path)
+            except checkpoint.CheckpointError:
+                continue  # the next evaluation writes another
+            if found["step"] <= step:
+                self.step, self.scores = found["step"], found["scores"]
+                break
+        dist.barrier()
+        if engine.mesh.is_main:
+            for path in checkpoint.committed(folder):
+                if int(path.name[5:]) > step:
+                    shutil.rmtree(path)
+        dist.barrier()
+        self._saver = checkpoint.Saver(folder, keep=1)
+
+    def on_evaluate(self, step: int, scores: dict[str, float]) -> bool:
+        self.is_new = not self.scores or self._is_better(scores[self.metric], self.scores[self.metric])
+        if self.is_new:
+            self.step, self.scores = step, dict(scores)
+            weights = [shard for shard in self.engine.shards() if shard.name.startswith("model/")]
+            self._saver.begin(weights, step=step, metadata={**self.metadata, "scores": self.scores})
+            self._saver.finish()
+        return False
+
+    def _is_better(self, value: float, before: float) -> bool:
+        return value < before if self.metric in LOWER_IS_BETTER else value > before
+
+
+class EarlyStopping(Callback):
+    """Ends a run after `patience` evaluations without a better one, `every` steps apart. It stands behind `best`."""
+
+    def __init__(self, best: BestCheckpoint, callbacks: Callbacks, *, patience: int, every: int):
+        self.best, self.callbacks, self.patience, self.every = best, callbacks, patience, every
+
+    def on_evaluate(self, step: int, scores: dict[str, float]) -> bool:
+        is_over = not self.best.is_new and step - self.best.step >= self.patience * self.every
+        if is_over:
+            self.callbacks.event(
+                step,
+                f"no better {self.best.metric} since step {self.best.step}; task.early_stopping_patience is "
+                f"{self.patience} evaluations",
+            )
+        return is_over

@@ -1,0 +1,78 @@
+"""The interface between a run and those who listen to it."""
+
+from collections.abc import Iterable
+from typing import Any, Literal
+
+Kind = Literal["train", "eval", "checkpoint", "event"]
+
+
+class Callback:
+    """Listens to a run. Each method does nothing by default; a callback overrides those that it needs.
+
+    `on_step_end`, `on_evaluate` and `on_train_end` are called on every rank, between two optimizer steps, so they may
+    start collectives. What only rank 0 should do, such as writing files, is done by callbacks that only rank 0 has.
+    """
+
+    def on_step_end(self, step: int) -> None:
+        """Called after each optimizer step (counted from 1)."""
+
+    def on_log(self, kind: Kind, record: dict[str, Any]) -> None:
+        """Called with each record: a line of metrics.jsonl. `record["step"]` is the optimizer step."""
+
+    def on_message(self, text: str) -> None:
+        """Called with each line for people that belongs to no record."""
+
+    def on_figure(self, name: str, figure: Any, step: int) -> None:
+        """Called with each figure (of matplotlib)."""
+
+    def on_evaluate(self, step: int, scores: dict[str, float]) -> bool:
+        """Called after each evaluation. True asks the run to end here."""
+        return False
+
+    def on_train_end(self, step: int, scores: dict[str, float]) -> None:
+        """Called when the run has reached its end, with the scores of its last evaluation (empty without one)."""
+
+    def close(self) -> None:
+        """Called once, however the run ends."""
+
+
+class Callbacks:
+    """The callbacks of a run, in their order. What one says through it, all hear."""
+
+    def __init__(self, callbacks: Iterable[Callback] = ()):
+        self.callbacks = list(callbacks)
+
+    def add(self, *callbacks: Callback) -> None:
+        self.callbacks += callbacks
+
+    def log(self, kind: Kind, record: dict[str, Any]) -> None:
+        for callback in self.callbacks:
+            callback.on_log(kind, record)
+
+    def event(self, step: int, event: str, **more: Any) -> None:
+        """Logs something that is worth knowing and is no measurement: start, resume, stop, trouble."""
+        self.log("event", {"step": step, "event": event, **more})
+
+    def message(self, text: str) -> None:
+        for callback in self.callbacks:
+            callback.on_message(text)
+
+    def figure(self, name: str, figure: Any, step: int) -> None:
+        for callback in self.callbacks:
+            callback.on_figure(name, figure, step)
+
+    def step_end(self, step: int) -> None:
+        for callback in self.callbacks:
+            callback.on_step_end(step)
+
+    def evaluate(self, step: int, scores: dict[str, float]) -> bool:
+        """Whether one of them asks the run to end. All are called."""
+        return any([callback.on_evaluate(step, scores) for callback in self.callbacks])
+
+    def train_end(self, step: int, scores: dict[str, float]) -> None:
+        for callback in self.callbacks:
+            callback.on_train_end(step, scores)
+
+    def close(self) -> None:
+        for callback in self.callbacks:
+            callback.close()

@@ -1,0 +1,37 @@
+"""The terminal: a progress bar, and lines on standard error."""
+
+import sys
+from typing import Any
+
+from tqdm import tqdm
+
+from ingot.launcher.training.callbacks.callback import Callback, Kind
+from ingot.launcher.training.callbacks.text import line_of
+
+
+class Terminal(Callback):
+    """Shows a bar on a terminal. Where standard error is a file, each train record is a line instead.
+
+    Args:
+        steps: optimizer steps of the run.
+        step: optimizer steps that are done.
+    """
+
+    def __init__(self, steps: int, step: int):
+        self._bar = tqdm(total=steps, initial=step, unit="step", disable=None, dynamic_ncols=True)
+
+    def on_step_end(self, step: int) -> None:
+        self._bar.update(step - self._bar.n)
+
+    def on_log(self, kind: Kind, record: dict[str, Any]) -> None:
+        if kind == "train" and not self._bar.disable:
+            speed = f"loss {record['loss']:.3f} {record['tokens_per_second']:,.0f} tok/s"
+            self._bar.set_postfix_str(speed, refresh=False)
+        else:
+            self.on_message(line_of(kind, record))
+
+    def on_message(self, text: str) -> None:
+        tqdm.write(text, file=sys.stderr)
+
+    def close(self) -> None:
+        self._bar.close()
