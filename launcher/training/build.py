@@ -86,11 +86,15 @@ def weight_segments(config: TrainConfig) -> list[tuple[int, list[float]]]:
 def validation_readers(config: TrainConfig, corpora: list[Corpus], tokenizer: Tokenizer, mesh: Mesh) -> list[Reader]:
     """One for each validation corpus, in the corpus's own order: every evaluation reads the same sequences."""
     options = replace(
-        reader_options(config), weights=None, mixture_schedule=None, shuffle=False, num_partitions=1, threads=1, prefetch=2
+        reader_options(config),
+        weights=None,
+        mixture_schedule=None,
+        shuffle=False,
+        num_partitions=1,
+        threads=1,
+        prefetch=2,
     )
-    return [
-        Reader([corpus], tokenizer, options, rank=mesh.data_rank, num_ranks=mesh.num_data) for corpus in corpora
-    ]
+    return [Reader([corpus], tokenizer, options, rank=mesh.data_rank, num_ranks=mesh.num_data) for corpus in corpora]
 
 
 def reader_options(config: TrainConfig) -> ReaderOptions:

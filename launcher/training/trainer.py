@@ -1,33 +1,26 @@
 """The one training loop. Pretraining and fine-tuning differ in the job that they hand in, not in the loop.
 
-One turn: take the micro-batches of the step, agree on the count of targets, forward and backward, update, report.
-Whatever a step needs besides the weights follows from its number: the slots, the learning rate, the random streams.
+One turn: take the next batch, do a step (train_step.py), report, and now and then evaluate and save.
 """
 
 import math
 import time
-from collections.abc import Iterator
-from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from ingot.data.loader.reader import StepBatch
 from ingot.launcher.runtime import exit_codes
 from ingot.launcher.training.bad_data import BadDataWatch, Unreadable
 from ingot.launcher.training.callbacks.callback import Callbacks
-from ingot.launcher.training.inputs import to_device
 from ingot.launcher.training.job import Job
 from ingot.launcher.training.progress import Progress
 from ingot.launcher.training.step_timer import StepTimer, peak_memory
 from ingot.launcher.training.stop_signals import StopSignals
+from ingot.launcher.training.train_step import TrainStep
 from ingot.model.costs.flops import peak_flops
 from ingot.parallel import checkpoint
-from ingot.parallel.engines.engine import Batch
-from ingot.parallel.mesh import sum_over_ranks
-from ingot.parallel.optimizer import learning_rate_at
 
 
 class Trainer:
@@ -54,7 +47,8 @@ class Trainer:
     ):
         self.job, self.engine, self.progress = job, job.engine, progress
         self.callbacks, self.bad_data, self.metadata = callbacks, bad_data, metadata
-        self.run_options, self.optimizer, self.mesh = job.config.run, job.config.optimizer, job.engine.mesh
+        self.run_options, self.mesh = job.config.run, job.engine.mesh
+        self.train_step = TrainStep(job, progress, bad_data)
         dtype = torch.bfloat16 if job.config.parallel.precision == "bf16" else torch.float32
         self.peak_flops = (
             peak_flops(torch.cuda.get_device_name(self.mesh.device), dtype) if self.mesh.device.type == "cuda" else None
@@ -62,7 +56,6 @@ class Trainer:
         self.saver = checkpoint.Saver(folder / "checkpoints", self.run_options.keep_checkpoints)
         self._saving: dict = {}  # what is known of the save under way
         self._signals = StopSignals()
-        self._read_again = False
         self._saved_step = progress.step
         self._evaluated_step = -1
         self.scores: dict = {}  # of the last evaluation
@@ -89,7 +82,7 @@ class Trainer:
     def _run(self) -> int:
         run, progress, timer = self.run_options, self.progress, StepTimer()
         self.engine.module.train()
-        for batch in self._batches():
+        for batch in self.train_step.batches(run.steps):
             data_seconds = timer.lap()
             record, stop = self._step(batch)
             timer.add(data_seconds, record["tokens"])
@@ -122,22 +115,6 @@ class Trainer:
         self.callbacks.train_end(progress.step, self.scores)
         return exit_codes.DONE
 
-    def _batches(self) -> Iterator[StepBatch]:
-        """The reader's steps, each of its size.
-
-        Steps that were read ahead are read again when the ranks have agreed on another quarantine.
-        """
-        progress, last = self.progress, self.run_options.steps
-        while progress.step < last:
-            self._read_again = False
-            size, end = self.job.batch_sizes.size_at(progress.step + 1)
-            stop = progress.cursor + (min(last, end or last) - progress.step) * size
-            with closing(self.job.reader.steps(progress.cursor, stop, size)) as batches:
-                for batch in batches:
-                    yield batch
-                    if self._read_again:
-                        break
-
     def save(self) -> None:
         """Begins a checkpoint of the present state. Training waits only for a copy in host memory."""
         progress = self.progress
@@ -163,59 +140,14 @@ class Trainer:
 
     def _step(self, batch: StepBatch) -> tuple[dict, bool]:
         """One optimizer step: its record, and whether a rank was asked to stop."""
-        progress = self.progress
-        # One collective of integers holds all that the ranks must agree on.
-        counts = [batch.num_targets, batch.num_tokens, batch.fingerprint, batch.substituted]
-        counts = [count * (self.mesh.tensor_rank == 0) for count in counts]  # tensor ranks read the same data
-        num_targets, num_tokens, fingerprint, substituted, stop, ended, failed, found, errors = sum_over_ranks(
-            [*counts, self._signals.requested, *self.saver.status(), *self.bad_data.counts(batch.error)]
-        )
-        step = progress.step + 1
-        path, trouble = self.saver.advance(ended, failed)
+        step = self.progress.step
+        agreed = self.train_step.agree(batch, [self._signals.requested, *self.saver.state()])
+        stop, ended, failed = agreed.votes
+        path, trouble = self.saver.settle(ended, failed)
         self._report_saved(path)
         if trouble:
-            self.callbacks.event(progress.step, trouble)
-        self._read_again = self.bad_data.agree(found, errors, batch.error, step)
-        self.bad_data.count_substitutes(substituted, batch.cursor - progress.cursor)
-        torch.manual_seed((self.run_options.seed * 1_000_003 + step) * 65_537 + self.mesh.rank)  # dropout
-        loss_sum = torch.zeros((), dtype=torch.float64, device=self.mesh.device)
-        for number, micro_batch in enumerate(batch.micro_batches, start=1):
-            is_last = number == len(batch.micro_batches)
-            inputs = self._inputs(micro_batch, num_targets, step)
-            loss_sum += self.engine.forward_backward(inputs, max(1, num_targets), is_last)
-        learning_rate = self._learning_rate(step)
-        grad_norm = self.engine.step(learning_rate, step)
-        torch.distributed.all_reduce(loss_sum, group=self.mesh.data_group)
-        progress.step, progress.cursor, progress.tokens = step, batch.cursor, progress.tokens + num_tokens
-        progress.substituted += substituted
-        progress.quarantine = sorted(self.bad_data.names)
-        record = {
-            "step": step,
-            "loss": float(loss_sum) / max(1, num_targets),
-            "grad_norm": grad_norm,
-            "learning_rate": learning_rate,
-            "tokens": num_tokens,
-            "batch_fingerprint": f"{fingerprint:016x}",
-        }
-        return record, bool(stop)
-
-    def _inputs(self, micro_batch: dict[str, np.ndarray], num_targets: int, step: int) -> Batch:
-        """The model's arguments; the terms that are added to the loss of training, but not of an evaluation, too."""
-        added = {name: weight for name, weight in asdict(self.job.config.loss).items() if weight}
-        of_job = self.job.loss_inputs(micro_batch, num_targets, self.job.batch_sizes.size_at(step)[0])
-        return to_device(micro_batch, self.mesh.device) | of_job | added
-
-    def _learning_rate(self, step: int) -> float:
-        options = self.optimizer
-        return learning_rate_at(
-            step,
-            peak=options.learning_rate,
-            schedule=options.schedule,
-            warmup_steps=options.warmup_steps,
-            lr_decay_steps=options.lr_decay_steps or self.run_options.steps,
-            min_lr_ratio=options.min_lr_ratio,
-            lr_decay_ratio=options.lr_decay_ratio,
-        )
+            self.callbacks.event(step, trouble)
+        return self.train_step.update(batch, agreed), bool(stop)
 
     def _report(self, record: dict, timer: StepTimer) -> None:
         step_seconds, data_seconds, tokens_per_second = timer.means()
