@@ -3,6 +3,7 @@
 import torch
 
 from ingot.data.tokenizers.huggingface_export import export_tokenizer
+from ingot.data.tokenizers.tokenizer import Tokenizer
 from ingot.launcher.config.export import ExportOptions
 from ingot.launcher.loading.base_model import is_finetuned
 from ingot.launcher.loading.finetuned_model import additions, merge, open_finetuned
@@ -29,10 +30,6 @@ def export(options: ExportOptions) -> None:
         folder, manifest, config = open_checkpoint(options.checkpoint)
         tokenizer, task = open_tokenizer(folder, manifest, options.tokenizer), None
         read = lambda name: read_tensor(folder, manifest, f"model/{name}")  # noqa: E731
-    names = ("bos", "eos", "pad", "mask")
-    token_ids = {name: getattr(tokenizer, f"{name}_id") for name in names}
-    if not config.causal:
-        token_ids |= {"cls": tokenizer.bos_id, "sep": tokenizer.eos_id}
     with new_folder(options.output) as temporary:
         export_tokenizer(
             tokenizer,
@@ -49,8 +46,14 @@ def export(options: ExportOptions) -> None:
             getattr(torch, options.dtype),
             options.family,
             options.max_shard_bytes,
-            token_ids,
+            token_ids_of(tokenizer, config.causal),
         )
+
+
+def token_ids_of(tokenizer: Tokenizer, causal: bool) -> dict[str, int | None]:
+    """The ids of special tokens by their names in transformers, for config.json."""
+    ids = {name: getattr(tokenizer, f"{name}_id") for name in ("bos", "eos", "pad", "mask")}
+    return ids if causal else ids | {"cls": tokenizer.bos_id, "sep": tokenizer.eos_id}
 
 
 def _merged(options: ExportOptions):

@@ -37,11 +37,11 @@ class BadDataWatch:
 
     Args:
         quarantine: what this rank's readers leave out; given to their corpora.
-        folder: the run's folder; rank 0 lists in FILE what is damaged.
+        folder: the run's folder, where rank 0 lists in FILE what is damaged; None: it is not listed.
         max_bad_fraction: of WINDOW, as data.max_bad_fraction says.
     """
 
-    def __init__(self, quarantine: Quarantine, callbacks: Callbacks, folder: Path, *, max_bad_fraction: float):
+    def __init__(self, quarantine: Quarantine, callbacks: Callbacks, folder: Path | None, *, max_bad_fraction: float):
         self.quarantine, self.callbacks, self.folder = quarantine, callbacks, folder
         self.max_bad_fraction = max_bad_fraction
         self.names: set[tuple[str, int]] = set()  # of the quarantine, as all ranks know it
@@ -98,8 +98,9 @@ class BadDataWatch:
         if bad > self.max_bad_fraction * max(WINDOW, slots):
             raise Unreadable(
                 f"{bad} of the last {sum(n for n, _ in self._window)} sequences lie in damaged data: more than "
-                f"data.max_bad_fraction {self.max_bad_fraction} of {max(WINDOW, slots)} allows. {self.folder / FILE} "
-                f"lists what is damaged; mend it and start again with data.allow_changed true, or raise the bound",
+                f"data.max_bad_fraction {self.max_bad_fraction} of {max(WINDOW, slots)} allows. "
+                f"{(self.folder or Path()) / FILE} lists what is damaged; repair it and start again with "
+                f"data.allow_changed true, or raise the bound",
                 exit_codes.GIVE_UP,
             )
 
@@ -111,9 +112,10 @@ class BadDataWatch:
     def _list(self, rank: int, step: int, damage: dict) -> None:
         if dist.get_rank():
             return
-        line = {"rank": rank, "step": step, **damage, "time": round(time.time(), 3)}
-        with open(self.folder / FILE, "a") as file:
-            file.write(json.dumps(line) + "\n")
+        if self.folder is not None:
+            line = {"rank": rank, "step": step, **damage, "time": round(time.time(), 3)}
+            with open(self.folder / FILE, "a") as file:
+                file.write(json.dumps(line) + "\n")
         self.callbacks.event(step, f"damaged data left out: {damage['shard']}: {damage['reason']}", rank=rank)
 
 

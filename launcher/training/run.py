@@ -10,6 +10,7 @@ from ingot.launcher.runtime.exit_codes import bad_input
 from ingot.launcher.training.bad_data import BadDataWatch
 from ingot.launcher.training.callbacks.callback import Callback
 from ingot.launcher.training.job import Job, RunContext
+from ingot.launcher.training.progress import Progress
 from ingot.launcher.training.resume import check_same_data, choose_start, resume
 from ingot.launcher.training.setup import RunLock, checkpoint_metadata, folder_of, open_callbacks, open_folder
 from ingot.launcher.training.trainer import Trainer
@@ -35,20 +36,8 @@ def run(config: TrainConfig | FinetuneConfig, mesh: Mesh, run_lock: RunLock, bui
     Raises:
         BadInput: anything that the user can correct, before the run's folder is changed.
     """
-    folder = folder_of(config)
     try:
-        with bad_input():
-            starts = choose_start(config.run.resume, folder)
-            job = build()
-            check_same_data(job.data_stamp)
-            progress, notes = resume(
-                job.engine,
-                starts,
-                job.data_stamp,
-                asdict(job.model),
-                allow_changed=job.allow_changed,
-                init_from=job.init_from,
-            )
+        job, progress, notes = build_and_resume(config, build)
         try:
             return _train(job, mesh, run_lock, progress, notes)
         finally:
@@ -58,7 +47,24 @@ def run(config: TrainConfig | FinetuneConfig, mesh: Mesh, run_lock: RunLock, bui
         run_lock.close()
 
 
-def _train(job: Job, mesh: Mesh, run_lock: RunLock, progress, notes: list[str]) -> Outcome:
+def build_and_resume(config: TrainConfig | FinetuneConfig, build: Callable[[], Job]) -> tuple[Job, Progress, list[str]]:
+    """The job, with the state of the checkpoint that it goes on from; its progress; and what a log says about it."""
+    with bad_input():
+        starts = choose_start(config.run.resume, folder_of(config))
+        job = build()
+        check_same_data(job.data_stamp)
+        progress, notes = resume(
+            job.engine,
+            starts,
+            job.data_stamp,
+            asdict(job.model),
+            allow_changed=job.allow_changed,
+            init_from=job.init_from,
+        )
+    return job, progress, notes
+
+
+def _train(job: Job, mesh: Mesh, run_lock: RunLock, progress: Progress, notes: list[str]) -> Outcome:
     folder = folder_of(job.config)
     open_folder(job.config, job.tokenizer, mesh, run_lock)
     callbacks = open_callbacks(job.config, mesh, progress, list(job.messages), notes)

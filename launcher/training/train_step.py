@@ -3,7 +3,7 @@
 Whatever a step needs besides the weights follows from its number: the slots, the learning rate, the random streams.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
 
@@ -43,7 +43,7 @@ class TrainStep:
         self.job, self.engine, self.progress, self.bad_data = job, job.engine, progress, bad_data
         self.mesh, self._read_again = job.engine.mesh, False
 
-    def batches(self, last: int) -> Iterator[StepBatch]:
+    def batches(self, last: int) -> Generator[StepBatch, None, None]:
         """The batches of the steps up to number `last`, each of its size; each must be used before the next is taken.
 
         Batches that were read ahead are read again when the ranks have agreed on another quarantine.

@@ -1,30 +1,10 @@
-import sysconfig
 from pathlib import Path
 
 import pytest
 
 from ingot.launcher import export
-from ingot.launcher.config.prepare import PrepareOptions, TokenizerOptions
-from ingot.launcher.preparation.prepare import prepare
 from tests.launcher.finetune_runs import run
 from tests.launcher.tiny_models import released_bert, released_gpt2, write_task
-
-
-@pytest.fixture(scope="session")
-def corpus(tmp_path_factory) -> Path:
-    """A corpus of 512 token ids, made from a few files of the standard library."""
-    source = Path(sysconfig.get_paths()["stdlib"])
-    output = tmp_path_factory.mktemp("corpora") / "tiny"
-    options = PrepareOptions(
-        input=[str(source / name) for name in ("json", "email", "logging", "asyncio")],
-        output=str(output),
-        include=["*.py"],
-        tokenizer=TokenizerOptions(vocab_size=512),
-        validation_fraction=0.05,
-        workers=1,
-    )
-    prepare(options)
-    return output
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,124 @@
+"""A pretraining run step by step, for a notebook."""
+
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+
+from torch import nn
+
+from ingot.launcher.config.parser import parse
+from ingot.launcher.config.pretrain import TrainConfig
+from ingot.launcher.runtime.exit_codes import bad_input
+from ingot.launcher.training.bad_data import BadDataWatch
+from ingot.launcher.training.callbacks.callback import Callbacks
+from ingot.launcher.training.pretrain_run import job_of, open_data
+from ingot.launcher.training.run import build_and_resume
+from ingot.launcher.training.setup import (
+    RunLock,
+    checkpoint_metadata,
+    folder_of,
+    open_folder,
+    rank_group,
+    start_mesh,
+)
+from ingot.launcher.training.train_step import TrainStep
+from ingot.parallel import checkpoint
+
+
+class Training:
+    """A pretraining run whose steps you take yourself, in one process.
+
+        with ingot.Training("configs/demo.yaml", **{"run.steps": 10, "run.name": "notebook"}) as training:
+            record = training.step()        # step, loss, grad_norm, learning_rate, tokens, batch_fingerprint
+            scores = training.evaluate()
+            training.save()                 # a checkpoint that every command opens and resumes from
+
+    It computes what `launcher/pretrain.py` computes with the same configuration, step for step, and it begins where
+    that would begin: at the newest intact checkpoint of the run, or at step 0. It writes nothing before `save`.
+
+    Args:
+        config: a YAML file.
+        options: dotted options that replace those of the file.
+
+    Raises:
+        BadInput: anything in the configuration or the data that the user can correct.
+    """
+
+    def __init__(self, config: str | Path, **options: object):
+        with bad_input():
+            argv = [word for name, value in options.items() for word in (f"--{name}", str(value))]
+            self.config = parse(TrainConfig, ["--config", str(config), *argv], self.__doc__ or "")
+            self.config.check(1)
+        with ExitStack() as stack:
+            watchdog = stack.enter_context(rank_group())
+            with bad_input():
+                self._run_lock = RunLock(folder_of(self.config))
+                stack.callback(self._run_lock.close)
+                data = open_data(self.config)
+                mesh, self.config = start_mesh(self.config, watchdog)
+            self._job, self.progress, self.notes = build_and_resume(
+                self.config, lambda: job_of(self.config, mesh, data)
+            )
+            for reader in (self._job.reader, *self._job.validation_readers):
+                stack.callback(reader.close)
+            bad_data = BadDataWatch(
+                self._job.quarantine, Callbacks(), None, max_bad_fraction=self._job.max_bad_fraction
+            )
+            bad_data.start(self.progress.quarantine)
+            self._train_step = TrainStep(self._job, self.progress, bad_data)
+            self._batches = self._train_step.batches(self.config.run.steps)
+            stack.callback(self._batches.close)
+            self._stack = stack.pop_all()
+
+    @property
+    def model(self) -> nn.Module:
+        """The module that computes; under an engine that shards, it holds this process's part."""
+        return self._job.engine.module
+
+    def step(self) -> dict:
+        """Takes the next optimizer step. Returns its record: step, loss, grad_norm, learning_rate, tokens,
+        batch_fingerprint.
+
+        Raises:
+            StopIteration: the run has reached `run.steps`.
+        """
+        batch = next(self._batches)
+        self.model.train()
+        return self._train_step.update(batch, self._train_step.agree(batch))
+
+    def evaluate(self) -> dict:
+        """The scores on `data.validation`: loss, perplexity and more.
+
+        Raises:
+            ValueError: the configuration has no validation corpora.
+        """
+        if self._job.evaluate is None:
+            raise ValueError("data.validation names no corpora; name one to evaluate on")
+        self.model.eval()
+        return self._job.evaluate()
+
+    def save(self) -> Path:
+        """Writes a checkpoint of this step into the run's folder, and returns its path."""
+        mesh = self._job.engine.mesh
+        open_folder(self.config, self._job.tokenizer, mesh, self._run_lock)
+        metadata = checkpoint_metadata(self.config, self._job.data_stamp, self._job.tokenizer, mesh)
+        progress = {name: value for name, value in vars(self.progress).items() if name != "step"}
+        return checkpoint.save(
+            folder_of(self.config) / "checkpoints",
+            self._job.engine.shards(),
+            step=self.progress.step,
+            metadata=progress | metadata | self._job.metadata,
+            keep=self.config.run.keep_checkpoints,
+        )
+
+    def close(self) -> None:
+        """Ends the threads that read ahead and the process group."""
+        self._stack.close()
+
+    def __enter__(self) -> "Training":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._stack.__exit__(kind, error, traceback)
