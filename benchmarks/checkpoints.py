@@ -27,20 +27,21 @@ LAYERS, WIDTH, VOCABULARY, LENGTH = 8, 640, 16384, 128
 
 
 def config_of(engine: str, ranks: int):
-    from ingot.launcher.config.pretrain import TrainConfig
+    from ingot.launcher.config.pretrain import Batch, Data, Parallel, TrainConfig
     from ingot.model.config import ModelConfig
 
-    config = TrainConfig()
-    config.model = ModelConfig(
-        num_hidden_layers=LAYERS,
-        hidden_size=WIDTH,
-        num_attention_heads=10,
-        vocab_size=VOCABULARY,
-        max_position_embeddings=LENGTH,
+    return TrainConfig(
+        model=ModelConfig(
+            num_hidden_layers=LAYERS,
+            hidden_size=WIDTH,
+            num_attention_heads=10,
+            vocab_size=VOCABULARY,
+            max_position_embeddings=LENGTH,
+        ),
+        data=Data(sequence_length=LENGTH),
+        batch=Batch(global_size=4, micro_size=4 // ranks),
+        parallel=Parallel(engine=engine, precision="bf16"),
     )
-    config.data.sequence_length, config.batch.global_size, config.batch.micro_size = LENGTH, 4, 4 // ranks
-    config.parallel.engine, config.parallel.precision = engine, "bf16"
-    return config
 
 
 def build(engine: str):
@@ -61,7 +62,7 @@ def train(engine, steps: int) -> list[float]:
     seconds = []
     for _ in range(steps):
         start = time.perf_counter()
-        engine.accumulate({"input_ids_BT": ids, "labels_BT": ids}, ids.numel() * engine.mesh.num_data, last=True)
+        engine.forward_backward({"input_ids_BT": ids, "labels_BT": ids}, ids.numel() * engine.mesh.num_data, last=True)
         engine.step(1e-4)
         seconds.append(time.perf_counter() - start)
     return seconds
@@ -101,7 +102,7 @@ def ingot_save(folder: Path, engine: str) -> dict:
     built, _ = build(engine)
     found = {"own MB": sum(s.tensor.numel() * s.tensor.element_size() for s in built.shards()) / 1e6}
     with Watch(found, "save"):
-        checkpoint.save(folder / "ingot", built.shards(), step=1, about={}, keep=0)
+        checkpoint.save(folder / "ingot", built.shards(), step=1, metadata={}, keep=0)
     found["disk MB"] = _size(folder / "ingot")
     return found
 
@@ -110,9 +111,9 @@ def ingot_load(folder: Path, engine: str) -> dict:
     from ingot.parallel import checkpoint
 
     built, _ = build(engine)
-    found, reading = {}, checkpoint.Reading()
+    found, reading = {}, checkpoint.ReadCounts()
     with Watch(found, "load"):
-        checkpoint.load(folder / "ingot/step-00000001", built.shards(), reading=reading)
+        checkpoint.load(folder / "ingot/step-00000001", built.shards(), counts=reading)
         built.refresh(1)
     return {**found, "read / needed": reading.read / reading.needed}
 
@@ -203,7 +204,7 @@ def beside_training(folder: Path, engine: str) -> dict:
     built, _ = build(engine)
     saver = Saver(folder / "beside", keep=1)
     found: dict = {}
-    saver.begin(built.shards(), step=1, about={})  # the first one makes the buffers
+    saver.begin(built.shards(), step=1, metadata={})  # the first one makes the buffers
     saver.finish()
     sources = [shard.tensor.detach() for shard in built.shards()]
     targets = [torch.ones_like(tensor) for tensor in sources]
@@ -217,13 +218,13 @@ def beside_training(folder: Path, engine: str) -> dict:
         copies.append(time.perf_counter() - start)
         train(built, 1)
         sum_over_ranks([0])
-        waits.append(saver.begin(built.shards(), step=step, about={}))
+        waits.append(saver.begin(built.shards(), step=step, metadata={}))
         saver.finish()
     found |= {"host copy": statistics.median(copies), "waiting": statistics.median(waits)}
     del sources, targets
     train(built, 2)
     quiet = statistics.mean(train(built, 8))
-    saver.begin(built.shards(), step=9, about={})
+    saver.begin(built.shards(), step=9, metadata={})
     busy, steps = 0.0, 0
     while sum_over_ranks([saver._save.thread.is_alive()])[0]:  # steps are collective: no rank ends before the others
         busy += train(built, 1)[0]
@@ -267,11 +268,11 @@ def main() -> None:
         found = PARTS[arguments.part](arguments.folder, arguments.engine)
         if int(os.environ["RANK"]) == 0:
             (arguments.folder / "found.json").write_text(json.dumps(found))
-        from ingot.launcher.runtime.exit_codes import leave
+        from ingot.launcher.runtime.exit_codes import exit_process
         from ingot.parallel import mesh as meshes
 
         meshes.stop()
-        leave(0)
+        exit_process(0)
     rows: dict[str, list[dict]] = {}
     for _ in range(arguments.repeats):
         with tempfile.TemporaryDirectory() as name:

@@ -31,28 +31,36 @@ SIDES = {
 
 
 def config_of(arguments: argparse.Namespace, side: str, folder: Path):
-    from ingot.launcher.config.pretrain import CorpusSource, TrainConfig
+    from ingot.launcher.config.pretrain import Batch, CorpusSource, Data, Optimizer, Parallel, Run, TrainConfig
     from ingot.model.config import ModelConfig
 
-    config = TrainConfig()
-    config.run.dir, config.run.name, config.run.device = str(folder), side.replace(" ", "-"), "cpu"
-    config.run.steps, config.run.log_every, config.run.save_every, config.run.eval_every = arguments.steps, 1, 0, 0
-    config.run.resume = "never"
-    config.model = ModelConfig(
-        vocab_size=2048,
-        num_hidden_layers=6,
-        num_attention_heads=4,
-        hidden_size=arguments.width,
-        max_position_embeddings=arguments.length,
+    return TrainConfig(
+        run=Run(
+            dir=str(folder),
+            name=side.replace(" ", "-"),
+            device="cpu",
+            steps=arguments.steps,
+            log_every=1,
+            save_every=0,
+            eval_every=0,
+            resume="never",
+        ),
+        model=ModelConfig(
+            vocab_size=2048,
+            num_hidden_layers=6,
+            num_attention_heads=4,
+            hidden_size=arguments.width,
+            max_position_embeddings=arguments.length,
+        ),
+        data=Data(train=[CorpusSource(str(folder / "corpus"))], sequence_length=arguments.length),
+        batch=Batch(global_size=arguments.batch, micro_size=arguments.batch // 2),
+        optimizer=Optimizer(warmup_steps=2),
+        parallel=Parallel(
+            engine="zero" if "zero" in side else "fsdp",
+            data_shard=1 if "replicas" in side else None,
+            precision="bf16",  # as the bare loops, on any machine
+        ),
     )
-    config.data.train = [CorpusSource(str(folder / "corpus"))]
-    config.data.sequence_length = arguments.length
-    config.batch.global_size, config.batch.micro_size = arguments.batch, arguments.batch // 2
-    config.optimizer.warmup_steps = 2
-    config.parallel.engine = "zero" if "zero" in side else "fsdp"
-    config.parallel.data_shard = 1 if "replicas" in side else None
-    config.parallel.precision = "bf16"  # as the bare loops, on any machine
-    return config
 
 
 def run_ingot(arguments: argparse.Namespace, side: str, folder: Path) -> list[float]:

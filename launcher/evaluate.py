@@ -11,13 +11,13 @@ if not __package__:  # run as a file
     import _clone  # noqa: F401
 
 from ingot.launcher.config.evaluate import EvaluateOptions
-from ingot.launcher.config.parser import parse, spread_lists
+from ingot.launcher.config.parser import parse
 from ingot.launcher.runtime.exit_codes import DONE, bad_input, run_main
 
 
 def main(argv: list[str]) -> int:
     with bad_input():
-        options = parse(EvaluateOptions, spread_lists(argv, ("corpus", "text")), __doc__)
+        options = parse(EvaluateOptions, argv, __doc__)
         options.check()
         from ingot.launcher.inference.evaluation import describe, evaluate
 

@@ -9,13 +9,13 @@ if not __package__:  # run as a file
     import _clone  # noqa: F401
 
 from ingot.launcher.config.generate import GenerateOptions
-from ingot.launcher.config.parser import parse, spread_lists
+from ingot.launcher.config.parser import parse
 from ingot.launcher.runtime.exit_codes import DONE, bad_input, run_main
 
 
 def main(argv: list[str]) -> int:
     with bad_input():
-        options = parse(GenerateOptions, spread_lists(argv, ("stop",)), __doc__)
+        options = parse(GenerateOptions, argv, __doc__)
         options.check()
         from ingot.launcher.inference.generation import generate_texts
 

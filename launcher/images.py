@@ -8,13 +8,13 @@ if not __package__:  # run as a file
     import _clone  # noqa: F401
 
 from ingot.launcher.config.images import ImageOptions
-from ingot.launcher.config.parser import parse, spread_lists
+from ingot.launcher.config.parser import parse
 from ingot.launcher.runtime.exit_codes import DONE, bad_input, run_main
 
 
 def main(argv: list[str]) -> int:
     with bad_input():
-        options = parse(ImageOptions, spread_lists(argv, ("names",)), __doc__)
+        options = parse(ImageOptions, argv, __doc__)
         from ingot.launcher.preparation.images import write_images
 
         print(write_images(options))

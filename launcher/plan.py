@@ -16,7 +16,7 @@ def main(argv: list[str]) -> int:
         config = parse(PlanConfig, argv, __doc__)
         from ingot.launcher.planning.layout_search import check, search
 
-        check(config, config.plan)
+        check(config)
         print("\n".join(search(config, config.plan)))
     return DONE
 

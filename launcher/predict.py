@@ -8,14 +8,14 @@ python launcher/predict.py --checkpoint runs/sst2 --input test.tsv --score true 
 if not __package__:  # run as a file
     import _clone  # noqa: F401
 
-from ingot.launcher.config.parser import parse, spread_lists
+from ingot.launcher.config.parser import parse
 from ingot.launcher.config.predict import PredictOptions
 from ingot.launcher.runtime.exit_codes import DONE, bad_input, run_main
 
 
 def main(argv: list[str]) -> int:
     with bad_input():
-        options = parse(PredictOptions, spread_lists(argv, ("text",)), __doc__)
+        options = parse(PredictOptions, argv, __doc__)
         options.check()
         from ingot.launcher.inference.prediction import predict
 

@@ -10,7 +10,7 @@ python launcher/prepare.py verify CORPUS                                checks e
 if not __package__:  # run as a file
     import _clone  # noqa: F401
 
-from ingot.launcher.config.parser import parse, spread_lists
+from ingot.launcher.config.parser import parse
 from ingot.launcher.config.prepare import PrepareOptions, check
 from ingot.launcher.runtime.exit_codes import DONE, bad_input, run_main
 
@@ -23,7 +23,7 @@ def main(argv: list[str]) -> int:
 
         return getattr(corpus_commands, argv[0])(argv[1:])
     with bad_input():
-        options = parse(PrepareOptions, spread_lists(argv, ("input", "include", "exclude", "where")), __doc__)
+        options = parse(PrepareOptions, argv, __doc__)
         check(options)
         from ingot.launcher.preparation.prepare import prepare
 

@@ -1,6 +1,6 @@
-"""What a model is: one dataclass that describes GPT, BERT and their modern forms.
+"""The configuration of a model: one dataclass that describes GPT, BERT and their modern variants.
 
-This file imports no torch, so a command line can show every option at once.
+This file does not import torch, so that a command line can show its help fast.
 """
 
 from __future__ import annotations
@@ -19,21 +19,23 @@ Scaling = Literal["linear", "dynamic", "llama3", "yarn", "longrope"]
 
 @dataclass
 class RopeScaling:
-    """How rotary positions are stretched beyond the length of training (model/rotary.py has the formulas).
+    """How rotary positions are scaled beyond the training length (model/rotary.py has the formulas).
 
     Attributes:
-        rope_type: "linear" (position interpolation, arXiv 2306.15595), "dynamic" (the base grows with the sequence),
+        rope_type: "linear" (position interpolation, arXiv 2306.15595), "dynamic" (the base grows with the length of the sequence),
             "llama3", "yarn" (arXiv 2309.00071), or "longrope" (arXiv 2402.13753).
-        factor: By how much the length is stretched.
-        original_max_position_embeddings: Length of the original training, of llama3, yarn, longrope and dynamic.
-        low_freq_factor: Of llama3: wavelengths above original_max_position_embeddings / low_freq_factor are stretched in full.
-        high_freq_factor: Of llama3: wavelengths below original_max_position_embeddings / high_freq_factor are left alone.
-        beta_fast: Of yarn: frequencies with more rotations over the original length are left alone.
-        beta_slow: Of yarn: frequencies with fewer rotations over the original length are stretched in full.
-        truncate: Of yarn: whether the two limits are rounded outwards to whole frequencies.
-        attention_factor: Of yarn and longrope: factor of cosines and sines. Null takes the paper's.
-        short_factor: Of longrope: divisor of each frequency up to the original length, head size / 2 numbers.
-        long_factor: Of longrope: the same for longer sequences.
+        factor: Factor by which the length is scaled.
+        original_max_position_embeddings: Length of the original training. For llama3, yarn, longrope and dynamic.
+        low_freq_factor: For llama3: wavelengths above original_max_position_embeddings / low_freq_factor are scaled by
+            the whole factor.
+        high_freq_factor: For llama3: wavelengths below original_max_position_embeddings / high_freq_factor are not
+            scaled.
+        beta_fast: For yarn: frequencies with more rotations over the original length are not scaled.
+        beta_slow: For yarn: frequencies with fewer rotations over the original length are scaled by the whole factor.
+        truncate: For yarn: whether the two limits are rounded outwards to whole frequencies.
+        attention_factor: For yarn and longrope: factor of cosines and sines. Null takes the one of the paper.
+        short_factor: For longrope: divisor of each frequency up to the original length; head_dim / 2 numbers.
+        long_factor: For longrope: the same for longer sequences.
     """
 
     rope_type: Scaling = "linear"
@@ -51,56 +53,58 @@ class RopeScaling:
 
 @dataclass
 class ModelConfig:
-    """Shape and make of a transformer. The defaults are a small GPT-2.
+    """Shape and architecture of a transformer. The defaults are a small GPT-2.
 
     Attributes:
-        vocab_size: Number of token ids, rows of the token embedding and of the head.
+        vocab_size: Number of token ids: the rows of the token embedding and of the head.
         num_hidden_layers: Number of transformer blocks.
         num_attention_heads: Number of attention (query) heads.
-        num_key_value_heads: Number of key and value heads, each shared by num_attention_heads / num_key_value_heads query heads
-            (grouped-query attention, arXiv 2305.13245). Null means num_attention_heads, which is plain multi-head attention.
+        num_key_value_heads: Number of key and value heads. Each is shared by num_attention_heads / num_key_value_heads
+            query heads (grouped-query attention, arXiv 2305.13245). Null means num_attention_heads, which is plain
+            multi-head attention.
         head_dim: Size of one head. Null means hidden_size / num_attention_heads.
         hidden_size: Size of the hidden state.
         intermediate_size: Size of the hidden layer of the MLP. Null means 4 * hidden_size.
-        max_position_embeddings: Longest sequence. The rows of the position table when positions are learned; rotary
-            positions have no table, there it is the length that the model is trained for.
-        position_offset: Number of the first learned position: 2 for RoBERTa, whose table has as many rows more.
-        causal: True lets each token see the tokens before it only (GPT), false lets it see all (BERT).
-        positions: "learned" adds a position embedding, "rotary" turns queries and keys (arXiv 2104.09864, half-split).
-        rope_theta: Base of the rotary wavelengths, "theta". Without effect when positions are learned.
+        max_position_embeddings: Longest sequence. If positions are learned, the rows of the position table. Rotary
+            positions have no table; then it is the length that the model is trained for.
+        position_offset: Index of the first learned position: 2 for RoBERTa, whose table has two more rows.
+        causal: True: each token sees only the tokens before it and itself (GPT). False: it sees all tokens (BERT).
+        positions: "learned" adds a position embedding. "rotary" rotates queries and keys (arXiv 2104.09864, half-split).
+        rope_theta: Base of the rotary wavelengths. No effect if positions are learned.
         local_rope_theta: The same for local layers (ModernBERT). Null means rope_theta.
-        rope_scaling: How rotary positions are stretched. Null means not at all.
-        layer_pattern: Letters of "G" (global) and "L" (local attention), one for each layer, repeated from the left:
-            "GLL" is ModernBERT's.
-        sliding_window: What a token of a local layer sees, as `transformers` counts it: of a causal model so many tokens,
-            itself included (Mistral); of one that sees both sides so many tokens on each side, besides itself
-            (ModernBERT). Needed where the pattern has an "L".
+        rope_scaling: How rotary positions are scaled. Null means no scaling.
+        layer_pattern: One letter for each layer, "G" (global attention) or "L" (local attention), repeated from the
+            first layer on: "GLL" is ModernBERT's pattern.
+        sliding_window: Number of tokens that a token of a local layer sees, counted as in `transformers`. In a causal
+            model it includes the token itself (Mistral). In a bidirectional model it is the number of tokens on each
+            side, without the token itself (ModernBERT). Required if layer_pattern has an "L".
         norm: "layernorm", or "rmsnorm" (arXiv 1910.07467).
-        norm_placement: "pre" normalises the input of each branch and the output of the last block (GPT-2),
+        norm_placement: "pre" normalises the input of each branch and the output of the last block (GPT-2).
             "post" normalises after each residual sum (BERT).
-        norm_eps: Added to the variance or mean square inside every norm.
-        activation: "gelu" (exact, BERT), "gelu_tanh" (GPT-2's approximation), "silu", or "relu_squared".
-        gated_mlp: True multiplies the activated "gate" projection by an "up" projection (SwiGLU and its
-            relatives, arXiv 2002.05202), a third matrix of hidden_size * intermediate_size.
+        norm_eps: Added to the variance or the mean square inside every norm.
+        activation: "gelu" (exact, BERT), "gelu_tanh" (GPT-2's approximation), "silu", "relu", or "relu_squared".
+        gated_mlp: True multiplies the activated "gate" projection by an "up" projection (SwiGLU and similar
+            functions, arXiv 2002.05202); this adds a third matrix of hidden_size * intermediate_size.
         bias: True gives linear layers and LayerNorms a bias.
-        qkv_bias: The same for the query, key and value projections alone (Qwen2). Null means as bias says.
-        output_bias: The same for attention's output projection. Null means as bias says.
-        mlp_bias: The same for the MLP. Null means as bias says.
-        norm_bias: The same for LayerNorms. Null means as bias says.
+        qkv_bias: The same for the query, key and value projections only (Qwen2). Null means the value of bias.
+        output_bias: The same for the output projection of attention. Null means the value of bias.
+        mlp_bias: The same for the MLP. Null means the value of bias.
+        norm_bias: The same for LayerNorms. Null means the value of bias.
         first_norm: False leaves out the norm before the first attention (ModernBERT, which normalises the embedding).
-        qk_norm: True normalises each head's queries and keys before the rotary turn (as Qwen3 does).
+        qk_norm: True normalises the queries and keys of each head before the rotation (Qwen3).
         type_vocab_size: Number of token type (segment) embeddings: 2 for BERT, 0 for none.
         embedding_norm: True normalises the sum of the embeddings (BERT).
-        tie_word_embeddings: True makes the head's matrix and the token embedding the same parameter.
-        head_transform: True puts BERT's dense layer, activation and norm before the head's matrix.
+        tie_word_embeddings: True makes the matrix of the head and the token embedding the same parameter.
+        head_transform: True puts BERT's dense layer, activation and norm before the matrix of the head.
         head_bias: True gives the head a bias of vocab_size.
-        final_logit_softcapping: Bounds the logits: cap * tanh(logits / cap) (arXiv 2408.00118). Null does not.
-        pair_head: True adds BERT's pooler and its two-way classification of sentence pairs (next sentence, or order).
-        dropout: Probability of zeroing an element of the embeddings and of each branch's output, in training.
+        final_logit_softcapping: Bounds the logits: cap * tanh(logits / cap) (arXiv 2408.00118). Null means no bound.
+        pair_head: True adds BERT's pooler and its classifier of sentence pairs, with two classes (next sentence, or
+            sentence order).
+        dropout: Probability of zeroing an element of the embeddings and of the output of each branch, in training.
         attention_dropout: Probability of zeroing an attention weight, in training.
         initializer_range: Standard deviation of the normal from which matrices and embeddings are drawn.
-        residual_scaled_init: True divides initializer_range by sqrt(2 * num_hidden_layers) for the two matrices of a block
-            that write to the residual stream (GPT-2).
+        residual_scaled_init: True divides initializer_range by sqrt(2 * num_hidden_layers) for the two matrices of a
+            block that write to the residual stream (GPT-2).
     """
 
     vocab_size: int = 8192
@@ -162,29 +166,32 @@ class ModelConfig:
         """Size of the MLP's hidden layer, `intermediate_size` or its default."""
         return 4 * self.hidden_size if self.intermediate_size is None else self.intermediate_size
 
-    def has_bias(self, place: Literal["qkv", "output", "mlp", "norm"]) -> bool:
-        """Whether the layers at a place have a bias: `<place>_bias` or its default."""
-        own = getattr(self, f"{place}_bias")
+    def has_bias(self, group: Literal["qkv", "output", "mlp", "norm"]) -> bool:
+        """Whether a group of layers has a bias: `<group>_bias` or its default."""
+        own = getattr(self, f"{group}_bias")
         return self.bias if own is None else own
 
     @property
     def window(self) -> int | None:
-        """Neighbours that a token of a local layer sees besides itself, on each side that it sees at all."""
+        """Number of neighbours, without itself, that a token of a local layer sees on each side that it may see."""
         return self.sliding_window - 1 if self.causal and self.sliding_window is not None else self.sliding_window
 
     def is_local(self, layer: int) -> bool:
-        """Whether a layer sees a window only."""
+        """Whether a layer has local attention."""
         return self.layer_pattern[layer % len(self.layer_pattern)] == "L"
 
     def keep_layers(self, layers: Sequence[int]) -> ModelConfig:
-        """That of the same model with some of its layers alone, each as it was.
+        """The configuration of a model that has only some layers of this one, each unchanged.
+
+        Args:
+            layers: numbers of layers, from 0, in increasing order.
 
         Raises:
-            ValueError: there are none, or they are no rising numbers of layers.
+            ValueError: `layers` is empty, is not increasing, or names a layer that the model does not have.
         """
         numbers = list(layers)
         if not numbers or numbers != sorted({n for n in numbers if 0 <= n < self.num_hidden_layers}):
-            raise ValueError(f"layers {numbers} are no rising numbers from 0 to {self.num_hidden_layers - 1}")
+            raise ValueError(f"layers {numbers} must be increasing numbers from 0 to {self.num_hidden_layers - 1}")
         pattern = "".join("L" if self.is_local(n) else "G" for n in numbers)
         has_first_norm = self.first_norm or numbers[0] > 0
         pattern = pattern if "L" in pattern else "G"
@@ -195,37 +202,38 @@ class ModelConfig:
         problems = _problems_of_fields(self)
         if self.rope_scaling is not None:
             problems += [f"rope_scaling.{problem}" for problem in _problems_of_fields(self.rope_scaling)]
-        if not problems:  # the relations are only worth checking between values that can stand alone
+        if not problems:  # relations are checked only between values that are valid
             problems = self._problems_between_fields()
         if problems:
             raise ValueError(
-                "the model configuration does not hold together:\n" + "\n".join(f"  - {p}" for p in problems)
+                "the model configuration is not consistent:\n" + "\n".join(f"  - {p}" for p in problems)
             )
 
     def _problems_between_fields(self) -> list[str]:
         problems = []
         if self.head_dim is None and self.hidden_size % self.num_attention_heads:
             problems.append(
-                f"hidden_size {self.hidden_size} is no multiple of num_attention_heads {self.num_attention_heads}; "
-                f"set num_attention_heads to {_divisors_near(self.hidden_size, self.num_attention_heads)}, or set head_dim"
+                f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads {self.num_attention_heads}; set "
+                f"num_attention_heads to {_divisors_near(self.hidden_size, self.num_attention_heads)}, or set head_dim"
             )
         elif self.positions == "rotary" and self.head_size % 2:
-            problems.append(f"rotary positions turn pairs, and the head size {self.head_size} is odd; make it even")
+            problems.append(f"rotary positions rotate pairs, and head_dim {self.head_size} is odd; make it even")
         if self.pair_head and self.causal:
             problems.append(
-                "pair_head reads the first token of a pair, which in a causal model sees nothing; turn one off"
+                "pair_head reads the first token of a pair, which sees no other token in a causal model; "
+                "set pair_head or causal to false"
             )
         if self.num_attention_heads % self.kv_heads:
             problems.append(
-                f"num_attention_heads {self.num_attention_heads} is no multiple of num_key_value_heads {self.kv_heads}; "
+                f"num_attention_heads {self.num_attention_heads} is not a multiple of num_key_value_heads {self.kv_heads}; "
                 f"set num_key_value_heads to {_divisors_near(self.num_attention_heads, self.kv_heads)}"
             )
         if not self.layer_pattern or set(self.layer_pattern) - set("GL"):
-            problems.append(f"layer_pattern is {self.layer_pattern!r}; it must be made of the letters G and L")
+            problems.append(f"layer_pattern is {self.layer_pattern!r}; use only the letters G and L")
         elif any(map(self.is_local, range(self.num_hidden_layers))) and self.sliding_window is None:
             problems.append(f"layer_pattern {self.layer_pattern!r} has local layers; set sliding_window")
         if not self.first_norm and self.norm_placement == "post":
-            problems.append("first_norm false leaves out a norm before attention, and post-norm blocks have none there")
+            problems.append("first_norm is false, and post-norm blocks have no norm before attention; set first_norm to true")
         if self.rope_scaling is not None:
             problems += self._problems_of_scaling(self.rope_scaling)
         return problems
@@ -233,7 +241,7 @@ class ModelConfig:
     def _problems_of_scaling(self, scaling: RopeScaling) -> list[str]:
         problems = []
         if self.positions != "rotary":
-            problems.append(f"rope_scaling stretches rotary positions, and positions is {self.positions!r}")
+            problems.append(f"rope_scaling needs rotary positions, and positions is {self.positions!r}; set it to rotary")
         if scaling.rope_type != "linear" and scaling.original_max_position_embeddings is None:
             problems.append(f"rope_scaling of type {scaling.rope_type} needs original_max_position_embeddings")
         if scaling.rope_type == "llama3" and not scaling.low_freq_factor < scaling.high_freq_factor:
@@ -246,17 +254,30 @@ class ModelConfig:
                 count = len(getattr(scaling, name) or ())
                 if count != self.head_size // 2:
                     problems.append(
-                        f"rope_scaling.{name} has {count} numbers; longrope needs one for each of the "
-                        f"{self.head_size // 2} frequencies"
+                        f"rope_scaling.{name} has {count} numbers; longrope needs {self.head_size // 2}, one for each "
+                        "frequency"
                     )
         return problems
 
 
 _MAY_BE_ZERO = {"type_vocab_size", "position_offset"}
+_LARGEST = {"num_hidden_layers": 10_000, "num_attention_heads": 10_000, "num_key_value_heads": 10_000}
+_LARGEST |= {"vocab_size": 10**8, "max_position_embeddings": 10**9, "sliding_window": 10**9}
+_LARGEST |= {"original_max_position_embeddings": 10**9}
+
+
+def limits_of(name: str, hint: type) -> tuple[float, float | None, bool, bool]:
+    """Which numbers a field takes: the smallest, the largest (None: no limit), and whether each is itself outside.
+
+    The largest whole numbers are beyond any model and below what would fill all memory before a check could answer.
+    """
+    if hint is int:
+        return (0 if name in _MAY_BE_ZERO else 1), _LARGEST.get(name, 10**7), False, False
+    return (0, 1, False, True) if "dropout" in name else (0, None, True, False)
 
 
 def _problems_of_fields(config: ModelConfig | RopeScaling) -> list[str]:
-    """What is wrong with each field of a dataclass alone."""
+    """Problems of single fields of a dataclass."""
     problems = []
     hints = get_type_hints(type(config))
     for field in fields(config):
@@ -274,9 +295,11 @@ def _problems_of_fields(config: ModelConfig | RopeScaling) -> list[str]:
         elif hint is float:
             problems += _problem_of_float(name, value)
         elif hint is int:
-            smallest = 0 if name in _MAY_BE_ZERO else 1
-            if isinstance(value, bool) or not isinstance(value, int) or value < smallest:
-                problems.append(f"{name} is {value!r}; it must be a whole number of at least {smallest}")
+            smallest, largest, _, _ = limits_of(name, int)
+            if isinstance(value, bool) or not isinstance(value, int) or not smallest <= value <= largest:
+                problems.append(
+                    f"{name} is {value!r}; it must be an integer of at least {smallest} and at most {largest}"
+                )
     return problems
 
 
@@ -284,12 +307,12 @@ def _problem_of_float(name: str, value: object) -> list[str]:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return [f"{name} is {value!r}; it must be a number"]
     if "dropout" in name:
-        return [] if 0 <= value < 1 else [f"{name} is {value}; a probability of at least 0 and below 1 is needed"]
+        return [] if 0 <= value < 1 else [f"{name} is {value}; it must be a probability of at least 0 and below 1"]
     return [] if 0 < value < float("inf") else [f"{name} is {value}; it must be a positive number"]
 
 
-def _divisors_near(number: int, wish: int) -> str:
-    """The divisors of `number` next to `wish`, below and above, for a message: "4 or 8"."""
+def _divisors_near(number: int, target: int) -> str:
+    """The divisors of `number` next to `target`, below and above, for a message: "4 or 8"."""
     divisors = [d for d in range(1, number + 1) if number % d == 0]
-    near = [d for d in divisors if d < wish][-1:] + [d for d in divisors if d > wish][:1]
+    near = [d for d in divisors if d < target][-1:] + [d for d in divisors if d > target][:1]
     return " or ".join(map(str, near))

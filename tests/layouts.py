@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 import torch.distributed as dist
 
-from ingot.launcher.config.pretrain import TrainConfig
+from ingot.launcher.config.pretrain import Batch, Data, Optimizer, Parallel, Run, TrainConfig
 from ingot.launcher.training.build import engine_of
 from ingot.model.config import ModelConfig
 from ingot.model.initialization import initialise
@@ -71,17 +71,21 @@ class Layout:
 
 
 def config_of(model: str, layout: Layout, num_data: int, **parallel: object) -> TrainConfig:
-    config = TrainConfig()
-    config.model = replace(MODELS[model])
-    config.data.sequence_length = LENGTH
-    config.data.objective = "clm" if config.model.causal else "mlm"
-    config.batch.global_size, config.batch.micro_size = GLOBAL, GLOBAL // num_data // layout.accumulation
-    config.parallel.engine = "zero" if layout.engine.startswith("zero") else "fsdp"
-    config.parallel.zero_stage = int(layout.engine[-1]) if layout.engine.startswith("zero") else 1
-    config.parallel.tensor, config.parallel.precision = layout.tensor, layout.precision
-    for name, value in parallel.items():
-        setattr(config.parallel, name, value)
-    return config
+    zero = layout.engine.startswith("zero")
+    common = {
+        "engine": "zero" if zero else "fsdp",
+        "zero_stage": int(layout.engine[-1]) if zero else 1,
+        "tensor": layout.tensor,
+        "precision": layout.precision,
+    }
+    return TrainConfig(
+        run=Run(seed=0),
+        model=replace(MODELS[model]),
+        data=Data(sequence_length=LENGTH, objective="clm" if MODELS[model].causal else "mlm"),
+        batch=Batch(global_size=GLOBAL, micro_size=GLOBAL // num_data // layout.accumulation),
+        optimizer=Optimizer(learning_rate=LEARNING_RATE),
+        parallel=Parallel(**{**common, **parallel}),
+    )
 
 
 def shape_of(world: Mesh, layout: Layout) -> Mesh:
@@ -138,10 +142,7 @@ def train_alone(model: str, steps: int = STEPS) -> list[tuple[float, float]]:
 def engine_in(model: str, layout: Layout, world: Mesh, **parallel: object) -> Engine:
     """The model in a layout of the processes of `world`, with the weights that it has everywhere."""
     mesh = shape_of(world, layout)
-    config = config_of(model, layout, mesh.num_data, **parallel)
-    config.run.seed = 0
-    config.optimizer.learning_rate = LEARNING_RATE
-    return engine_of(config, mesh)
+    return engine_of(config_of(model, layout, mesh.num_data, **parallel), mesh)
 
 
 def train_on(engine: Engine, model: str, layout: Layout, first: int, last: int) -> list[tuple[float, float]]:
@@ -157,7 +158,7 @@ def train_on(engine: Engine, model: str, layout: Layout, first: int, last: int) 
             inputs = rows_of(batch, model, start, start + micro)
             if "pair_labels_B" in inputs:
                 inputs["pair_weight"] = torch.tensor(num_targets / num_pairs)
-            loss_sum += engine.accumulate(inputs, num_targets, last=start + micro == stop)
+            loss_sum += engine.forward_backward(inputs, num_targets, last=start + micro == stop)
         norm = engine.step(LEARNING_RATE)
         dist.all_reduce(loss_sum, group=mesh.data_group)
         results.append((float(loss_sum) / num_targets, norm))

@@ -6,7 +6,7 @@ from dataclasses import replace
 import torch
 from torch.distributed.tensor import DTensor
 
-from ingot.launcher.config.pretrain import TrainConfig
+from ingot.launcher.config.pretrain import Batch, Data, Parallel, TrainConfig
 from ingot.launcher.planning.footprint import footprint_of, layout_of
 from ingot.launcher.training.build import engine_of
 from ingot.model.config import ModelConfig
@@ -57,17 +57,20 @@ def live_storages() -> dict[int, int]:
 
 
 def config_of(model: str, layout: Layout, num_data: int, **parallel: object) -> TrainConfig:
-    config = TrainConfig()
-    config.model = replace(MODELS[model])
-    config.data.sequence_length, config.data.objective = LENGTH, "clm" if config.model.causal else "mlm"
-    config.batch.global_size, config.batch.micro_size = ROWS, ROWS // num_data // layout.accumulation
-    config.parallel.engine = "zero" if layout.engine.startswith("zero") else "fsdp"
-    config.parallel.zero_stage = int(layout.engine[-1]) if layout.engine.startswith("zero") else 1
-    config.parallel.tensor, config.parallel.precision = layout.tensor, layout.precision
-    config.parallel.data_shard = 1 if layout.engine == "replicate" else None
-    for name, value in parallel.items():
-        setattr(config.parallel, name, value)
-    return config
+    zero = layout.engine.startswith("zero")
+    common = {
+        "engine": "zero" if zero else "fsdp",
+        "zero_stage": int(layout.engine[-1]) if zero else 1,
+        "data_shard": 1 if layout.engine == "replicate" else None,
+        "tensor": layout.tensor,
+        "precision": layout.precision,
+    }
+    return TrainConfig(
+        model=replace(MODELS[model]),
+        data=Data(sequence_length=LENGTH, objective="clm" if MODELS[model].causal else "mlm"),
+        batch=Batch(global_size=ROWS, micro_size=ROWS // num_data // layout.accumulation),
+        parallel=Parallel(**{**common, **parallel}),
+    )
 
 
 _engines: list[Engine] = []  # all that were measured: kept alive, so that no address is used twice
@@ -86,7 +89,7 @@ def measure(model: str, layout: Layout, world: Mesh, **parallel: object) -> dict
     batch = _batch(config)
     states = 0
     for number in range(layout.accumulation):  # gradients of the whole model may be there only until the last one
-        engine.accumulate(batch, 100, last=number == layout.accumulation - 1)
+        engine.forward_backward(batch, 100, last=number == layout.accumulation - 1)
         states = max(states, sum(n for a, n in live_storages().items() if a not in before))
     states -= sum(t.untyped_storage().nbytes() for t in batch.values())
     engine.step(1e-3)
@@ -131,7 +134,7 @@ def _kept_after_forward(engine: Engine, batch: dict[str, torch.Tensor]) -> float
     try:
         # Whatever autograd keeps becomes an object that can be counted.
         with torch.autograd.graph.saved_tensors_hooks(torch.Tensor.detach, lambda tensor: tensor):
-            engine.accumulate(batch, 100, last=True)
+            engine.forward_backward(batch, 100, last=True)
     finally:
         handle.remove()
     return found[0]

@@ -101,7 +101,7 @@ def test_the_demo_corpus_fits_the_demo():
             "engine fsdp has parallel.offload all",
         ),
         ({"parallel.offload_dir": "/disk"}, "parallel.offload_dir needs parallel.offload optimizer or all"),
-        ({"optimizer.kind": "muon"}, "ZeRO-1 cuts them anywhere; set parallel.engine to fsdp"),
+        ({"optimizer.kind": "muon"}, "ZeRO-1 splits them anywhere; set parallel.engine to fsdp"),
         ({"optimizer.kind": "muon", "parallel.tensor": 2}, "set parallel.tensor to 1"),
     ],
 )
@@ -129,7 +129,7 @@ def test_a_fine_tuning_run_is_valid_and_needs_only_files_and_a_start(path):
     [
         (
             {"parallel.tensor": 2, "method.kind": "lora"},
-            "cannot share what method.kind lora adds; set it to 1",
+            "cannot split what method.kind lora adds; set it to 1",
         ),
         (
             {"parallel.tensor": 2, "method.adversarial": "fgm"},
@@ -143,7 +143,7 @@ def test_a_fine_tuning_run_is_valid_and_needs_only_files_and_a_start(path):
         ({"loss.label_smoothing": 0.1, "task.kind": "regression"}, "label_smoothing is of classes"),
         ({"loss.z_loss": 0.1}, "z_loss is of language models"),
         ({"method.unfreeze_steps": 5, "method.kind": "lora"}, "needs method.kind full, which is lora"),
-        ({"batch.micro_tokens": 0, "task.epochs": -1}, "batch.micro_tokens is 0; it must be positive"),
+        ({"run.steps": 0, "task.epochs": 0}, "task.epochs and run.steps are both 0; set one of them"),
     ],
 )
 def test_what_does_not_go_together_in_fine_tuning_is_refused(settings, message):

@@ -1,50 +1,52 @@
-"""What launcher/classify.py can be told."""
+"""Options of launcher/classify.py."""
 
 from dataclasses import dataclass
 from typing import Literal
 
+from ingot.launcher.config.types import NonNegativeCount, Seed
 
-@dataclass
+
+@dataclass(frozen=True)
 class ClassifyOptions:
-    """What to ask of which texts."""
+    """The texts, the question about them, and the labels."""
 
     checkpoint: str
     """A run, a checkpoint, or a Hugging Face folder of a language model: a GPT, or a BERT with its masked head."""
     input: str
     """File of the texts: .tsv, .csv, .jsonl, .json, .parquet, or what datasets saved."""
     template: str
-    """A text with slots {COLUMN} for columns of the file, and {label} where a label's words stand."""
+    """A text with {COLUMN} for each column of the file that it uses, and {label} for the words of the label."""
     labels: list[str]
     """Each label and its words, as LABEL=WORDS."""
-    label: str | None = None
-    """Column of the true label: prints the scores beside the predictions."""
+    label_column: str | None = None
+    """Column of the true label. With it, the scores are printed too."""
     examples: str | None = None
-    """File of examples with that column, of which some stand before each text."""
-    shots: int = 0
-    """Examples of each label that stand before each text."""
+    """File of labelled examples, with the same columns. Some of them are put before each text (few-shot)."""
+    shots: NonNegativeCount = 0
+    """Number of examples of each label before each text."""
     separator: str = "\n\n"
-    """What stands between examples."""
+    """Text between two examples."""
     calibrate: bool = False
-    """Take off each label's score what it gets from texts that say nothing (Zhao et al. 2021)."""
-    normalise: Literal["sum", "mean"] = "sum"
-    """Likelihood of words of several tokens: their sum, or their mean, which favours long ones less."""
-    limit: int = 0
-    """Texts to read; 0 reads all."""
-    seed: int = 1234
-    """Of the choice of examples."""
+    """Subtract from each label's score the score that it gets for texts without content (Zhao et al. 2021)."""
+    normalize: Literal["sum", "mean"] = "sum"
+    """How the log-likelihoods of several tokens are combined: sum, or mean, which favours short words less."""
+    limit: NonNegativeCount = 0
+    """Number of texts to read; 0 reads all."""
+    seed: Seed = 1234
+    """Seed of the choice of examples."""
     output: str | None = None
-    """File for the predictions, a JSON object a line; by default standard output."""
+    """File for the predictions, one JSON object per line; by default standard output."""
     tokenizer: str | None = None
     """Tokenizer folder; by default the one beside the weights."""
     device: str = "cpu"
-    """Where to compute, in torch's words."""
+    """Device to compute on: cpu, cuda, cuda:1, ..."""
 
     def words(self) -> dict[str, str]:
         """The words of each label."""
         return dict(part.split("=", 1) if "=" in part else (part, part) for part in self.labels)
 
     def check(self) -> None:
-        """Looks for what needs no model to be seen as wrong.
+        """Looks for mistakes that can be seen without the model.
 
         Raises:
             ValueError: all problems at once.
@@ -52,7 +54,7 @@ class ClassifyOptions:
         problems = []
         if len(self.words()) < 2:
             problems.append(f"labels are {', '.join(self.words())}; give two or more, as LABEL=WORDS")
-        if self.shots and (self.examples is None or self.label is None):
-            problems.append("shots needs examples, a file, and label, its column of true labels")
+        if self.shots and (self.examples is None or self.label_column is None):
+            problems.append("shots needs examples, a file, and label_column, its column of true labels")
         if problems:
             raise ValueError("; ".join(problems))

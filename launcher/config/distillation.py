@@ -1,29 +1,28 @@
-"""What a run, of pretraining or fine-tuning, learns from another model."""
+"""Options of distillation, in pretraining and in fine-tuning: what a run learns from another model."""
 
 from dataclasses import dataclass
 
+from ingot.launcher.config.types import ClosedUnitInterval, NonNegativeFloat, PositiveFloat
 
-@dataclass
+
+@dataclass(frozen=True)
 class Distillation:
-    """A model whose answers are learned besides what the data say (Hinton et al. 2015)."""
+    """A larger model, the teacher, whose outputs the model learns to match, together with the data (Hinton et al.
+    2015)."""
 
     teacher: str | None = None
-    """A run, a checkpoint or a Hugging Face folder with the same tokenizer, and to fine-tune the same task and labels.
-    It stands whole on each rank."""
-    weight: float = 0.5
-    """Share of the teacher's answers in the loss; the rest is that of the data."""
-    temperature: float = 2.0
-    """By which both models' logits are divided where they are compared."""
-    hidden_weight: float = 0.0
-    """Weight of the squared difference from the teacher's last hidden states, which must be as wide."""
+    """A run, a checkpoint or a Hugging Face folder. It must have the same tokenizer; for fine-tuning also the same task
+    and labels. Each rank holds all of it."""
+    weight: ClosedUnitInterval = 0.5
+    """Weight of the teacher's outputs in the loss. The rest, 1 - weight, is the loss on the data."""
+    temperature: PositiveFloat = 2.0
+    """The logits of both models are divided by this before they are compared."""
+    hidden_weight: NonNegativeFloat = 0.0
+    """Weight of the squared difference from the teacher's last hidden states. The teacher must have the same
+    hidden_size."""
 
     def problems(self, tensor_ranks: int) -> list[str]:
-        """What it cannot do, and values that mean nothing."""
-        problems = []
-        if not 0 <= self.weight <= 1:
-            problems.append(f"distillation.weight is {self.weight}; it must lie between 0 and 1")
-        if self.temperature <= 0:
-            problems.append(f"distillation.temperature is {self.temperature}; it must be positive")
+        """Combinations that distillation does not support."""
         if self.teacher is not None and tensor_ranks > 1:
-            problems.append("distillation needs the whole vocabulary on a rank; set parallel.tensor to 1")
-        return problems
+            return ["distillation needs the whole vocabulary on a rank; set parallel.tensor to 1"]
+        return []

@@ -1,53 +1,63 @@
-"""What launcher/generate.py can be told."""
+"""Options of launcher/generate.py."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from ingot.launcher.config.types import (
+    ClosedUnitInterval,
+    NonNegativeFloat,
+    PositiveCount,
+    PositiveFloat,
+    PositiveShare,
+    Seed,
+)
 
-@dataclass
+
+@dataclass(frozen=True)
 class GenerateOptions:
-    """What to write, and how."""
+    """The model, the prompts, and how tokens are drawn."""
 
     checkpoint: str
-    """A run folder (its newest sound checkpoint is taken), a checkpoint folder, or a Hugging Face folder."""
+    """A run folder (the newest intact checkpoint is used), a checkpoint folder, or a Hugging Face folder."""
     prompt: str = ""
     """The text to continue; empty begins a document. For a BERT, a text with <mask> where a token is wanted."""
     prompts: str | None = None
-    """File of prompts instead: one a line, or .jsonl with "prompt" in each object."""
+    """File of prompts instead: one per line, or .jsonl with "prompt" in each object."""
     output: str | None = None
-    """File for the texts, .jsonl, an object for each; by default they are printed."""
-    max_tokens: int = 64
-    """Tokens to write at most; the end of the document ends it earlier."""
-    temperature: float = 0.8
-    """Divides the logits; 0 always takes the likeliest token."""
-    top_k: int | None = None
-    """Draw from the k likeliest tokens only. For a BERT, how many tokens to show for a mask; there 5 by default."""
-    top_p: float | None = None
-    """Draw from the smallest set of likeliest tokens that holds this probability only."""
-    min_p: float | None = None
-    """Draw from the tokens with at least this share of the likeliest one's probability only."""
-    repetition_penalty: float = 1.0
-    """Divides positive logits, and multiplies negative ones, of tokens that were there before; 1 for none."""
+    """File for the texts, .jsonl, one object each; by default they are printed."""
+    max_tokens: PositiveCount = 64
+    """Maximum number of new tokens. A text ends earlier where the model ends the document."""
+    temperature: NonNegativeFloat = 0.8
+    """The logits are divided by this; 0 always takes the most likely token."""
+    top_k: PositiveCount | None = None
+    """Draw only from the k most likely tokens. For a BERT: how many tokens to print for a mask, by default 5."""
+    top_p: PositiveShare | None = None
+    """Draw only from the smallest set of most likely tokens that together have this probability."""
+    min_p: ClosedUnitInterval | None = None
+    """Draw only from tokens whose probability is at least this share of the most likely token's."""
+    repetition_penalty: PositiveFloat = 1.0
+    """For tokens that are already in the text, positive logits are divided by this and negative ones multiplied; 1
+    changes nothing."""
     stop: list[str] = field(default_factory=list)
-    """Strings that end a text and are no part of it: --stop Q: A:, or, as JSON, --stop '["\\n\\n", "[END]"]'."""
-    num_samples: int = 1
+    """Strings that end a text; they are not part of it: --stop Q: A:, or, as JSON, --stop '["\\n\\n", "[END]"]'."""
+    num_samples: PositiveCount = 1
     """How many texts to write for each prompt."""
-    seed: int = 0
-    """Of the draws. Text number n of a command has random numbers of its own, whatever the batch size."""
-    batch_size: int = 16
-    """How many texts are written at a time."""
+    seed: Seed = 0
+    """Seed of the draws. Each text has its own random numbers, so the batch size has no influence."""
+    batch_size: PositiveCount = 16
+    """How many texts are computed at a time."""
     mark_start: bool = True
-    """Put the token that begins documents before each prompt, as in training."""
+    """Put the begin-of-document token before each prompt, as in training."""
     tokenizer: str | None = None
     """Tokenizer folder; by default the one in the run's folder."""
     device: str = "cpu"
-    """Where to compute, in torch's words."""
+    """Device to compute on: cpu, cuda, cuda:1, ..."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Type of the weights and of the computation."""
+    """Type of weights and computation."""
 
     def check(self) -> None:
-        """Looks for what needs no model to be seen as wrong.
+        """Looks for mistakes that can be seen without the model.
 
         Raises:
             ValueError: all problems at once.
@@ -55,9 +65,6 @@ class GenerateOptions:
         problems = []
         if self.prompt and self.prompts is not None:
             problems.append("prompt and prompts are both given; leave one out")
-        for name in ("num_samples", "batch_size"):
-            if getattr(self, name) < 1:
-                problems.append(f"{name} is {getattr(self, name)}; it must be at least 1")
         if self.output is not None and not Path(self.output).absolute().parent.is_dir():
             problems.append(f"the folder of output {self.output} does not exist")
         if problems:

@@ -1,40 +1,49 @@
-"""What launcher/images.py can be told."""
+"""Options of launcher/images.py."""
 
 from dataclasses import dataclass, field
+
+from ingot.launcher.config.types import (
+    NonNegativeCount,
+    NonNegativeFloat,
+    PositiveCount,
+    Seed,
+    UnitIntervalBelowOne,
+)
 
 NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
 
-@dataclass
+@dataclass(frozen=True)
 class ImageOptions:
-    """What to read, and how images are cut."""
+    """The images, and how they are split into patches."""
 
     images: str
     """File of images in the idx format, plain or .gz."""
     output: str
-    """File for the texts, .jsonl: text, label, and the label's name. Its folder gets the codebook and the tokenizer, or
-    has them already, of a file before."""
+    """File for the texts, .jsonl: text, label, and the label's name. The codebook and the tokenizer are written to its
+    folder; if they are there already, they are used."""
     labels: str | None = None
     """File of their labels in the idx format."""
-    patch: int = 4
+    patch: PositiveCount = 4
     """Width and height of a patch in pixels."""
-    codes: int = 512
-    """Patches of the codebook at most."""
-    fit: int = 10_000
-    """Images that the codebook is made from."""
-    copies: int = 0
-    """Copies of each image that are added, each moved, turned and stretched a little."""
-    move: int = 1
-    """Pixels by which a copy is moved at most, each way."""
-    turn: float = 0.0
-    """Degrees by which a copy is turned at most, each way."""
-    stretch: float = 0.0
-    """Share by which a copy's height and width, each for itself, grow or shrink at most."""
-    first: int = 0
-    """Number of the first image that is written: the last 5,000 can be held out, to choose settings by."""
-    count: int | None = None
-    """Images that are written, all from the first on by default: for few labels, or to hold some out."""
+    codes: PositiveCount = 512
+    """Maximum number of patches in the codebook."""
+    fit: PositiveCount = 10_000
+    """Number of images from which the codebook is made."""
+    copies: NonNegativeCount = 0
+    """Number of copies of each image that are added. Each copy is moved, turned and stretched a little."""
+    move: NonNegativeCount = 1
+    """Maximum distance in pixels by which a copy is moved, in each direction."""
+    turn: NonNegativeFloat = 0.0
+    """Maximum angle in degrees by which a copy is turned, in each direction."""
+    stretch: UnitIntervalBelowOne = 0.0
+    """Maximum share by which height and width of a copy grow or shrink, independently."""
+    first: NonNegativeCount = 0
+    """Index of the first image to write."""
+    count: PositiveCount | None = None
+    """Number of images to write; by default all from first on. With first it splits a file, for example to hold out the
+    last 5,000."""
     names: list[str] = field(default_factory=lambda: list(NAMES))
     """Names of the labels 0, 1, ..."""
-    seed: int = 1234
-    """Of the codebook and of the copies."""
+    seed: Seed = 1234
+    """Seed of the codebook and of the copies."""

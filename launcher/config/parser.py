@@ -1,13 +1,15 @@
-"""Turns a dataclass into a command line: a YAML file, dotted overrides, strict keys, help from the field docstrings."""
+"""Turns a dataclass into a command line: YAML files, dotted overrides, strict names, ranges, generated help."""
 
+import dataclasses
 import difflib
-import json
 import re
-import warnings
 from collections import deque
-from dataclasses import fields
-from typing import TypeVar
+from typing import Any, TypeVar
 
+from ingot.launcher.config import aliases, yaml_file
+from ingot.launcher.config.help_text import help_text
+from ingot.launcher.config.options import Kind, Option, options
+from ingot.launcher.config.values import Argument, Problem, Words, build
 from ingot.launcher.runtime.exit_codes import BadInput
 
 T = TypeVar("T")
@@ -21,27 +23,30 @@ def parse(cls: type[T], argv: list[str], description: str, config: str | None = 
 
     Args:
         cls: a dataclass; nested dataclasses become dotted options, field docstrings become the help.
-        argv: `--config FILE`, then `--section.key value` overrides; what comes later wins.
+        argv: `--config FILE`, then `--section.key value` overrides; what comes later wins. An option whose value is a
+            list takes several words, and `--name+ value` adds to the list that is there.
         description: the first lines of `--help`.
         config: a YAML file to read before `argv`.
 
     Raises:
-        BadInput: a file that is not there, an unknown key (the nearest one is named), a value of the wrong type.
+        BadInput: a file that cannot be read, unknown options (the nearest one is named), values of the wrong type or
+            out of range: all that is wrong at once.
         SystemExit: for --help and --print_config.
     """
-    parser = _parser(cls, description)
     argv = without_launcher_flags(argv)
+    known = list(options(cls))
+    if any(word in ("--help", "-h") for word in argv):
+        print(help_text(known, description))
+        raise SystemExit(0)
+    sources = _Sources(cls, known)
     if config is not None:
-        argv = ["--config", config, *argv]
-    try:
-        values = parser.instantiate(parser.parse_args(argv))
-        return cls(**{field.name: values[field.name] for field in fields(cls)})
-    except Exception as error:
-        import jsonargparse
-
-        if not isinstance(error, jsonargparse.ArgumentError | ValueError | TypeError | OSError):
-            raise
-        raise BadInput(_explain(str(error), _option_names(parser))) from error
+        sources.file(config)
+    sources.arguments(argv)
+    found = sources.build()
+    if sources.print_config:
+        print(to_yaml(found), end="")
+        raise SystemExit(0)
+    return found
 
 
 def without_launcher_flags(argv: list[str]) -> list[str]:
@@ -59,75 +64,170 @@ def without_launcher_flags(argv: list[str]) -> list[str]:
     return kept
 
 
-def spread_lists(argv: list[str], names: tuple[str, ...]) -> list[str]:
-    """`--input a b` as `--input=["a", "b"]` and `--overwrite` as `--overwrite=true`: the parser wants one word each."""
-    result: list[str] = []
-    rest = deque(argv)
-    while rest:
-        word = rest.popleft()
-        name, equals, value = word.removeprefix("--").partition("=")
-        if word.startswith("--") and equals and name in names and not value.startswith("["):
-            result.append(f"--{name}={json.dumps([value])}")
-            continue
-        values: list[str] = []
-        if word.startswith("--") and not equals and name in (*names, "overwrite"):
-            while rest and not rest[0].startswith("--"):
-                values.append(rest.popleft())
-            if name == "overwrite":
-                word += "=" + (values[0] if values else "true")
-            else:
-                word += "=" + (values[0] if values and values[0].startswith("[") else json.dumps(values))
-        result.append(word)
-    return result
-
-
-def to_yaml(instance: object) -> str:
+def to_yaml(instance: Any) -> str:
     """A configuration as a complete YAML text that `parse` reads back."""
     import yaml
 
-    return yaml.safe_dump(_plain(instance.to_dict()), sort_keys=False, allow_unicode=True)
+    return yaml.safe_dump(_plain(dataclasses.asdict(instance)), sort_keys=False, allow_unicode=True)
 
 
-def _parser(cls: type, description: str):
-    import jsonargparse
+class _Sources:
+    """Joins files and arguments to one tree of values, and keeps what was wrong with them."""
 
-    warnings.filterwarnings("ignore", category=DeprecationWarning, module="jsonargparse")
-    jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    parser = jsonargparse.ArgumentParser(exit_on_error=False, description=description)
-    parser.add_argument("--config", action="config", help="YAML file with the same keys; may be given more than once.")
-    parser.add_class_arguments(cls, None)
-    return parser
+    def __init__(self, cls: type, known: list[Option]):
+        self.cls, self.names = cls, {option.name: option for option in known}
+        self.tree: dict = {}
+        self.places: yaml_file.Places = {}
+        self.problems: list[Problem] = []
+        self.print_config = False
+
+    def file(self, path: str) -> None:
+        """Takes in a YAML file.
+
+        Raises:
+            BadInput: it cannot be read, or is no YAML; then nothing else in it can be judged.
+        """
+        try:
+            tree, places = yaml_file.read(path)
+        except OSError as error:
+            raise BadInput(f"cannot read the configuration {path}: {error.strerror or error}") from error
+        except ValueError as error:
+            raise BadInput(str(error)) from error
+        self.places |= places
+        renamed: dict[str, str] = {}
+        for name, value in self._leaves(tree, ""):
+            new = self._set(name, value, renamed)
+            self.places[new] = places.get(name, path)
+        aliases.note(path, renamed)
+
+    def arguments(self, argv: list[str]) -> None:
+        """Takes in the words of the command line."""
+        rest = deque(argv)
+        renamed: dict[str, str] = {}
+        while rest:
+            word = rest.popleft()
+            if not word.startswith("--") or word == "--":
+                self.problems.append(Problem(word, "stands alone; options are written as --NAME VALUE"))
+                continue
+            name, equals, text = word[2:].partition("=")
+            name, adds = name.removesuffix("+"), name.endswith("+")
+            values = [text] if equals else []
+            new, _ = aliases.present(name, None, self.names)
+            kind = self._kind(new)
+            while rest and not equals and not rest[0].startswith("--"):
+                if values and not (kind and kind.type is list):
+                    break
+                values.append(rest.popleft())
+            if name == "config":
+                for path in values or self._missing(name):
+                    self.file(path)
+            elif name == "print_config":
+                self.print_config = True
+            elif not values and not (kind and kind.type is bool):
+                self._missing(name)
+            else:
+                value = Words(map(Argument, values)) if kind and kind.type is list else Argument(*values or ["true"])
+                new = self._set(name, value, renamed, adds=adds)
+                self.places.pop(new, None)
+        aliases.note("the command line", renamed)
+
+    def _missing(self, name: str) -> list[str]:
+        self.problems.append(Problem(name, f"is given without a value; write --{name} VALUE"))
+        return []
+
+    def build(self) -> Any:
+        """The configuration.
+
+        Raises:
+            BadInput: all problems.
+        """
+        aliases.count_window(self.tree)
+        found = build(self.cls, self.tree, self.problems)
+        if self.problems:
+            raise BadInput("; ".join(self._said(problem) for problem in self.problems))
+        return found
+
+    def _kind(self, name: str) -> Kind | None:
+        option = self.names.get(name)
+        return option.kind if option else None
+
+    def _leaves(self, tree: dict, prefix: str):
+        """The values of a file by dotted name; a section is entered, the value of an option is left as it is."""
+        for key, value in tree.items():
+            name = f"{prefix}{key}"
+            option = self.names.get(aliases.present(name, None, self.names)[0])
+            if isinstance(value, dict) and (option.section if option else True) and value:
+                yield from self._leaves(value, f"{name}.")
+            elif option and option.section and not option.kind.optional and _is_null(value):
+                continue  # an empty section leaves everything as it is
+            else:
+                yield name, value
+
+    def _set(self, name: str, value: Any, renamed: dict[str, str], *, adds: bool = False) -> str:
+        """Puts a value into the tree; its present name."""
+        *sections, _ = name.split(".")
+        for n in range(1, len(sections) + 1):  # a section may have been renamed too
+            section = ".".join(sections[:n])
+            if (now := aliases.present(section, None, self.names)[0]) != section:
+                renamed[section] = now
+                name = now + name[len(section) :]
+        new, current = aliases.present(name, value, self.names)
+        if new != name:
+            renamed[name] = new
+        elif isinstance(current, str) and isinstance(value, str) and current != value:
+            renamed[f"{name} {value}"] = current
+        option = self.names.get(new)
+        if isinstance(value, Argument) and option and option.section:  # --model '{hidden_size: 64}'
+            try:
+                whole = yaml_file.parse_text(value, new)
+            except ValueError as error:
+                self.problems.append(Problem(new, str(error).removeprefix(f"{new}: ")))
+                return new
+            if isinstance(whole, dict):
+                for inner_name, inner in self._leaves(whole, f"{new}."):
+                    self._set(inner_name, inner, renamed)
+                return new
+        *sections, key = new.split(".")
+        place = self.tree
+        for section in sections:
+            if not isinstance(place.get(section), dict):
+                place[section] = {}
+            place = place[section]
+        if adds:
+            before = place.get(key, [])
+            if isinstance(before, Words) and len(before) == 1 and before[0].startswith("["):
+                before = yaml_file.parse_text(before[0], new)
+            current = Words([*(before if isinstance(before, list) else [before]), *current])
+        place[key] = current
+        return new
+
+    def _said(self, problem: Problem) -> str:
+        where = f" ({place})" if (place := self.places.get(problem.name)) else ""
+        if problem.args[0] == f"{problem.name} is no option":
+            return f"unknown option {problem.name}{where}{self._nearest(problem.name)}"
+        return f"{problem}{where}"
+
+    def _nearest(self, name: str) -> str:
+        """The option that was probably meant: the same word in another section, what others call it, or a near miss,
+        in the same section first."""
+        section, _, last = name.rpartition(".")
+        leaves = [option.name for option in self.names.values() if not option.section]
+        meant = aliases.SYNONYMS.get(last, last)
+
+        def likeness(option: str) -> float:
+            own_section, _, own = option.rpartition(".")
+            alike = difflib.SequenceMatcher(None, meant, own).ratio()
+            return alike + (0.1 if own_section == section else 0)
+
+        best = max(leaves, key=likeness, default="")
+        return f"; did you mean {best}?" if best and likeness(best) > 0.5 else ""
 
 
-def _option_names(parser) -> list[str]:
-    return [action.dest for action in parser._actions if getattr(action, "dest", None)]
+def _is_null(value: object) -> bool:
+    return isinstance(value, yaml_file.Plain) and value in yaml_file.NULLS
 
 
-def _explain(message: str, options: list[str]) -> str:
-    """jsonargparse's message, shortened to what a user can act on, with the nearest option where a name is unknown."""
-    message = re.sub(r"\s+", " ", message).replace("Parser key ", "").strip()
-    message = re.sub(r"<class '(\w+)'>", r"\1", message).replace("typing.", "")
-    unknown = re.search(r"Group '([\w.]+)' does not accept option '([\w.]+)'", message)
-    if unknown:
-        return f"unknown option {unknown[1]}.{unknown[2]}{_nearest(f'{unknown[1]}.{unknown[2]}', options)}"
-    unknown = re.search(r"[Uu]nrecognized arguments: --([\w.-]+)", message)
-    if unknown:
-        return f"unknown option {unknown[1]}{_nearest(unknown[1], options)}"
-    unknown = re.search(r"(?:Option|Key|option) '([\w.]+)' is not (?:accepted|expected)", message)
-    if unknown:
-        return f"{message}{_nearest(unknown[1], options)}"
-    return message
-
-
-def _nearest(name: str, options: list[str]) -> str:
-    near = difflib.get_close_matches(name, options, n=1, cutoff=0.0)
-    leaves = {option.rsplit(".", 1)[-1]: option for option in options}
-    by_leaf = difflib.get_close_matches(name.rsplit(".", 1)[-1], leaves, n=1, cutoff=0.6)
-    best = leaves[by_leaf[0]] if by_leaf else (near[0] if near else "")
-    return f"; did you mean {best}?" if best else ""
-
-
-def _plain(value):
+def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

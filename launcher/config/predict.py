@@ -1,39 +1,42 @@
-"""What launcher/predict.py can be told."""
+"""Options of launcher/predict.py."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from ingot.launcher.config.types import PositiveCount
 
-@dataclass
+
+@dataclass(frozen=True)
 class PredictOptions:
-    """What to read, and where to write."""
+    """The model, its input, and where the predictions go."""
 
     checkpoint: str
-    """A fine-tuning run (its best checkpoint is taken, or its newest where none was scored) or a checkpoint folder."""
+    """A fine-tuning run (its best checkpoint is used, or the newest if none was scored) or a checkpoint folder."""
     input: str | None = None
     """A file of the task's format; a label column is not needed."""
     text: list[str] = field(default_factory=list)
     """One example instead of a file: a value for each of task.text_columns; for tagging one sentence."""
     output: str | None = None
-    """File for the predictions, a JSON object a line; by default standard output."""
+    """File for the predictions, one JSON object per line; by default standard output."""
     score: bool = False
-    """The input has labels: print the scores and the report instead of predictions, or beside an output file."""
+    """The input has labels: print scores and a report. The predictions are then written only if output is given."""
     probabilities: bool = True
-    """Give the probability of each label, by its name, or of each choice, in their order."""
+    """Write the probability of each label by its name, or of each choice in the order of the choices."""
     int8: Literal["none", "weights", "dynamic"] = "none"
-    """Compute with the blocks' matrices in int8, by torchao: weights alone, or dynamic, activations too."""
-    micro_tokens: int = 4096
-    """Most tokens that are computed at a time."""
-    max_tokens: int = 256
-    """Most tokens that generation writes for an example."""
+    """Compute with the matrices of the blocks in int8 (torchao). weights: only the weights. dynamic: activations
+    too."""
+    micro_tokens: PositiveCount = 4096
+    """Maximum number of tokens that are computed at a time."""
+    max_tokens: PositiveCount = 256
+    """Maximum number of new tokens for an example, for tasks that generate text."""
     tokenizer: str | None = None
     """Tokenizer folder; by default the one in the run's folder."""
     device: str = "cpu"
-    """Where to compute, in torch's words."""
+    """Device to compute on: cpu, cuda, cuda:1, ..."""
 
     def check(self) -> None:
-        """Looks for what needs no model to be seen as wrong.
+        """Looks for mistakes that can be seen without the model.
 
         Raises:
             ValueError: all problems at once.

@@ -3,229 +3,248 @@
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from ingot.data.loader.batch_sharding import check_sharing
+from ingot.data.loader.batch_sharding import check_batch_sizes
 from ingot.launcher.config.distillation import Distillation
+from ingot.launcher.config.types import (
+    ClosedUnitInterval,
+    NonNegativeCount,
+    NonNegativeFloat,
+    OpenUnitInterval,
+    PositiveCount,
+    PositiveFloat,
+    PositiveInt,
+    Ranks,
+    Seed,
+    Threads,
+    UnitIntervalBelowOne,
+)
 from ingot.model.config import ModelConfig
 from ingot.model.tensor_plan import tensor_problems
 from ingot.parallel.mesh_sizes import sizes
 
 
-@dataclass
+@dataclass(frozen=True)
 class Run:
-    """The run: where it writes, how long it goes, how often it reports."""
+    """The run: where it writes, how many steps it trains, how often it reports and saves."""
 
     name: str = "run"
-    """Name of the run; its folder is run.dir/run.name."""
+    """Name of the run. Its folder is run.dir/run.name."""
     dir: str = "runs"
     """Folder that holds the folders of runs."""
-    seed: int = 1234
-    """Initial weights, data order, masks and dropout all follow from it."""
-    steps: int = 1000
-    """Optimizer steps in all, those before a resume included."""
-    log_every: int = 10
+    seed: Seed = 1234
+    """Seed of the initial weights, data order, masks and dropout."""
+    steps: PositiveCount = 1000
+    """Number of optimizer steps in total, including those before a resume."""
+    log_every: PositiveCount = 10
     """Steps between two train lines in metrics.jsonl."""
-    eval_every: int = 100
-    """Steps between two evaluations on data.validation; 0 evaluates at the end only."""
-    eval_samples: int = 0
-    """Sequences of the validation split that an evaluation reads; 0 reads them all."""
-    save_every: int = 500
-    """Steps between two checkpoints; 0 saves at the end only."""
-    keep_checkpoints: int = 3
+    eval_every: NonNegativeCount = 100
+    """Steps between two evaluations on data.validation; 0 evaluates only at the end."""
+    eval_samples: NonNegativeCount = 0
+    """Number of validation sequences that an evaluation reads; 0 reads all."""
+    save_every: NonNegativeCount = 500
+    """Steps between two checkpoints; 0 saves only at the end."""
+    keep_checkpoints: NonNegativeCount = 3
     """How many checkpoints stay on disk; 0 keeps all."""
     resume: str = "auto"
-    """auto: go on from the newest sound checkpoint of this run, if there is one; never: start anew, in a folder without
-    checkpoints; or the PATH of a run or checkpoint to go on from."""
+    """auto: continue from the newest intact checkpoint of this run, or start at step 0 if it has none. never: start at
+    step 0, and refuse a folder that has checkpoints. Or the PATH of a run or checkpoint to continue from."""
     init_from: str | None = None
-    """A run, checkpoint or Hugging Face folder whose weights a run that has none of its own starts with, anew in all
-    else."""
+    """A run, a checkpoint or a Hugging Face folder. A run without checkpoints takes its first weights from there;
+    everything else starts at step 0."""
     device: Literal["auto", "cuda", "cpu"] = "auto"
-    """Where to compute; auto takes CUDA where there is one."""
+    """Where to compute. auto uses CUDA if a GPU is present."""
     dry_run: bool = False
-    """Only say what this configuration takes of memory and communication, from one process without a device."""
-    dry_run_ranks: int | None = None
-    """Processes that a dry run speaks of; by default those that were started."""
-    device_memory_gb: float | None = None
-    """Memory of a device, in 10^9 bytes, into which the dry run fits the job; by default that of the device here."""
+    """Do not train. Print the memory and communication that this configuration needs; one process without a GPU is
+    enough."""
+    dry_run_ranks: Ranks | None = None
+    """Number of processes that a dry run assumes; by default the number that was started."""
+    device_memory_gb: PositiveFloat | None = None
+    """Memory of a device in 10^9 bytes. The dry run says whether the job fits into it; by default the memory of the GPU
+    in this machine."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class CorpusSource:
     """One corpus folder, as launcher/prepare.py writes it."""
 
     path: str
     """The corpus folder: a local path, or a URL (s3://, gs://, https://, ...)."""
-    weight: float = 1.0
-    """Its share of the sequences, relative to the other corpora's weights."""
+    weight: PositiveFloat = 1.0
+    """Its share of the sequences, relative to the weights of the other corpora."""
     split: str | None = None
-    """Which split of it; by default train for data.train and validation for data.validation."""
+    """The split to read; by default train for data.train and validation for data.validation."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class MixtureChange:
     """New weights of the corpora of data.train, from a step on."""
 
-    step: int
+    step: PositiveCount
     """The first optimizer step with these weights."""
-    weights: list[float]
-    """One for each corpus of data.train, in its order; 0 leaves one out."""
+    weights: list[NonNegativeFloat]
+    """One weight for each corpus of data.train, in the same order; 0 leaves a corpus out."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class Data:
-    """Corpora, and how sequences are made of them."""
+    """Corpora, and how sequences are made from them."""
 
     train: list[CorpusSource] = field(default_factory=list)
-    """Corpora to train on: a list of {path, weight, split}."""
+    """Corpora to train on: a list of {path, weight, split}, or of paths."""
     validation: list[CorpusSource] = field(default_factory=list)
     """Corpora to evaluate on; may be empty."""
     mixture_schedule: list[MixtureChange] = field(default_factory=list)
-    """Weights that change on the way, for a curriculum or for annealing: a list of {step, weights}."""
-    sequence_length: int = 1024
-    """Tokens of a sequence. Documents are packed into it; attention and positions stop at their ends."""
+    """Weights of the corpora that change during the run, for a curriculum or for annealing: a list of {step,
+    weights}."""
+    sequence_length: PositiveCount = 1024
+    """Number of tokens in a sequence. Several documents are packed into one sequence; attention and positions do not
+    cross the end of a document."""
     packing: Literal["concatenate", "best_fit"] = "concatenate"
-    """concatenate: documents end to end, cut at the sequence length. best_fit: whole documents where they fit, and
-    padding; for short documents."""
+    """concatenate: documents one after the other, split at the sequence length. best_fit: whole documents where they
+    fit, and padding; for short documents."""
     shuffle: Literal["full", "window"] = "full"
-    """full: each epoch in a new order of all sequences. window: only a few shards are under way at a time, for shards
-    that lie far away."""
-    window_shards: int = 64
-    """Shards of a window."""
-    partitions: int = 1
-    """With window: parts of each epoch with shards of their own. With as many as data ranks, a rank reads only its part
-    of the shards. A number of the run, not of the cluster: it must stay when the ranks change."""
+    """full: each epoch has a new order of all sequences. window: only a few shards are open at a time, for shards on
+    remote storage."""
+    window_shards: PositiveCount = 64
+    """Number of shards in a window."""
+    partitions: PositiveCount = 1
+    """With shuffle window: each epoch is split into so many parts that have their own shards. If it equals the number
+    of data ranks, a rank reads only its part of the shards. It belongs to the run, not to the cluster: do not change it
+    when the number of ranks changes."""
     objective: Literal["clm", "mlm"] = "clm"
-    """clm: the next token (GPT). mlm: masked tokens (BERT)."""
-    mlm_probability: float = 0.15
-    """Share of the tokens that mlm selects; of those 80 % become the mask, 10 % a random token, 10 % stay."""
+    """clm: predict the next token (GPT). mlm: predict masked tokens (BERT)."""
+    mlm_probability: OpenUnitInterval = 0.15
+    """Share of the tokens that mlm selects. Of those, 80 % become the mask token, 10 % a random token, and 10 %
+    stay."""
     mask_unit: Literal["token", "word", "span"] = "token"
-    """What mlm masks at once: tokens, whole words, or spans of 1 to 10 words."""
+    """What mlm masks together: single tokens, whole words, or spans of 1 to 10 words."""
     sentence_pairs: Literal["none", "nsp", "sop"] = "none"
-    """Sentence pairs, with mlm and model.pair_head: nsp, does B follow A; sop, are A and B in order."""
-    fim_rate: float = 0.0
-    """Share of the documents that clm sees rearranged for fill-in-the-middle; the tokenizer must have its tokens."""
-    threads: int = 2
-    """Threads per rank that read ahead; they have no influence on the order."""
-    prefetch: int = 4
-    """Optimizer steps that are read ahead."""
+    """Sentence pairs, with mlm and model.pair_head. nsp: does B follow A. sop: are A and B in the right order."""
+    fim_rate: ClosedUnitInterval = 0.0
+    """Share of the documents that clm rearranges for fill-in-the-middle. The tokenizer must have the tokens for it."""
+    threads: Threads = 2
+    """Threads of each rank that read ahead. They have no influence on the order."""
+    prefetch: PositiveCount = 4
+    """Number of optimizer steps to read ahead."""
     cache_dir: str | None = None
-    """Folder on this machine's disk for copies of remote shards; without one they are read over the network each time,
-    range by range. Several runs may share it."""
-    cache_bytes: int = 100_000_000_000
-    """Most bytes that cache_dir may take; what was not used for the longest time goes first."""
+    """Folder on this machine's disk for copies of remote shards. Without it they are read over the network each time.
+    Several runs may share it."""
+    cache_bytes: PositiveInt = 100_000_000_000
+    """Maximum size of cache_dir in bytes. The shards that were not used for the longest time are removed first."""
     strict: bool = False
-    """Stop at the first damaged piece of data. Otherwise it is left out, and other sequences of the same corpus take
-    the places of those that lie in it; RUN/quarantine.jsonl lists what is damaged."""
-    max_bad_fraction: float = 1e-3
-    """Share of the last 10,000 sequences that may be replaced because of damage; above it the run stops."""
+    """Stop at the first damaged piece of data. Otherwise it is skipped, and other sequences of the same corpus replace
+    its sequences; RUN/quarantine.jsonl lists what is damaged."""
+    max_bad_fraction: ClosedUnitInterval = 1e-3
+    """Share of the last 10,000 sequences that may be replaced because of damage. Above it the run stops."""
     allow_changed: bool = False
-    """Resume although the corpora or the way sequences are made of them are not what the checkpoint was trained on, and
-    read again what was found damaged before."""
+    """Resume although the corpora, or the options that make sequences from them, differ from those of the checkpoint.
+    What was found damaged before is read again."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class RampPhase:
-    """So many optimizer steps of a size."""
+    """A number of optimizer steps with one batch size."""
 
-    steps: int
-    """Optimizer steps that it lasts."""
-    global_size: int
-    """Sequences of each of them, over all ranks."""
+    steps: PositiveCount
+    """Number of optimizer steps in this phase."""
+    global_size: PositiveCount
+    """Number of sequences in each of these steps, over all ranks."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class Batch:
-    """Batch sizes in sequences. Gradient accumulation follows: global_size / (micro_size x data ranks)."""
+    """Batch sizes in sequences. Gradient accumulation is global_size / (micro_size x data ranks)."""
 
-    global_size: int = 32
-    """Sequences of one optimizer step, over all ranks."""
-    micro_size: int = 8
-    """Sequences that one rank computes at a time."""
+    global_size: PositiveCount = 32
+    """Number of sequences in one optimizer step, over all ranks."""
+    micro_size: PositiveCount = 8
+    """Number of sequences that one rank computes at a time."""
     ramp: list[RampPhase] = field(default_factory=list)
-    """Other sizes at the start, one after the other, before global_size: a list of {steps, global_size}."""
+    """Other batch sizes at the start of the run, before global_size: a list of {steps, global_size}."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class Optimizer:
     """The optimizer and its learning-rate schedule."""
 
     kind: Literal["adamw", "muon"] = "adamw"
-    """muon: Muon for muon_matrices and AdamW for the rest, with one learning rate. It needs whole matrices: engine
+    """muon uses Muon for muon_matrices and AdamW for the rest, with one learning rate. It needs whole matrices: engine
     fsdp, or ZeRO-0, and parallel.tensor 1."""
     muon_matrices: list[str] = field(default_factory=lambda: ["blocks.*.attention.*.weight", "blocks.*.mlp.*.weight"])
-    """Names of the matrices that Muon takes; * stands for one part of a name."""
-    momentum: float = 0.95
-    """Momentum of Muon, between 0 and 1."""
-    learning_rate: float = 6e-4
-    """Peak learning rate."""
-    betas: tuple[float, float] = (0.9, 0.95)
+    """Names of the matrices that Muon trains; * stands for one part of a name."""
+    momentum: UnitIntervalBelowOne = 0.95
+    """Momentum of Muon; AdamW does not use it."""
+    learning_rate: PositiveFloat = 6e-4
+    """Learning rate at its peak, after the warm-up."""
+    betas: tuple[UnitIntervalBelowOne, UnitIntervalBelowOne] = (0.9, 0.95)
     """Decay rates of Adam's two moments."""
-    eps: float = 1e-8
-    """Added to the root of the second moment."""
-    weight_decay: float = 0.1
+    eps: PositiveFloat = 1e-8
+    """Added to the square root of the second moment."""
+    weight_decay: NonNegativeFloat = 0.1
     """Decoupled weight decay of matrices and embedding tables; norms and biases have none."""
-    max_grad_norm: float = 1.0
-    """Global gradient norm above which gradients are scaled down; 0 never does."""
+    max_grad_norm: NonNegativeFloat = 1.0
+    """Gradients are scaled down if their global norm is above this; 0 turns clipping off."""
     schedule: Literal["constant", "cosine", "linear", "wsd", "inverse_sqrt"] = "cosine"
-    """Shape after the warm-up; wsd stays at the peak and decays as 1 - sqrt at the end; inverse_sqrt never ends."""
-    warmup_steps: int = 100
+    """Shape of the schedule after the warm-up. wsd stays at the peak, then decays as 1 - sqrt. inverse_sqrt never
+    ends."""
+    warmup_steps: NonNegativeCount = 100
     """Steps of linear warm-up."""
-    lr_decay_steps: int | None = None
-    """Step at which the schedule ends and the rate stays at its floor; by default run.steps."""
-    min_lr_ratio: float = 0.1
-    """Floor of the schedule, as a fraction of the peak."""
-    lr_decay_ratio: float = 0.2
+    lr_decay_steps: PositiveCount | None = None
+    """Step at which the schedule ends; after it the rate stays at its minimum. By default run.steps."""
+    min_lr_ratio: ClosedUnitInterval = 0.1
+    """Minimum of the schedule, as a fraction of the peak."""
+    lr_decay_ratio: ClosedUnitInterval = 0.2
     """Share of the schedule in which wsd decays."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class Loss:
-    """What is added to the training loss; an evaluation's loss is without it."""
+    """Terms that are added to the training loss. The loss of an evaluation does not contain them."""
 
-    z_loss: float = 0.0
-    """Weight of the square of the logits' log-sum-exp (PaLM has 1e-4); 0 adds nothing."""
-    label_smoothing: float = 0.0
+    z_loss: NonNegativeFloat = 0.0
+    """Weight of the square of the logits' log-sum-exp (PaLM uses 1e-4); 0 adds nothing."""
+    label_smoothing: UnitIntervalBelowOne = 0.0
     """Share of each target's probability that is spread over all tokens or classes."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class Parallel:
-    """How the work is spread over devices; it changes speed and memory, never the result."""
+    """How the work is distributed over devices. It changes speed and memory, never the result."""
 
     engine: Literal["zero", "fsdp"] = "zero"
-    """zero: DeepSpeed. fsdp: torch-native."""
+    """zero: DeepSpeed ZeRO. fsdp: torch's own."""
     zero_stage: Literal[0, 1, 2, 3] = 1
-    """What engine zero cuts over the data ranks: 0 nothing, 1 optimizer, 2 and gradients, 3 and parameters."""
-    data_shard: int | None = None
-    """Data ranks over which engine fsdp cuts parameters, gradients and optimizer. Null is all of them (FSDP2), 1 none
-    (plain data parallel), a number between replicates the shards (HSDP)."""
-    tensor: int = 1
-    """Ranks that share each layer by heads and features, and the activations between by the sequence. Data ranks are
-    processes / tensor. It pays within one machine."""
+    """What engine zero shards over the data ranks. 0: nothing. 1: the optimizer. 2: gradients too. 3: parameters
+    too."""
+    data_shard: Ranks | None = None
+    """Number of data ranks over which engine fsdp shards parameters, gradients and optimizer. null: all of them
+    (FSDP2). 1: none (plain data parallel). A number between: the shards are replicated (HSDP)."""
+    tensor: Ranks = 1
+    """Number of ranks that split each layer by heads and features, and the activations between layers by the sequence.
+    The number of data ranks is processes / tensor. It is fast only within one machine."""
     activation_checkpointing: Literal["none", "selective", "full"] = "none"
-    """What of each block is computed again in the backward pass, to save memory. selective: all but matrix products and
-    attention. full: all."""
+    """Which activations of each block are computed again in the backward pass, to save memory. selective: all except
+    matrix products and attention. full: all."""
     compile: bool = False
-    """Compile each block with torch.compile: a minute at the start, faster steps on a GPU."""
+    """Compile each block with torch.compile. This takes a minute at the start and makes steps faster on a GPU."""
     offload: Literal["none", "optimizer", "all"] = "none"
-    """What rests in the host's memory instead of the device's: the optimizer (ZeRO-1 to 3), or parameters too (all:
-    ZeRO-3 and fsdp)."""
+    """What is kept in the host's memory instead of the device's. optimizer: the optimizer's states (ZeRO-1 to 3). all:
+    parameters too (ZeRO-3 and fsdp)."""
     offload_dir: str | None = None
-    """Folder on an NVMe disk in which it rests instead (ZeRO-3)."""
+    """Folder on an NVMe disk that is used instead of the host's memory (ZeRO-3)."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
-    """Of the computation; master weights, gradient accumulation and reduction are fp32 in any case. auto: bf16 where
-    every rank's device has instructions for it, and fp32 elsewhere; a plan counts bf16."""
+    """Precision of the computation. Master weights, gradient accumulation and reduction are fp32 in any case. auto:
+    bf16 if every rank's device has instructions for it, otherwise fp32; a dry run assumes bf16."""
     deepspeed: dict[str, Any] = field(default_factory=dict)
-    """Further DeepSpeed settings under its own names; those that follow from Ingot's are refused."""
-    timeout_seconds: int = 1800
-    """How long a collective may take before the run fails."""
-    rendezvous_seconds: int = 300
-    """How long the processes of all machines may take to find each other at the start."""
+    """More DeepSpeed settings under DeepSpeed's names. Settings that follow from Ingot's options are refused."""
+    timeout_seconds: PositiveCount = 1800
+    """Time limit of a collective; after it the run fails."""
+    rendezvous_seconds: PositiveCount = 300
+    """Time limit for the processes of all machines to find each other at the start."""
 
     def problems(self) -> list[str]:
-        """Combinations that an engine cannot do, each with the nearest one that works."""
+        """Combinations that an engine does not support, each with the nearest one that works."""
         problems, stage = [], self.zero_stage
-        if self.rendezvous_seconds <= 0:
-            problems.append(f"parallel.rendezvous_seconds is {self.rendezvous_seconds}; it must be positive")
         if self.engine == "fsdp":
             if self.offload == "optimizer":
                 problems.append("parallel.offload optimizer needs engine zero; engine fsdp has parallel.offload all")
@@ -239,8 +258,8 @@ class Parallel:
             )
         if stage == 3 and self.activation_checkpointing == "selective":
             problems.append(
-                "parallel.activation_checkpointing selective needs the same operators in forward and backward, and ZeRO-3 gathers "
-                "differently there; set it to full, or parallel.engine to fsdp"
+                "parallel.activation_checkpointing selective needs the same operators in forward and backward, and "
+                "ZeRO-3 gathers differently there; set it to full, or parallel.engine to fsdp"
             )
         if stage == 3 and self.compile:
             problems.append(
@@ -255,7 +274,7 @@ class Parallel:
         return problems
 
 
-@dataclass
+@dataclass(frozen=True)
 class TrainConfig:
     """A training run."""
 
@@ -272,81 +291,78 @@ class TrainConfig:
         return asdict(self)
 
     def check(self, world_size: int) -> None:
-        """Looks for what does not fit together on so many processes, before anything is started.
+        """Looks for options that do not fit together on so many processes, before anything is started.
 
         Raises:
-            ValueError: all problems at once, each with its numbers and what would do.
+            ValueError: all problems at once, each with its numbers and a remedy.
         """
-        problems = []
-        try:
-            self.model.validate()
-        except ValueError as error:
-            problems.append(str(error))
-        else:
-            if self.parallel.tensor > 1:
-                problems += tensor_problems(self.model, self.parallel.tensor, self.data.sequence_length)
-        try:
-            sizes(world_size, self.parallel.tensor, self.parallel.data_shard)
-            for size in [self.batch.global_size, *(phase.global_size for phase in self.batch.ramp)]:
-                check_sharing(size, self.batch.micro_size, world_size // self.parallel.tensor)
-        except ValueError as error:
-            problems.append(str(error))
-        problems += self.parallel.problems() + self.distillation.problems(self.parallel.tensor)
-        if self.optimizer.kind == "muon":
-            if self.parallel.tensor > 1:
-                problems.append("optimizer.kind muon needs whole matrices; set parallel.tensor to 1")
-            if self.parallel.engine == "zero" and self.parallel.zero_stage > 0:
-                problems.append(
-                    f"optimizer.kind muon needs whole matrices, and ZeRO-{self.parallel.zero_stage} cuts them "
-                    f"anywhere; set parallel.engine to fsdp"
-                )
-        positive = {
-            **{f"batch.ramp[{n}].steps": phase.steps for n, phase in enumerate(self.batch.ramp)},
-            "run.steps": self.run.steps,
-            "run.log_every": self.run.log_every,
-            "data.sequence_length": self.data.sequence_length,
-            "data.threads": self.data.threads,
-            "data.window_shards": self.data.window_shards,
-            "data.partitions": self.data.partitions,
-            "data.prefetch": self.data.prefetch,
-            "data.cache_bytes": self.data.cache_bytes,
-            "optimizer.learning_rate": self.optimizer.learning_rate,
-            "parallel.timeout_seconds": self.parallel.timeout_seconds,
-        }
-        problems += [f"{name} is {value}; it must be positive" for name, value in positive.items() if value <= 0]
-        if self.data.sequence_length > self.model.max_position_embeddings:
-            problems.append(
-                f"data.sequence_length {self.data.sequence_length} is beyond the model's "
-                f"{self.model.max_position_embeddings} positions; shorten it or raise model.max_position_embeddings"
-            )
-        if (self.data.objective == "clm") != self.model.causal:
-            wanted = "true" if self.data.objective == "clm" else "false"
-            problems.append(f"data.objective {self.data.objective} needs model.causal {wanted}")
-        if (self.data.sentence_pairs != "none") != self.model.pair_head:
-            wanted = str(self.data.sentence_pairs != "none").lower()
-            problems.append(f"data.sentence_pairs {self.data.sentence_pairs} needs model.pair_head {wanted}")
-        if self.data.sentence_pairs != "none" and not self.model.type_vocab_size:
-            problems.append(f"data.sentence_pairs {self.data.sentence_pairs} needs model.type_vocab_size 2")
-        for change in self.data.mixture_schedule:
-            if change.step < 2 or len(change.weights) != len(self.data.train):
-                problems.append(
-                    f"data.mixture_schedule at step {change.step} with {len(change.weights)} weights: the step must be "
-                    f"2 or later, and there must be one weight for each of the {len(self.data.train)} corpora"
-                )
-        if not 0 < self.data.mlm_probability < 1:
-            problems.append(f"data.mlm_probability is {self.data.mlm_probability}; it must lie between 0 and 1")
-        if not 0 <= self.data.max_bad_fraction <= 1:
-            problems.append(f"data.max_bad_fraction is {self.data.max_bad_fraction}; it must lie between 0 and 1")
-        if not self.loss.z_loss >= 0:
-            problems.append(f"loss.z_loss is {self.loss.z_loss}; it must be 0 or positive")
-        if not 0 <= self.loss.label_smoothing < 1:
-            problems.append(f"loss.label_smoothing is {self.loss.label_smoothing}; it must be at least 0 and below 1")
-        if not self.data.train:
-            problems.append("data.train names no corpus; give at least one {path: CORPUS}")
-        problems += [
-            f"the weight of {source.path} is {source.weight}; it must be positive"
-            for source in self.data.train
-            if not source.weight > 0
+        problems = [
+            *_model_problems(self),
+            *_batch_problems(self, world_size),
+            *self.parallel.problems(),
+            *self.distillation.problems(self.parallel.tensor),
+            *_optimizer_problems(self),
+            *_data_problems(self),
         ]
         if problems:
             raise ValueError("; ".join(problems))
+
+
+def _model_problems(config: TrainConfig) -> list[str]:
+    try:
+        config.model.validate()
+    except ValueError as error:
+        return [str(error)]
+    if config.parallel.tensor == 1:
+        return []
+    return tensor_problems(config.model, config.parallel.tensor, config.data.sequence_length)
+
+
+def _batch_problems(config: TrainConfig, world_size: int) -> list[str]:
+    batch, parallel = config.batch, config.parallel
+    try:
+        sizes(world_size, parallel.tensor, parallel.data_shard)
+        for size in [batch.global_size, *(phase.global_size for phase in batch.ramp)]:
+            check_batch_sizes(size, batch.micro_size, world_size // parallel.tensor)
+    except ValueError as error:
+        return [str(error)]
+    return []
+
+
+def _optimizer_problems(config: TrainConfig) -> list[str]:
+    problems: list[str] = []
+    if config.optimizer.kind == "muon":
+        if config.parallel.tensor > 1:
+            problems.append("optimizer.kind muon needs whole matrices; set parallel.tensor to 1")
+        if config.parallel.engine == "zero" and config.parallel.zero_stage > 0:
+            problems.append(
+                f"optimizer.kind muon needs whole matrices, and ZeRO-{config.parallel.zero_stage} splits them "
+                f"anywhere; set parallel.engine to fsdp"
+            )
+    return problems
+
+
+def _data_problems(config: TrainConfig) -> list[str]:
+    data, model, problems = config.data, config.model, []
+    if data.sequence_length > model.max_position_embeddings:
+        problems.append(
+            f"data.sequence_length {data.sequence_length} is beyond the model's {model.max_position_embeddings} "
+            f"positions; shorten it or raise model.max_position_embeddings"
+        )
+    if (data.objective == "clm") != model.causal:
+        wanted = "true" if data.objective == "clm" else "false"
+        problems.append(f"data.objective {data.objective} needs model.causal {wanted}")
+    if (data.sentence_pairs != "none") != model.pair_head:
+        wanted = str(data.sentence_pairs != "none").lower()
+        problems.append(f"data.sentence_pairs {data.sentence_pairs} needs model.pair_head {wanted}")
+    if data.sentence_pairs != "none" and not model.type_vocab_size:
+        problems.append(f"data.sentence_pairs {data.sentence_pairs} needs model.type_vocab_size 2")
+    for change in data.mixture_schedule:
+        if change.step < 2 or len(change.weights) != len(data.train):
+            problems.append(
+                f"data.mixture_schedule at step {change.step} with {len(change.weights)} weights: the step must be "
+                f"2 or later, and there must be one weight for each of the {len(data.train)} corpora"
+            )
+    if not data.train:
+        problems.append("data.train names no corpus; give at least one {path: CORPUS}")
+    return problems

@@ -24,12 +24,12 @@ def classify(options: ClassifyOptions) -> None:
 
     template = PromptTemplate(options.template)
     columns = [slot for slot in template.slots if slot != LABEL]
-    needed = [*columns, *([options.label] if options.label else [])]
+    needed = [*columns, *([options.label_column] if options.label_column else [])]
 
     def read(path: str) -> tuple[list[dict], list[str], list[str]]:
         records = read_records(path, needed)
         values = [{column: text_of(r.values, column, r.where) for column in columns} for r in records]
-        true = [class_name(record, options.label) for record in records] if options.label else []
+        true = [class_name(record, options.label_column) for record in records] if options.label_column else []
         for record, name in zip(records, true, strict=False):
             number_of(name, list(words), record.where)
         return values, true, [record.where for record in records]
@@ -43,7 +43,7 @@ def classify(options: ClassifyOptions) -> None:
         shots = [(shown[n], shown_labels[n]) for n in choose_shots(shown_labels, options.shots, options.seed)]
     model, tokenizer = load_for_inference(options.checkpoint, options.tokenizer, open_device(options.device))
     prompter = Prompter(
-        model, tokenizer, template, words, shots, separator=options.separator, mean=options.normalise == "mean"
+        model, tokenizer, template, words, shots, separator=options.separator, mean=options.normalize == "mean"
     )
     if options.calibrate:
         prompter.calibrate(columns)

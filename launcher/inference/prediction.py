@@ -81,8 +81,9 @@ def _lines(options: PredictOptions, found, data, device) -> Iterator[dict]:
     if kind == "generation":
         yield from _generated(options, found, data)
         return
-    found.config.batch.micro_tokens = max(options.micro_tokens, max(len(e.ids) for e in data.examples))
-    reader = reader_of(found.config, data, found.model.config, None, shuffle=False)
+    micro_tokens = max([options.micro_tokens, *(len(example.ids) for example in data.examples)])
+    config = replace(found.config, batch=replace(found.config.batch, micro_tokens=micro_tokens))
+    reader = reader_of(config, data, found.model.config, None, shuffle=False)
     with torch.inference_mode():
         outputs, _ = outputs_of(lambda inputs: found.model(**inputs), reader, kind, device)
     predicted = predictions(kind, data, outputs, found.labels, found.config.task.max_answer_tokens)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ingot.data.tokenizers.tokenizer import Tokenizer, load_tokenizer
+from ingot.launcher.config.aliases import modernize_manifest
 from ingot.launcher.loading.tokenizer import open_tokenizer
 from ingot.model.config import ModelConfig
 from ingot.model.finetuning.task_model import TaskConfig, TaskModel
@@ -170,7 +171,7 @@ def _labels_of(path: str) -> list[str]:
 
 def _own(path: str, kind: str, labels: list[str], seed: int) -> Start:
     folder = newest_or_best(path)
-    manifest = read_manifest(folder)
+    manifest = modernize_manifest(read_manifest(folder), folder)
     config = ModelConfig(**manifest.get("model", manifest["config"].get("model")))
     saved = {name.removeprefix("model/") for name in manifest["tensors"] if name.startswith("model/")}
     with torch.device("meta"):

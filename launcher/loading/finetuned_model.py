@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from ingot.data.tokenizers.tokenizer import Tokenizer
-from ingot.launcher.config.distillation import Distillation
-from ingot.launcher.config.finetune import FinetuneConfig, Init, Method, Task, TaskBatch
-from ingot.launcher.config.pretrain import Optimizer, Parallel, Run
+from ingot.launcher.config.aliases import modernize_manifest
+from ingot.launcher.config.finetune import FinetuneConfig
+from ingot.launcher.config.values import construct
 from ingot.launcher.loading import peft_methods
 from ingot.launcher.loading.base_model import is_finetuned, newest_or_best, open_start
 from ingot.launcher.loading.tokenizer import open_tokenizer
@@ -19,9 +19,6 @@ from ingot.model.finetuning.soft_prompts import PromptedEmbedding
 from ingot.model.finetuning.task_model import TaskConfig, TaskModel
 from ingot.model.transformer import LanguageModel
 from ingot.parallel.checkpoint import CheckpointError, read_manifest, read_tensor
-
-SECTIONS = {"run": Run, "init": Init, "task": Task, "method": Method, "distillation": Distillation,
-            "batch": TaskBatch, "optimizer": Optimizer, "parallel": Parallel}  # fmt: skip
 
 
 @dataclass
@@ -44,10 +41,10 @@ def open_finetuned(path: str, device: torch.device, tokenizer: str | None = None
         ValueError: nothing there, no fine-tuned model, or its start is gone where only additions were trained.
     """
     folder = newest_or_best(path)
-    manifest = read_manifest(folder)
+    manifest = modernize_manifest(read_manifest(folder), folder)
     if not is_finetuned(path):
         raise CheckpointError(f"{folder} is no checkpoint of a fine-tuning run")
-    config = FinetuneConfig(**{name: made(**manifest["config"][name]) for name, made in SECTIONS.items()})
+    config = construct(FinetuneConfig, manifest["config"])
     task = None if manifest["task"] is None else TaskConfig(**manifest["task"])
     with torch.device("meta"):
         body = ModelConfig(**manifest["model"])

@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 
 from ingot.data.tokenizers.tokenizer import Tokenizer, load_tokenizer
+from ingot.launcher.config.aliases import modernize_manifest
 from ingot.launcher.loading.base_model import is_finetuned
 from ingot.launcher.loading.finetuned_model import open_finetuned
 from ingot.launcher.loading.tokenizer import open_tokenizer
@@ -58,7 +59,7 @@ def open_checkpoint(path: str) -> tuple[Path, dict, ModelConfig]:
         ValueError: no sound checkpoint there, or tensors that the model does not have or lacks.
     """
     folder = resolve(Path(path))
-    manifest = read_manifest(folder)
+    manifest = modernize_manifest(read_manifest(folder), folder)
     config = ModelConfig(**manifest["config"]["model"])
     with torch.device("meta"):
         parameters = {f"model/{name}" for name, _ in LanguageModel(config).named_parameters()}

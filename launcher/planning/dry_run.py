@@ -1,4 +1,4 @@
-"""A dry run: what a configuration takes on so many processes, said by one process that has none of them."""
+"""A dry run: one process prints the memory and communication that a configuration needs on many processes."""
 
 import os
 
@@ -12,9 +12,9 @@ from ingot.model.costs.flops import flops_per_token, summary
 from ingot.model.tensor_plan import tensor_plan
 from ingot.model.transformer import LanguageModel
 from ingot.parallel import mesh as meshes
-from ingot.parallel.engines.fsdp import cut
+from ingot.parallel.engines.fsdp import apply_fsdp
 from ingot.parallel.memory_plan import Memory, memory, traffic
-from ingot.parallel.tensor_parallel.layers import share
+from ingot.parallel.tensor_parallel.layers import parallelize_module
 
 NOT_COUNTED = 0.08
 """Share of a device's memory that is left for what the plan does not count: the CUDA context, NCCL's buffers, work
@@ -25,7 +25,7 @@ def dry_run(config: TrainConfig, world_size: int) -> int:
     """Prints layout, memory and communication of rank 0, whose part is the largest. Returns the exit code: 0."""
     if int(os.environ.get("RANK", 0)):
         return DONE
-    mesh = meshes.pretend(world_size, config.parallel.tensor, config.parallel.data_shard)
+    mesh = meshes.fake_mesh(world_size, config.parallel.tensor, config.parallel.data_shard)
     try:
         held = _build(config, mesh)
     finally:
@@ -35,9 +35,8 @@ def dry_run(config: TrainConfig, world_size: int) -> int:
     tokens = config.batch.global_size * config.data.sequence_length
     flops = tokens * flops_per_token(config.model, config.data.sequence_length) / world_size
     print(summary(config.model))
-    print(
-        f"{layout.name}, {layout.precision}, activation_checkpointing {config.parallel.activation_checkpointing}, on {mesh.describe()}"
-    )
+    checkpointing = f"activation_checkpointing {config.parallel.activation_checkpointing}"
+    print(f"{layout.name}, {layout.precision}, {checkpointing}, on {mesh.describe()}")
     print(f"built for rank 0: {held:,} parameters")
     print(
         f"a step: {tokens:,} tokens, {layout.accumulation} micro-batch(es) of {config.batch.micro_size} x "
@@ -59,9 +58,9 @@ def _build(config: TrainConfig, mesh: meshes.Mesh) -> int:
     """Parameters that rank 0 keeps, counted on the model itself, cut as a real run cuts it."""
     with torch.device("meta"):
         model = LanguageModel(config.model)
-    share(model, tensor_plan(config.model), mesh)
-    if config.parallel.engine == "fsdp" and mesh.shard > 1:
-        cut(model, list(model.blocks), mesh, counted_precision(config))
+    parallelize_module(model, tensor_plan(config.model), mesh)
+    if config.parallel.engine == "fsdp" and mesh.data_shard > 1:
+        apply_fsdp(model, list(model.blocks), mesh, counted_precision(config))
     held = sum(p.to_local().numel() if isinstance(p, DTensor) else p.numel() for p in model.parameters())
     if config.parallel.engine == "zero" and config.parallel.zero_stage == 3:
         held = sum(-(-p.numel() // mesh.num_data) for p in model.parameters())

@@ -1,10 +1,9 @@
 """The search behind `launcher/plan.py`: all layouts, what each takes, and how long a step should last."""
 
-import copy
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
-from typing import Protocol
+from dataclasses import dataclass, replace
 
+from ingot.launcher.config.plan import Plan
 from ingot.launcher.config.pretrain import TrainConfig
 from ingot.launcher.planning.dry_run import NOT_COUNTED
 from ingot.launcher.planning.footprint import footprint_of, layout_of
@@ -12,18 +11,6 @@ from ingot.model.costs.flops import flops_per_token
 from ingot.model.costs.memory import held_shapes
 from ingot.model.tensor_plan import tensor_problems
 from ingot.parallel.memory_plan import LayoutSizes, Memory, memory, traffic
-
-
-class Devices(Protocol):
-    """What the search knows of the devices: `launcher.plan.Plan`."""
-
-    ranks: int
-    memory_gb: float
-    devices_per_node: int
-    tflops: float
-    node_gb_per_second: float
-    network_gb_per_second: float
-    top: int
 
 
 @dataclass(frozen=True)
@@ -41,30 +28,28 @@ class Candidate:
     def settings(self) -> str:
         layout = self.layout
         parts = [f"engine {layout.engine}"]
-        parts += [f"zero_stage {layout.stage}"] if layout.engine == "zero" else [f"data_shard {layout.shard}"]
+        parts += [f"zero_stage {layout.stage}"] if layout.engine == "zero" else [f"data_shard {layout.data_shard}"]
         parts += [f"tensor {layout.tensor}"] * (layout.tensor > 1)
         return ", ".join(
             [*parts, f"activation_checkpointing {self.activation_checkpointing}", f"micro_size {self.micro_batch}"]
         )
 
 
-def check(config: TrainConfig, devices: Devices) -> None:
+def check(config: TrainConfig) -> None:
     """
     Raises:
-        ValueError: the model or a number makes no sense, each with what would.
+        ValueError: the model's options do not fit together, or a sequence is longer than the model's positions.
     """
     config.model.validate()
-    problems = [f"plan.{name} is {n}; it must be positive" for name, n in asdict(devices).items() if n <= 0]
-    if config.data.sequence_length > config.model.max_position_embeddings:
-        problems.append(
-            f"data.sequence_length {config.data.sequence_length} is beyond the model's {config.model.max_position_embeddings} "
-            f"positions"
+    length, longest = config.data.sequence_length, config.model.max_position_embeddings
+    if length > longest:
+        raise ValueError(
+            f"data.sequence_length {length} is beyond the model's {longest} positions; shorten it or raise "
+            f"model.max_position_embeddings"
         )
-    if problems:
-        raise ValueError("; ".join(problems))
 
 
-def search(config: TrainConfig, devices: Devices) -> list[str]:
+def search(config: TrainConfig, devices: Plan) -> list[str]:
     """The best layouts as lines of a table, fastest first; where none fits, those that come nearest."""
     found = list(candidates(config, devices))
     if not found:
@@ -97,7 +82,7 @@ def _preference(candidate: Candidate) -> tuple:
     return (round(candidate.seconds, 3), -candidate.micro_batch, candidate.sent, candidate.memory.total)
 
 
-def candidates(config: TrainConfig, devices: Devices) -> Iterator[Candidate]:
+def candidates(config: TrainConfig, devices: Plan) -> Iterator[Candidate]:
     """Every layout that the engines can do and that divides the batch."""
     per_token = flops_per_token(config.model, config.data.sequence_length)
     for tensor in _powers_of_two(min(devices.devices_per_node, devices.ranks)):
@@ -122,7 +107,7 @@ def candidates(config: TrainConfig, devices: Devices) -> Iterator[Candidate]:
             yield Candidate(layout, how, variant.batch.micro_size, need, seconds, sent.data + sent.tensor)
 
 
-def _variants(config: TrainConfig, tensor: int, devices: Devices) -> Iterator[TrainConfig]:
+def _variants(config: TrainConfig, tensor: int, devices: Plan) -> Iterator[TrainConfig]:
     num_data = devices.ranks // tensor
     share, rest = divmod(config.batch.global_size, num_data)
     if rest or not share:
@@ -134,13 +119,16 @@ def _variants(config: TrainConfig, tensor: int, devices: Devices) -> Iterator[Tr
     for engine, stage, shard in engines:
         for checkpointing in ("none", "selective", "full"):
             for micro in (m for m in _powers_of_two(share) if share % m == 0):
-                variant = copy.copy(config)
-                variant.parallel, variant.batch = copy.copy(config.parallel), copy.copy(config.batch)
-                variant.parallel.engine, variant.parallel.zero_stage = engine, stage
-                variant.parallel.data_shard, variant.parallel.tensor = shard, tensor
-                variant.parallel.activation_checkpointing, variant.batch.micro_size = checkpointing, micro
-                if not variant.parallel.problems():
-                    yield variant
+                parallel = replace(
+                    config.parallel,
+                    engine=engine,
+                    zero_stage=stage,
+                    data_shard=shard,
+                    tensor=tensor,
+                    activation_checkpointing=checkpointing,
+                )
+                if not parallel.problems():
+                    yield replace(config, parallel=parallel, batch=replace(config.batch, micro_size=micro))
 
 
 def _powers_of_two(most: int) -> list[int]:

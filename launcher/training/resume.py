@@ -6,6 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from ingot.data.corpus.shards import Corpus
+from ingot.launcher.config.aliases import modernize_manifest
 from ingot.launcher.config.pretrain import TrainConfig
 from ingot.launcher.training.progress import Progress
 from ingot.model.config import ModelConfig
@@ -67,7 +68,7 @@ def resume(
     errors = []
     for path in starts:
         try:
-            manifest = checkpoint.read_manifest(path)
+            manifest = modernize_manifest(checkpoint.read_manifest(path))
             changed = _changes(manifest.get("data", {}), stamp)
             if changed and not allow_changed:
                 remedy = "Choose another run.name to start anew with these"

@@ -7,7 +7,7 @@ import torch
 
 from ingot.launcher import checkpoint
 from ingot.launcher.config.parser import to_yaml
-from ingot.launcher.config.pretrain import CorpusSource, TrainConfig
+from ingot.launcher.config.pretrain import CorpusSource, Data, TrainConfig
 from ingot.model.config import ModelConfig
 from ingot.model.initialization import initialise
 from ingot.model.transformer import LanguageModel
@@ -58,9 +58,7 @@ def save_with_deepspeed(folder: Path, stage: int) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("stage", [1, *(pytest.param(stage, marks=pytest.mark.slow) for stage in (2, 3))])
 def test_weights_and_moments_are_deepspeeds_to_the_last_bit(tmp_path, stage):
     expected = run_ranks(save_with_deepspeed, 2, tmp_path / "theirs", stage)[0]
-    config = TrainConfig()
-    config.model = ModelConfig(**MODEL)
-    config.data.train = [CorpusSource("corpus")]
+    config = TrainConfig(model=ModelConfig(**MODEL), data=Data(train=[CorpusSource("corpus")]))
     (tmp_path / "config.yaml").write_text(to_yaml(config))
     line = ["import", tmp_path / "theirs/two", "--config", tmp_path / "config.yaml", "--output", tmp_path / "ours"]
     assert checkpoint.main([*map(str, line), "--step", "2"]) == 0

@@ -54,8 +54,7 @@ def test_help_names_every_option_with_meaning_and_default(script, config):
     result = subprocess.run([sys.executable, ROOT / f"launcher/{script}.py", "--help"], capture_output=True, text=True)
     text = " ".join(result.stdout.split("options:")[1].split())
     for name in options(config):
-        # Lists are named twice, --name and --name+; the meaning follows the second.
-        entry = re.split(r" --(?!print)", re.split(rf"--{re.escape(name)}\+? ", text)[-1], maxsplit=1)[0]
+        entry = re.split(r" --(?!print)", re.split(rf"--{re.escape(name)} ", text)[-1], maxsplit=1)[0]
         meaning, _, rest = entry.partition("(type: ")
         assert len(meaning.split()) >= 4, f"{name} is not explained: {entry}"
         assert "default: " in rest, name

@@ -5,10 +5,10 @@ import os
 import pytest
 import torch
 
-from ingot.launcher.config.pretrain import TrainConfig
+from ingot.launcher.config.pretrain import Parallel, Run, TrainConfig
 from ingot.launcher.planning.footprint import counted_precision
 from ingot.launcher.runtime.device import computes_in_bf16
-from ingot.launcher.runtime.peer_watchdog import Lifeline
+from ingot.launcher.runtime.peer_watchdog import PeerWatchdog
 from ingot.launcher.training import setup
 from ingot.parallel import mesh as meshes
 from tests.launcher.runs import launch, records, write_config
@@ -21,10 +21,9 @@ LOG = "this device has no instructions for bf16"
 def settle(precision: str, able: list[bool]) -> str:
     """What this rank is left with, where rank n computes in bf16 or does not, as `able[n]` says."""
     setup.computes_in_bf16 = lambda device: able[int(os.environ["RANK"])]
-    config = TrainConfig()
-    config.run.device, config.parallel.precision = "cpu", precision
-    with Lifeline() as lifeline:
-        setup.start_mesh(config, lifeline)
+    config = TrainConfig(run=Run(device="cpu"), parallel=Parallel(precision=precision))
+    with PeerWatchdog() as watchdog:
+        _, config = setup.start_mesh(config, watchdog)
         meshes.stop()
     return config.parallel.precision
 
@@ -52,7 +51,6 @@ def test_a_run_says_its_precision_and_what_it_costs(precision, corpus, tmp_path)
 
 
 def test_a_plan_counts_bf16():
-    config = TrainConfig()
-    assert (config.parallel.precision, counted_precision(config)) == ("auto", "bf16")
-    config.parallel.precision = "fp32"
-    assert counted_precision(config) == "fp32"
+    assert TrainConfig().parallel.precision == "auto"
+    assert counted_precision(TrainConfig()) == "bf16"
+    assert counted_precision(TrainConfig(parallel=Parallel(precision="fp32"))) == "fp32"
