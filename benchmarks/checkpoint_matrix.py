@@ -52,7 +52,7 @@ def save(ranks: int, model: str, folder: Path) -> dict[int, list]:
         if wanted == ranks:
             engine = engine_in(model, layout, world)
             train_on(engine, model, layout, 0, FIRST)
-            checkpoint.save(folder / str(index), engine.shards(), step=FIRST, about={}, keep=0)
+            checkpoint.save(folder / str(index), engine.shards(), step=FIRST, metadata={}, keep=0)
             after[index] = train_on(engine, model, layout, FIRST, LAST)
     meshes.stop()
     return after
@@ -68,8 +68,8 @@ def load(ranks: int, model: str, folder: Path, target: int) -> dict[int, list]:
         for shard in engine.shards():
             shard.tensor.fill_(torch.nan)  # whatever is not read shows
         checkpoint.load(path, engine.shards())
-        engine.refresh(FIRST)
-        again = checkpoint.save(folder / f"again-{target}", engine.shards(), step=FIRST, about={}, keep=1)
+        engine.sync_from_shards(FIRST)
+        again = checkpoint.save(folder / f"again-{target}", engine.shards(), step=FIRST, metadata={}, keep=1)
         same = digests(again) == digests(path)
         torch.distributed.barrier()
         if world.is_main:

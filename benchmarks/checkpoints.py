@@ -62,7 +62,9 @@ def train(engine, steps: int) -> list[float]:
     seconds = []
     for _ in range(steps):
         start = time.perf_counter()
-        engine.forward_backward({"input_ids_BT": ids, "labels_BT": ids}, ids.numel() * engine.mesh.num_data, last=True)
+        engine.forward_backward(
+            {"input_ids_BT": ids, "labels_BT": ids}, ids.numel() * engine.mesh.num_data, is_last=True
+        )
         engine.step(1e-4)
         seconds.append(time.perf_counter() - start)
     return seconds
@@ -114,7 +116,7 @@ def ingot_load(folder: Path, engine: str) -> dict:
     found, reading = {}, checkpoint.ReadCounts()
     with Watch(found, "load"):
         checkpoint.load(folder / "ingot/step-00000001", built.shards(), counts=reading)
-        built.refresh(1)
+        built.sync_from_shards(1)
     return {**found, "read / needed": reading.read / reading.needed}
 
 

@@ -33,7 +33,7 @@ def shapes() -> tuple[dict, dict]:
 
 def rectangle(whole: tuple, held: tuple, rank: int, ranks: int):
     """What a rank holds of a tensor; None where there is nothing left for it."""
-    from ingot.parallel.catalog import Rectangle
+    from ingot.parallel.tensor_shards import Rectangle
 
     data, tensor = divmod(rank, TENSOR)
     dim = next((d for d in range(len(held)) if held[d] != whole[d]), None)
@@ -51,25 +51,25 @@ KINDS = ("model/", "optimizer/exp_avg/", "optimizer/exp_avg_sq/")
 def measure(ranks: int) -> None:
     import numpy as np
 
-    from ingot.parallel.checkpoint.format import file_of, make_manifest, pieces, write_manifest
-    from ingot.parallel.checkpoint.owners import share_out
+    from ingot.parallel.checkpoint.format import file_of, make_manifest, stored_shards, write_manifest
+    from ingot.parallel.checkpoint.owners import assign_owners
 
     whole, held = shapes()
     table = {kind + name: (tuple(whole[name]), "float32") for kind in KINDS for name in sorted(whole)}
     everywhere = []
     for rank in range(ranks):
-        boxes = [rectangle(whole[name], held[name], rank, ranks) for name in sorted(whole)]
+        rectangles = [rectangle(whole[name], held[name], rank, ranks) for name in sorted(whole)]
         one = np.full((len(whole), 5), -1, np.int32)
-        for number, box in enumerate(boxes):
-            if box is not None:
-                dims = len(box.shape)
-                one[number, 0], one[number, 1 : 1 + dims], one[number, 3 : 3 + dims] = number, box.offset, box.shape
+        for number, rectangle in enumerate(rectangles):
+            if rectangle is not None:
+                dims = len(rectangle.shape)
+                one[number, 0], one[number, 1 : 1 + dims], one[number, 3 : 3 + dims] = number, rectangle.offset, rectangle.shape
         one = one[one[:, 0] >= 0]
         rows = np.concatenate([one] * len(KINDS))
         rows[:, 0] += np.repeat(np.arange(len(KINDS), dtype=np.int32) * len(whole), len(one))
         everywhere.append(rows)
     start = time.perf_counter()
-    masks, entries = share_out(everywhere, table)
+    masks, entries = assign_owners(everywhere, table)
     shared = time.perf_counter() - start
     files = {file_of(rank): 1 for rank in range(ranks)}
     manifest = make_manifest(entries, dict.fromkeys(entries, 1), files, 1, {})
@@ -80,8 +80,8 @@ def measure(ranks: int) -> None:
     start = time.perf_counter()
     for kind in KINDS:
         for name in whole:
-            box = rectangle(whole[name], held[name], 0, max(TENSOR, ranks // 4))
-            sum(1 for _ in pieces(kind + name, entries[kind + name], box))
+            rectangle = rectangle(whole[name], held[name], 0, max(TENSOR, ranks // 4))
+            sum(1 for _ in stored_shards(kind + name, entries[kind + name], rectangle))
     found = time.perf_counter() - start
     count, written = sum(len(part) for part in everywhere), sum(int(mask.sum()) for mask in masks)
     itemsize = [np.prod(rows[:, 3:], axis=1, where=rows[:, 3:] > 0) * 4 for rows in everywhere]

@@ -73,7 +73,7 @@ def ours() -> list[float]:
         for start in range(0, GLOBAL, MICRO):
             rows = slice(start, start + MICRO)
             micro = {"input_ids": inputs[rows], "labels": labels[rows]}
-            total += float(engine.accumulate(micro, labels.numel(), start + MICRO == GLOBAL))
+            total += float(engine.forward_backward(micro, labels.numel(), start + MICRO == GLOBAL))
         engine.step(LEARNING_RATE)
         losses.append(total / labels.numel())
     return losses

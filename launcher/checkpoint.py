@@ -14,6 +14,7 @@ CKPT is a run folder, whose newest sound checkpoint is taken, or the folder of a
 
 import argparse
 from pathlib import Path
+from typing import NoReturn
 
 if not __package__:  # run as a file
     import _clone  # noqa: F401
@@ -22,7 +23,7 @@ from ingot.launcher.runtime.exit_codes import BadInput, bad_input, run_main
 
 
 class _Parser(argparse.ArgumentParser):
-    def error(self, message: str):
+    def error(self, message: str) -> NoReturn:
         raise BadInput(f"{message}\n{self.format_usage().strip()}")
 
 

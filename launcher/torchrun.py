@@ -15,7 +15,7 @@ from pathlib import Path
 if not __package__:  # run as a file
     import _clone  # noqa: F401
 
-from ingot.launcher.runtime.exit_codes import DONE, REQUEUE, leave
+from ingot.launcher.runtime.exit_codes import DONE, REQUEUE, exit_process
 
 
 def main(argv: list[str]) -> int:
@@ -55,4 +55,4 @@ def _handles(process: int, number: int) -> bool:
 
 
 if __name__ == "__main__":
-    leave(main(sys.argv[1:]))
+    exit_process(main(sys.argv[1:]))

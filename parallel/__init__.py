@@ -1,1 +1,1 @@
-"""Mesh, engines, optimizer, catalog and checkpoints. Knows no particular model and no data format."""
+"""Mesh, engines, tensor parallelism, optimizers and checkpoints. Knows no particular model and no data format."""

@@ -1,26 +1,26 @@
-"""How much memory and communication a layout takes: arithmetic on sizes, without torch and before anything is started.
+"""How much memory and communication a layout needs: arithmetic on sizes, without torch, before a run is started.
 
-Sources: ZeRO (arXiv 1910.02054, section 3 and 5) for states, arXiv 2205.05198 for tensor and sequence parallelism.
-`benchmarks/memory.py` holds it against what engines hold.
+Sources: ZeRO (arXiv 1910.02054, sections 3 and 5) for states, arXiv 2205.05198 for tensor and sequence parallelism.
+`benchmarks/memory.py` compares the plan with what the engines hold.
 """
 
 from dataclasses import dataclass, fields
 
 BUCKET = 50_000_000
-"""Elements that DeepSpeed reduces at once, in a buffer of as many fp32 numbers. Its own default takes 2 GB for it."""
+"""Elements that DeepSpeed reduces at once, in an fp32 buffer of this size. With its own default the buffer has 2 GB."""
 PERSISTENT = 100_000
-"""Parameters of fewer elements are kept whole by ZeRO-3 (its own default)."""
+"""ZeRO-3 does not partition parameters with fewer elements (its own default)."""
 
 
 @dataclass(frozen=True)
 class Footprint:
-    """What one tensor rank has of a model, and what a micro-batch leaves there.
+    """The part of a model on one tensor rank, and the activations of one micro-batch there.
 
     Attributes:
-        block, rest: parameters of one block, and outside of the blocks.
-        small: parameters in tensors of fewer than `PERSISTENT` elements.
-        activations: bytes kept from forward to backward.
-        exchanged: bytes that a block of a micro-batch sends to the other tensor ranks, forward and backward.
+        block, rest: number of parameters in one block, and outside of the blocks.
+        small: number of parameters in tensors of fewer than `PERSISTENT` elements.
+        activations: bytes kept from the forward to the backward pass.
+        exchanged: bytes that one block sends to the other tensor ranks for one micro-batch, forward and backward.
     """
 
     block: int
@@ -37,12 +37,12 @@ class Footprint:
 
 @dataclass(frozen=True)
 class LayoutSizes:
-    """A layout. `shard` is the number of data ranks over which engine `fsdp` cuts; ZeRO cuts over all `num_data`."""
+    """A layout. Engine `fsdp` shards over `data_shard` data ranks, ZeRO over all `num_data`."""
 
     engine: str
     stage: int
     num_data: int
-    shard: int
+    data_shard: int
     tensor: int
     precision: str = "bf16"
     offload: str = "none"
@@ -52,16 +52,17 @@ class LayoutSizes:
     def name(self) -> str:
         if self.engine == "zero":
             kind = f"ZeRO-{self.stage}"
-        elif self.shard == 1:
+        elif self.data_shard == 1:
             kind = "replicas"
         else:
-            kind = "FSDP2" if self.shard == self.num_data else f"HSDP {self.num_data // self.shard}x{self.shard}"
+            replicas = self.num_data // self.data_shard
+            kind = "FSDP2" if replicas == 1 else f"HSDP {replicas}x{self.data_shard}"
         return kind + (f" x tensor {self.tensor}" if self.tensor > 1 else "")
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes of a rank's device, by part."""
+    """Bytes on a rank's device, by part."""
 
     parameters: float
     gradients: float
@@ -81,68 +82,74 @@ class Memory:
 def zero_states(
     parameters: float, num_data: int, stage: int, *, weight: int = 2, gradient: int = 2, optimizer: int = 12
 ) -> tuple[float, float, float]:
-    """Bytes of parameters, gradients and optimizer on a rank: ZeRO's arithmetic, with the bytes of each per parameter.
+    """Bytes of parameters, gradients and optimizer on a rank, by the formulas of the ZeRO paper.
 
-    The optimizer's 12 are fp32 master weights and AdamW's two moments.
+    Args:
+        weight, gradient, optimizer: bytes of each per parameter. The 12 of the optimizer are fp32 master weights and
+            AdamW's two moments.
     """
-    parts = [1 / num_data if stage >= needed else 1.0 for needed in (3, 2, 1)]
-    return tuple(parameters * size * part for size, part in zip((weight, gradient, optimizer), parts, strict=True))
+
+    def part(needed: int) -> float:
+        return 1 / num_data if stage >= needed else 1.0
+
+    return parameters * weight * part(3), parameters * gradient * part(2), parameters * optimizer * part(1)
 
 
 def memory(footprint: Footprint, layout: LayoutSizes) -> Memory:
-    """Bytes on a rank's device at the end of a backward pass, when most of it is there at once.
+    """Bytes on a rank's device at the end of a backward pass, when most memory is in use.
 
-    Gradients are fp32 in every engine, so ZeRO's 2 for them become 4. Engines without a cut of the parameters
-    (replicas, ZeRO-0) keep fp32 parameters and, in bf16, rounded copies while they compute.
+    Gradients are fp32 in every engine, so they have 4 bytes instead of the 2 of the ZeRO paper. Engines that do not
+    partition the parameters (replicas, ZeRO-0) keep fp32 parameters and, in bf16, rounded copies while they compute.
     """
     count, low = footprint.parameters, layout.precision == "bf16"
     if layout.engine == "fsdp" or layout.stage == 0:
-        shard = layout.shard if layout.engine == "fsdp" else 1
-        states = [4 * count / shard, 4 * count / shard, 8 * count / shard]
-        buffers = _whole_buffers(footprint, layout, low) if shard == 1 else _gathered(footprint, low)
+        shard = layout.data_shard if layout.engine == "fsdp" else 1
+        parameters, gradients, optimizer = 4 * count / shard, 4 * count / shard, 8 * count / shard
+        buffers = _unsharded_buffers(footprint, layout, low) if shard == 1 else _gathered(footprint, low)
     else:
         weight = 2 if low else 4
-        states = list(zero_states(count, layout.num_data, layout.stage, weight=weight, gradient=4))
+        states = zero_states(count, layout.num_data, layout.stage, weight=weight, gradient=4)
+        parameters, gradients, optimizer = states
         buffers = 4.0 * min(BUCKET, count)
         if layout.stage == 1:
             buffers += weight * min(footprint.rest + footprint.block, count)  # gradients until they are added up
         if layout.stage == 3:
             buffers += weight * (footprint.small * (1 - 1 / layout.num_data) + 2 * footprint.block + footprint.rest)
     if layout.offload != "none":
-        states[2] = 0.0
+        optimizer = 0.0
     if layout.offload == "all":
-        states = [0.0, 0.0, 0.0]
-    return Memory(*states, footprint.activations, buffers)
+        parameters = gradients = 0.0
+    return Memory(parameters, gradients, optimizer, footprint.activations, buffers)
 
 
-def _whole_buffers(footprint: Footprint, layout: LayoutSizes, low: bool) -> float:
+def _unsharded_buffers(footprint: Footprint, layout: LayoutSizes, low: bool) -> float:
     reduced = 4.0 * min(BUCKET, footprint.parameters) if layout.num_data > 1 else 0.0
     return reduced + (2.0 * footprint.parameters if low else 0.0)
 
 
 def _gathered(footprint: Footprint, low: bool) -> float:
-    """What FSDP2 gathers: the block in work and the next one, what is outside of blocks, and one block's gradients."""
+    """What FSDP2 gathers: the present block and the next one, what is outside of blocks, and one block's gradients."""
     size = 2 if low else 4
     return size * (2 * footprint.block + footprint.rest) + (size + 4.0) * max(footprint.block, footprint.rest)
 
 
 @dataclass(frozen=True)
 class Traffic:
-    """Bytes that a rank sends in an optimizer step: to data ranks, and to tensor ranks."""
+    """Bytes that a rank sends in one optimizer step to other data ranks and to other tensor ranks."""
 
     data: float
     tensor: float
 
 
 def traffic(footprint: Footprint, layout: LayoutSizes) -> Traffic:
-    """What ring collectives send: (n - 1) / n of the gathered or reduced bytes, twice that for an all-reduce."""
+    """What ring collectives send: (n - 1) / n of the gathered or reduced bytes, and twice as much for an all-reduce."""
     count, weight = footprint.parameters, 2 if layout.precision == "bf16" else 4
     around = (layout.num_data - 1) / layout.num_data
-    if layout.engine == "fsdp" and layout.shard > 1:
-        replicas = layout.num_data // layout.shard
-        within = (layout.shard - 1) / layout.shard
+    if layout.engine == "fsdp" and layout.data_shard > 1:
+        replicas = layout.num_data // layout.data_shard
+        within = (layout.data_shard - 1) / layout.data_shard
         sent = layout.accumulation * (2 * weight + 4) * count * within  # gathered twice, reduced once
-        sent += 2 * (replicas - 1) / replicas * 4 * count / layout.shard
+        sent += 2 * (replicas - 1) / replicas * 4 * count / layout.data_shard
     elif layout.engine == "fsdp" or layout.stage == 0:
         sent = 2 * around * 4 * count
     elif layout.stage == 1:

@@ -1,7 +1,8 @@
-"""Who this process is: its rank in the world and its coordinates on the mesh.
+"""The rank of this process and its coordinates on the mesh.
 
-The mesh is data_replicate x data_shard x tensor. The tensor axis is the fastest: ranks that share a data coordinate
-are neighbours, so that they sit on one machine. The first two axes together are the data ranks.
+The mesh has the axes data_replicate x data_shard x tensor. The tensor axis is the innermost one: ranks with the same
+data coordinates have consecutive numbers, so that they are on one machine. The first two axes together are the data
+ranks.
 """
 
 import datetime
@@ -14,17 +15,18 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from ingot.parallel.mesh_sizes import sizes
 from ingot.parallel.rendezvous import connect
+from ingot.parallel.torch_compat import fake_store, flattened
 
 
 @dataclass(frozen=True)
 class Mesh:
-    """Coordinates of this process. `data_rank` of `num_data` says which share of a global batch it reads.
+    """Coordinates of this process. `data_rank` of `num_data` says which part of a global batch it reads.
 
     Attributes:
-        tensor: ranks that share each layer.
-        shard: data ranks over which engine `fsdp` cuts parameters, gradients and optimizer; each of the
-            `num_data / shard` groups of them holds the same.
-        devices: the same mesh for torch, with dims data_replicate, data_shard, tensor.
+        tensor: number of ranks over which each layer is split.
+        data_shard: number of data ranks over which engine `fsdp` shards parameters, gradients and optimizer. The
+            `num_data / data_shard` groups of them are replicas.
+        device_mesh: the same mesh as torch's class, with dims data_replicate, data_shard, tensor.
     """
 
     rank: int
@@ -32,8 +34,8 @@ class Mesh:
     local_rank: int
     device: torch.device
     tensor: int = 1
-    shard: int = 1
-    devices: DeviceMesh | None = None
+    data_shard: int = 1
+    device_mesh: DeviceMesh | None = None
 
     @property
     def num_data(self) -> int:
@@ -50,28 +52,34 @@ class Mesh:
     @property
     def data_group(self) -> dist.ProcessGroup:
         """The ranks that hold the same part of each layer and read different data."""
-        return self.devices["data_replicate", "data_shard"]._flatten("data").get_group()
+        return flattened(self.torch_mesh["data_replicate", "data_shard"], "data").get_group()
 
     @property
     def tensor_group(self) -> dist.ProcessGroup:
-        """The ranks that read the same data and share each layer."""
-        return self.devices["tensor"].get_group()
+        """The ranks that read the same data and hold different parts of each layer."""
+        return self.torch_mesh["tensor"].get_group()
+
+    @property
+    def torch_mesh(self) -> DeviceMesh:
+        """`device_mesh`, of a mesh that has one."""
+        assert self.device_mesh is not None, "a mesh comes from start, reshape or fake_mesh"
+        return self.device_mesh
 
     @property
     def is_main(self) -> bool:
         return self.rank == 0
 
     def describe(self, most: int = 16) -> str:
-        """The sizes, and a table of what each rank is, of the first `most` ranks."""
+        """The sizes of the axes, and a table with the coordinates of the first `most` ranks."""
         lines = [
-            f"{self.world_size} process(es) on {self.device.type}: data_replicate {self.num_data // self.shard} "
-            f"x data_shard {self.shard} x tensor {self.tensor}"
+            f"{self.world_size} process(es) on {self.device.type}: data_replicate {self.num_data // self.data_shard} "
+            f"x data_shard {self.data_shard} x tensor {self.tensor}"
         ]
         if self.world_size > 1:
-            lines.append("  rank  data_replicate  data_shard  tensor  share of the data")
+            lines.append("  rank  data_replicate  data_shard  tensor  part of the data")
             for rank in range(min(self.world_size, most)):
                 data, tensor = divmod(rank, self.tensor)
-                replicate, shard = divmod(data, self.shard)
+                replicate, shard = divmod(data, self.data_shard)
                 lines.append(f"  {rank:4}  {replicate:14}  {shard:10}  {tensor:6}  {data + 1} of {self.num_data}")
             if self.world_size > most:
                 lines.append(f"  ... and so on to rank {self.world_size - 1}")
@@ -82,23 +90,25 @@ def start(
     device: str = "auto",
     timeout_seconds: int = 1800,
     tensor: int = 1,
-    shard: int | None = None,
+    data_shard: int | None = None,
     rendezvous_seconds: int = 300,
 ) -> Mesh:
-    """Joins the process group that `deepspeed`, `torchrun` or nobody (one process) has announced in the environment.
+    """Joins the process group that the environment describes (variables that `deepspeed` and `torchrun` set).
+
+    Without these variables the process is the only one.
 
     Args:
-        device: `auto` (CUDA where there is one, else CPU), `cuda` or `cpu`.
-        timeout_seconds: how long a collective may take before the process gives up.
-        tensor, shard: as in `sizes`.
-        rendezvous_seconds: how long the ranks may take to meet.
+        device: `auto` (CUDA if there is one, else the CPU), `cuda` or `cpu`.
+        timeout_seconds: how long a collective may take before it fails.
+        tensor, data_shard: as in `sizes`.
+        rendezvous_seconds: how long the rendezvous of all ranks may take.
 
     Raises:
-        ValueError: CUDA is asked for and not there, there are more local ranks than devices, the ranks do not meet in
-            time (as in `connect`), or from `sizes`.
+        ValueError: there is no CUDA device and `device` is cuda, a machine has more ranks than devices, the rendezvous
+            fails (as in `connect`), or the sizes are wrong (as in `sizes`).
     """
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    sizes(world_size, tensor, shard)
+    sizes(world_size, tensor, data_shard)  # refused before the ranks wait for each other
     local_rank = int(os.environ.get("LOCAL_RANK", 0))
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -107,22 +117,22 @@ def start(
             raise ValueError("run.device is cuda, but torch sees no CUDA device here; use run.device cpu or auto")
         if local_rank >= torch.cuda.device_count():
             raise ValueError(
-                f"local rank {local_rank} has no device: torch sees {torch.cuda.device_count()} CUDA devices"
+                f"local rank {local_rank} has no device: torch sees {torch.cuda.device_count()} CUDA devices; start as "
+                f"many processes on each machine as it has devices"
             )
         torch.cuda.set_device(local_rank)
         target, backend = torch.device("cuda", local_rank), "cpu:gloo,cuda:nccl"
     else:
-        os.environ.setdefault(
-            "DS_ACCELERATOR", "cpu"
-        )  # DeepSpeed guesses from what is installed, not from what is asked
-        _share_cores(int(os.environ.get("LOCAL_WORLD_SIZE", world_size)))
+        # DeepSpeed would choose by what is installed.
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+        _set_num_threads(int(os.environ.get("LOCAL_WORLD_SIZE", world_size)))
         target, backend = torch.device("cpu"), "gloo"
 
     timeout = datetime.timedelta(seconds=timeout_seconds)
     if world_size > 1:
         connect(backend, rank, world_size, rendezvous_seconds, timeout)
     else:
-        # One process needs no rendezvous; DeepSpeed reads these variables even so.
+        # One process needs no rendezvous, but DeepSpeed reads these variables.
         for name, value in {
             "RANK": "0",
             "LOCAL_RANK": "0",
@@ -132,38 +142,37 @@ def start(
         }.items():
             os.environ.setdefault(name, value)
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
-    return reshape(Mesh(rank, world_size, local_rank, target), tensor, shard)
+    return reshape(Mesh(rank, world_size, local_rank, target), tensor, data_shard)
 
 
-def pretend(world_size: int, tensor: int = 1, shard: int | None = None) -> Mesh:
-    """The mesh of rank 0 of a world that does not exist: its collectives return at once and move nothing.
+def fake_mesh(world_size: int, tensor: int = 1, data_shard: int | None = None) -> Mesh:
+    """The mesh that rank 0 of `world_size` processes would see, in one process (torch's process group `fake`).
 
-    Models on the meta device can be cut for it, whatever its size. `stop` ends it.
+    Its collectives return at once and send nothing. A model on the meta device can be parallelized for it. `stop` ends
+    it.
     """
-    from torch.testing._internal.distributed.fake_pg import FakeStore
-
-    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=world_size)
-    return reshape(Mesh(0, world_size, 0, torch.device("cpu")), tensor, shard)
+    dist.init_process_group("fake", store=fake_store(), rank=0, world_size=world_size)
+    return reshape(Mesh(0, world_size, 0, torch.device("cpu")), tensor, data_shard)
 
 
-def reshape(mesh: Mesh, tensor: int = 1, shard: int | None = None) -> Mesh:
-    """The same processes as a mesh of other sizes, as in `sizes`. Makes process groups, so each rank must call it."""
-    shape = sizes(mesh.world_size, tensor, shard)
-    devices = init_device_mesh(mesh.device.type, shape, mesh_dim_names=("data_replicate", "data_shard", "tensor"))
-    return replace(mesh, tensor=tensor, shard=shape[1], devices=devices)
+def reshape(mesh: Mesh, tensor: int = 1, data_shard: int | None = None) -> Mesh:
+    """The same processes as a mesh of other sizes, as in `sizes`. Each rank must call it: it makes process groups."""
+    shape = sizes(mesh.world_size, tensor, data_shard)
+    device_mesh = init_device_mesh(mesh.device.type, shape, mesh_dim_names=("data_replicate", "data_shard", "tensor"))
+    return replace(mesh, tensor=tensor, data_shard=shape[1], device_mesh=device_mesh)
 
 
-def _share_cores(num_local_ranks: int) -> None:
-    """Gives each local process its share of the cores, where the user has not said otherwise with OMP_NUM_THREADS.
+def _set_num_threads(num_local_ranks: int) -> None:
+    """Divides the cores of the machine among its processes, unless the user has set OMP_NUM_THREADS.
 
-    The launchers set OMP_NUM_THREADS to 1 by themselves, which would leave cores idle, so 1 counts as not said.
+    The launchers themselves set OMP_NUM_THREADS to 1, which would leave cores idle. So 1 counts as not set.
     """
     if os.environ.get("OMP_NUM_THREADS", "1") == "1":
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // num_local_ranks))
 
 
 def sum_over_ranks(values: list[int]) -> list[int]:
-    """Sums integers over all ranks modulo 2**64, on the CPU. One collective, so each rank must call it."""
+    """Sums integers over all ranks modulo 2**64, on the CPU, by one collective. Each rank must call it."""
     tensor = torch.tensor([_signed(v) for v in values], dtype=torch.int64)
     dist.all_reduce(tensor)
     return [v % 2**64 for v in tensor.tolist()]
@@ -175,5 +184,6 @@ def _signed(value: int) -> int:
 
 
 def stop() -> None:
+    """Leaves the process group, if there is one."""
     if dist.is_initialized():
         dist.destroy_process_group()

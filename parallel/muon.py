@@ -1,12 +1,12 @@
-"""Muon for the matrices within blocks, AdamW for the rest, as one optimizer.
+"""Muon for the matrices within blocks and AdamW for the other parameters, as one optimizer.
 
-Muon (Jordan et al. 2024; scaled as in Liu et al. 2025, arXiv 2502.16982) replaces the momentum of a whole matrix by an
-orthogonal one. So it needs whole matrices: not those that tensor ranks share, nor ZeRO's flat fragments.
+Muon (Jordan et al. 2024; scaled as in Liu et al. 2025, arXiv 2502.16982) makes the momentum of a matrix orthogonal. It
+needs the whole matrix, so it works neither with tensor parallelism nor with ZeRO's flat fragments.
 """
 
 import re
 from collections import defaultdict
-from collections.abc import Container, Sequence
+from collections.abc import Callable, Collection, Container, Sequence
 
 import torch
 from torch import nn
@@ -14,8 +14,8 @@ from torch import nn
 from ingot.parallel.optimizer import adamw, parameter_groups
 
 
-def choose(names: Container[str], patterns: Sequence[str]) -> frozenset[str]:
-    """Those of `names` that match a pattern, in which `*` stands for one part between dots.
+def choose(names: Collection[str], patterns: Sequence[str]) -> frozenset[str]:
+    """The names that match one of the patterns. `*` in a pattern stands for one part between dots.
 
     Raises:
         ValueError: a pattern matches none.
@@ -26,20 +26,21 @@ def choose(names: Container[str], patterns: Sequence[str]) -> frozenset[str]:
         found = {name for name in names if matches.fullmatch(name)}
         if not found:
             raise ValueError(
-                f"optimizer.muon_matrices has {pattern!r}, which is the name of no matrix of this model; names are "
-                f"like {', '.join(sorted(names)[:3])}"
+                f"optimizer.muon_matrices has {pattern!r}, and no matrix of this model has such a name; names are like "
+                f"{', '.join(sorted(names)[:3])}"
             )
         chosen |= found
     return frozenset(chosen)
 
 
 class MuonWithAdamW(torch.optim.Optimizer):
-    """`torch.optim.Muon` and AdamW over one state. Both have the same learning rate: Muon's updates are scaled to the
-    root mean square of AdamW's.
+    """`torch.optim.Muon` and AdamW as one optimizer.
+
+    Both have the same learning rate: Muon's updates are scaled to the root mean square of AdamW's.
 
     Args:
-        chosen: names of the matrices that Muon takes.
-        decaying: names of the parameters that decay.
+        chosen: names of the matrices that Muon trains.
+        decaying: names of the parameters with weight decay.
     """
 
     def __init__(
@@ -68,12 +69,13 @@ class MuonWithAdamW(torch.optim.Optimizer):
         self._parts = (muon, adam)
         groups = [group for part in self._parts for group in part.param_groups]
         super().__init__([{"params": group["params"]} for group in groups], defaults={})
-        self.param_groups = groups  # the very same ones: a learning rate set here is set there
+        self.param_groups = groups  # the same objects: a learning rate that is set here is set in both optimizers
         self.state = defaultdict(dict)
         for part in self._parts:
             part.state = self.state
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]  # torch's has overloads
+        assert closure is None, "the engines compute the gradients before the step"
         for part in self._parts:
             part.step()

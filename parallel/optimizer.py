@@ -1,4 +1,4 @@
-"""Optimizer and learning rate: AdamW with its parameter groups, and schedules as pure functions of the step."""
+"""AdamW with its parameter groups, and learning rate schedules as pure functions of the step."""
 
 import math
 from collections.abc import Callable, Container
@@ -7,7 +7,7 @@ import torch
 
 
 def matrices(module: torch.nn.Module) -> frozenset[str]:
-    """Names of the parameters of two dims, matrices and tables, to be asked before an engine flattens them."""
+    """Names of the parameters with two or more dims. To be called before an engine flattens the parameters."""
     return frozenset(name for name, parameter in module.named_parameters() if parameter.ndim >= 2)
 
 
@@ -15,18 +15,19 @@ def parameter_groups(
     module: torch.nn.Module,
     weight_decay: float,
     decaying: Container[str],
-    pace_of: Callable[[str], tuple[float, int]] = lambda name: (1.0, 1),
+    scale_and_start: Callable[[str], tuple[float, int]] = lambda name: (1.0, 1),
 ) -> list[dict]:
-    """Groups of the parameters that learn: those with the names `decaying` (matrices and tables) decay; norms and
-    biases do not.
+    """Groups of the trainable parameters for an optimizer.
 
     Args:
-        pace_of: of a parameter's name the factor of its learning rate, and the first step at which it learns.
+        weight_decay: of the parameters named in `decaying`. The others (norms and biases) have none.
+        scale_and_start: a function of a parameter's name. It returns the factor of the parameter's learning rate, and
+            the first step that changes the parameter.
     """
     groups: dict[tuple, dict] = {}
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
-            scale, first = pace_of(name)
+            scale, first = scale_and_start(name)
             decay = weight_decay if name in decaying else 0.0
             empty = {"params": [], "weight_decay": decay, "lr_scale": scale, "first_step": first}
             groups.setdefault((name not in decaying, scale, first), empty)["params"].append(parameter)
@@ -34,19 +35,23 @@ def parameter_groups(
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float, step: int | None) -> None:
-    """Gives each group its own, which is 0 before its first step. `step` None: all groups learn."""
+    """Sets the learning rate of each group: its factor times `learning_rate`, and 0 before its first step.
+
+    Args:
+        step: None means that all groups have begun.
+    """
     for group in optimizer.param_groups:
-        learns = step is None or step >= group.get("first_step", 1)
-        group["lr"] = learning_rate * group.get("lr_scale", 1.0) if learns else 0.0
+        has_begun = step is None or step >= group.get("first_step", 1)
+        group["lr"] = learning_rate * group.get("lr_scale", 1.0) if has_begun else 0.0
 
 
 def adamw(groups: list[dict], *, learning_rate: float, betas: tuple[float, float], eps: float) -> torch.optim.AdamW:
-    """AdamW (Loshchilov & Hutter 2019), the fused kernel, which torch has for CPU and CUDA."""
+    """AdamW (Loshchilov & Hutter 2019), with the fused kernel that torch has for CPU and CUDA."""
     return torch.optim.AdamW(groups, lr=learning_rate, betas=betas, eps=eps, fused=True)
 
 
 def create_state(optimizer: torch.optim.Optimizer, parameters: list[torch.Tensor]) -> None:
-    """Makes the optimizer's state before its first step, so that a checkpoint has something to be loaded into."""
+    """Makes the optimizer's state before its first step, so that a checkpoint can be loaded into it."""
     muon = {p for group in optimizer.param_groups if "momentum" in group for p in group["params"]}
     for parameter in parameters:
         if parameter in muon:
@@ -60,7 +65,7 @@ def create_state(optimizer: torch.optim.Optimizer, parameters: list[torch.Tensor
 
 
 def set_step(optimizer: torch.optim.Optimizer, step: int) -> None:
-    """Tells each parameter how many steps it has seen; Adam's bias correction depends on it."""
+    """Sets the number of steps done, on which Adam's bias correction depends."""
     for state in optimizer.state.values():
         if "step" in state:
             state["step"].fill_(step)
@@ -78,10 +83,14 @@ def learning_rate_at(
 ) -> float:
     """Learning rate of optimizer step `step`, counted from 1.
 
-    Linear warm-up over `warmup_steps`, then `constant`, `inverse_sqrt` (peak * sqrt(warm-up steps / step), Vaswani et
-    al. 2017), `cosine` (Loshchilov & Hutter 2017), `linear`, or `wsd` (constant, then a decay as 1 - sqrt over the last
-    `lr_decay_ratio` of the schedule, Haegele et al. 2024), the last three down to `min_lr_ratio` of the peak at
-    `lr_decay_steps`, where it stays.
+    It rises linearly to `peak` over `warmup_steps`. The schedule says what follows:
+
+    - `constant`: it stays.
+    - `inverse_sqrt`: peak * sqrt(warmup_steps / step) (Vaswani et al. 2017).
+    - `cosine` (Loshchilov & Hutter 2017) and `linear`: it falls to `min_lr_ratio` of the peak at `lr_decay_steps`, and
+      stays there.
+    - `wsd`: it stays, and falls as 1 - sqrt over the last `lr_decay_ratio` of the `lr_decay_steps`, to the same value
+      (Haegele et al. 2024).
     """
     if step <= warmup_steps:
         return peak * step / warmup_steps

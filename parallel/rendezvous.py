@@ -1,7 +1,8 @@
-"""The meeting of all ranks at MASTER_ADDR:MASTER_PORT, before there is a process group, bounded in time.
+"""The rendezvous of all ranks at MASTER_ADDR:MASTER_PORT, with a time limit, before there is a process group.
 
-A store listens there: rank 0 holds it, or, under torchrun, the launcher of the first machine. The other ranks call it,
-each signs in, and when all have, the process group connects. A collective may take half an hour; a meeting may not.
+A store of torch listens at this address: rank 0 holds it, or, under torchrun, the launcher of the first machine. Each
+rank registers there. When all ranks have done so, the process group is made. A collective may take half an hour, but a
+rank that is missing at the start should be reported in minutes.
 """
 
 import datetime
@@ -17,23 +18,25 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 
+from ingot.parallel.torch_compat import set_collective_timeout
+
 T = TypeVar("T")
 
-CONNECT_SECONDS = 10  # least that is left to the process group when the last rank came late
-CLOSING_SECONDS = 2  # for gloo to give up by itself, with a reason
-MOST_NAMED = 8
+CONNECT_SECONDS = 10  # the process group has at least so long, even if the last rank was late
+CLOSING_SECONDS = 2  # gloo has so long to fail by itself, with a reason
+MOST_NAMED = 8  # missing ranks in a message
 
 
-def meet(rank: int, world_size: int, seconds: float) -> dist.Store:
-    """Returns the store of the meeting when all `world_size` ranks have signed in.
+def join_rendezvous(rank: int, world_size: int, seconds: float) -> dist.Store:
+    """Waits until all `world_size` ranks have registered, and returns the store.
 
     Args:
-        seconds: how long that may take in all.
+        seconds: the time limit for all of it.
 
     Raises:
-        ValueError: MASTER_ADDR or MASTER_PORT is missing or wrong, rank 0 cannot listen there, nobody does, ranks have
-            not come in time, or two processes say that they are the same rank. The message has the address, who was
-            waited for, and what to look at.
+        ValueError: MASTER_ADDR or MASTER_PORT is missing or wrong, rank 0 cannot listen there, no process listens
+            there, some ranks have not registered in time, or two processes have the same rank. The message has the
+            address, the missing ranks, and what to check.
     """
     host, port = _address()
     end = time.monotonic() + seconds
@@ -43,9 +46,9 @@ def meet(rank: int, world_size: int, seconds: float) -> dist.Store:
     else:
         holder = "the torchrun of the first machine" if store_of_launcher else "rank 0"
         store = _call(host, port, rank, holder, end, seconds)
-    store = dist.PrefixStore(f"meeting-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    store = dist.PrefixStore(f"rendezvous-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
     try:
-        _sign_in(store, rank, world_size, f"{host}:{port}")
+        _register(store, rank, world_size, f"{host}:{port}")
         pause = 0.01
         while not store.check(["all"]):
             if time.monotonic() > end:
@@ -54,27 +57,27 @@ def meet(rank: int, world_size: int, seconds: float) -> dist.Store:
             pause = min(1.0, 1.5 * pause)
     except RuntimeError as error:
         raise ValueError(
-            f"rank {rank} had signed in at {host}:{port}, and then the process that held the meeting went away; its "
+            f"rank {rank} had registered at {host}:{port}, and then the process that held the rendezvous ended; its "
             f"own message says why ({_first_line(error)})"
         ) from None
     return store
 
 
 def connect(backend: str, rank: int, world_size: int, rendezvous_seconds: float, timeout: datetime.timedelta) -> None:
-    """Meets, and makes the default process group, whose collectives may take `timeout` each.
+    """Waits for all ranks and makes the default process group, whose collectives may take `timeout` each.
 
     Raises:
-        ValueError: as `meet`, or the ranks have met and could not connect to each other.
+        ValueError: as in `join_rendezvous`, or the ranks have met and could not connect to each other.
     """
     end = time.monotonic() + rendezvous_seconds
-    store = meet(rank, world_size, rendezvous_seconds)
+    store = join_rendezvous(rank, world_size, rendezvous_seconds)
     left = datetime.timedelta(seconds=max(CONNECT_SECONDS, end - time.monotonic()))
     store.set_timeout(left)
     device = torch.cuda.current_device() if "nccl" in backend else None
 
     def join() -> None:
         if device is not None:
-            torch.cuda.set_device(device)  # of this thread
+            torch.cuda.set_device(device)  # each thread has its own current device
         dist.init_process_group(
             backend, store=dist.PrefixStore("group", store), rank=rank, world_size=world_size, timeout=left
         )
@@ -83,41 +86,41 @@ def connect(backend: str, rank: int, world_size: int, rendezvous_seconds: float,
         _within(left.total_seconds() + CLOSING_SECONDS, join)
     except RuntimeError as error:
         raise ValueError(
-            f"rank {rank} on {socket.gethostname()} met all others at {':'.join(map(str, _address()))}, and then could "
-            f"not connect to each of them directly ({_first_line(error)}). Mostly the wrong network interface was "
-            f"chosen, or a firewall stands between: set GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME to the interface "
-            f"that joins the machines"
+            f"rank {rank} on {socket.gethostname()} met all other ranks at {':'.join(map(str, _address()))}, but could "
+            f"not connect to each of them directly ({_first_line(error)}). The usual reasons are a wrong network "
+            f"interface and a firewall between the machines: set GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME to the "
+            f"interface that connects them"
         ) from None
     store.set_timeout(timeout)
-    dist.distributed_c10d._set_pg_timeout(timeout)
+    set_collective_timeout(timeout)
 
 
 def _address() -> tuple[str, int]:
     host, port = os.environ.get("MASTER_ADDR", ""), os.environ.get("MASTER_PORT", "")
     if not host or not port.isdigit() or not 0 < int(port) < 2**16:
         raise ValueError(
-            f"MASTER_ADDR is {host!r} and MASTER_PORT {port!r} in the environment, which ask for several processes: "
-            f"expected the address of rank 0's machine and a port from 1 to 65535. Launchers set both"
+            f"MASTER_ADDR is {host!r} and MASTER_PORT is {port!r} in an environment with WORLD_SIZE above 1: expected "
+            f"the address of rank 0's machine and a port from 1 to 65535. The launchers (torchrun, deepspeed) set both"
         )
     return host, int(port)
 
 
 def _listen(host: str, port: int, seconds: float) -> dist.Store:
-    """Rank 0's part. It calls its own store by the local name: a wrong MASTER_ADDR is for the others to find out."""
+    """Rank 0's part. It reaches its own store at localhost, so a wrong MASTER_ADDR is reported by the other ranks."""
     try:
         return dist.TCPStore("localhost", port, None, True, datetime.timedelta(seconds=seconds), wait_for_workers=False)
     except RuntimeError as error:
         reason = (
-            "another process listens there: another run, or one that has not ended yet. Take another port "
-            "(--master_port of either launcher), or end that process"
+            "another process listens there, perhaps another run or one that has not ended yet. Choose another port "
+            "(--master_port of torchrun and deepspeed), or end that process"
             if "EADDRINUSE" in str(error)
             else _first_line(error)
         )
-        raise ValueError(f"rank 0 cannot hold the meeting at {host}:{port}: {reason}") from None
+        raise ValueError(f"rank 0 cannot listen at {host}:{port}: {reason}") from None
 
 
 def _call(host: str, port: int, rank: int, holder: str, end: float, seconds: float) -> dist.Store:
-    """Tries until somebody listens: names and machines may come up later than this process."""
+    """Connects to the store, again and again: machines and their names may become reachable later."""
     while True:
         try:
             with closing(socket.create_connection((host, port), timeout=max(0.1, min(5.0, end - time.monotonic())))):
@@ -137,61 +140,64 @@ def _call(host: str, port: int, rank: int, holder: str, end: float, seconds: flo
         )
     except RuntimeError:
         raise ValueError(
-            f"something listens at {host}:{port}, but it does not answer rank {rank} as {holder} would. Is it another "
-            f"program's port? Take another one (--master_port of either launcher)"
+            f"something listens at {host}:{port}, but it does not answer rank {rank} as {holder} would. Perhaps the "
+            f"port belongs to another program: choose another one (--master_port of torchrun and deepspeed)"
         ) from None
 
 
 def _within(seconds: float, function: Callable[[], T]) -> T:
-    """Calls a function of torch that may wait without end, in a thread that is left to itself if it does.
+    """Calls a function of torch that may never return, in a thread of its own. The thread stays if it does not.
 
     Raises:
         RuntimeError: it has not returned in time. Or whatever the function raises.
     """
-    results: queue.Queue[tuple[T | None, Exception | None]] = queue.Queue()
+    results: queue.Queue[T] = queue.Queue()
+    errors: list[Exception] = []
 
     def call() -> None:
         try:
-            results.put((function(), None))
+            results.put(function())
         except Exception as error:  # for the caller, whatever it is
-            results.put((None, error))
+            errors.append(error)
 
-    threading.Thread(target=call, daemon=True).start()
-    try:
-        result, error = results.get(timeout=seconds)
-    except queue.Empty:
-        raise RuntimeError(f"no answer for {seconds:.0f} seconds") from None
-    if error is not None:
-        raise error
-    return result
+    thread = threading.Thread(target=call, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if errors:
+        raise errors[0]
+    if results.empty():
+        raise RuntimeError(f"no answer for {seconds:.0f} seconds")
+    return results.get()
 
 
 def _why(error: OSError, host: str) -> str:
     if isinstance(error, socket.gaierror):
-        return f"the name {host} does not resolve on this machine. Give an IP address, or mend MASTER_ADDR or DNS"
+        return f"the name {host} does not resolve on this machine. Give an IP address, or correct MASTER_ADDR or DNS"
     if isinstance(error, ConnectionRefusedError):
         return (
-            "that machine answers, but nobody listens on that port. Has rank 0 been started, and has it ended with a "
-            "message of its own? Do all machines have the same --master_addr and --master_port?"
+            "that machine answers, but no process listens on that port. Has rank 0 been started, or has it ended with "
+            "a message of its own? Do all machines have the same --master_addr and --master_port?"
         )
     if isinstance(error, TimeoutError):
-        return "no answer at all. Is the address that of rank 0's machine, and does a firewall let the port through?"
-    return f"{error.strerror or error}. Is the address that of rank 0's machine, in a network that this one can reach?"
+        return "no answer. Is this the address of rank 0's machine, and does the firewall allow the port?"
+    return (
+        f"{error.strerror or error}. Is this the address of rank 0's machine, and can this machine reach its network?"
+    )
 
 
-def _sign_in(store: dist.Store, rank: int, world_size: int, address: str) -> None:
+def _register(store: dist.Store, rank: int, world_size: int, address: str) -> None:
     said = store.compare_set("world_size", "", str(world_size)).decode()
     if said != str(world_size):
         raise ValueError(
-            f"rank {rank} was told of {world_size} processes, and others at {address} of {said}: the launchers "
-            f"disagree about the number of machines or of processes on each"
+            f"rank {rank} has WORLD_SIZE {world_size}, and others at {address} have {said}: give all launchers the "
+            f"same number of machines and of processes on each"
         )
     if store.add(f"rank-{rank}", 1) > 1:
         raise ValueError(
-            f"two processes at {address} say that they are rank {rank}: give each machine its own --node_rank, and "
-            f"each run its own port"
+            f"two processes at {address} have rank {rank}: give each machine its own --node_rank, and each run its "
+            f"own port"
         )
-    if store.add("signed in", 1) == world_size:
+    if store.add("registered", 1) == world_size:
         store.set("all", "1")
 
 
@@ -200,8 +206,8 @@ def _who_is_missing(store: dist.Store, rank: int, world_size: int, address: str,
     names = ", ".join(missing[:MOST_NAMED]) + (", ..." if len(missing) > MOST_NAMED else "")
     return (
         f"rank {rank} waited {seconds:g} seconds (parallel.rendezvous_seconds) at {address} for {world_size} ranks, "
-        f"and {len(missing)} did not come: {names}. Is the launcher of each machine started, with the same "
-        f"--master_addr, --master_port and number of machines, and has none of them ended with a message of its own?"
+        f"and {len(missing)} are missing: {names}. Has the launcher of each machine been started, with the same "
+        f"--master_addr, --master_port and number of machines? Has one of them ended with a message of its own?"
     )
 
 

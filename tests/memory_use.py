@@ -89,7 +89,7 @@ def measure(model: str, layout: Layout, world: Mesh, **parallel: object) -> dict
     batch = _batch(config)
     states = 0
     for number in range(layout.accumulation):  # gradients of the whole model may be there only until the last one
-        engine.forward_backward(batch, 100, last=number == layout.accumulation - 1)
+        engine.forward_backward(batch, 100, is_last=number == layout.accumulation - 1)
         states = max(states, sum(n for a, n in live_storages().items() if a not in before))
     states -= sum(t.untyped_storage().nbytes() for t in batch.values())
     engine.step(1e-3)
@@ -134,7 +134,7 @@ def _kept_after_forward(engine: Engine, batch: dict[str, torch.Tensor]) -> float
     try:
         # Whatever autograd keeps becomes an object that can be counted.
         with torch.autograd.graph.saved_tensors_hooks(torch.Tensor.detach, lambda tensor: tensor):
-            engine.forward_backward(batch, 100, last=True)
+            engine.forward_backward(batch, 100, is_last=True)
     finally:
         handle.remove()
     return found[0]

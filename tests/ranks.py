@@ -10,7 +10,7 @@ from functools import cache
 import torch
 import torch.multiprocessing as mp
 
-from ingot.launcher.runtime.exit_codes import leave
+from ingot.launcher.runtime.exit_codes import exit_process
 
 
 def run_ranks(function: Callable, world_size: int, *args: object, timeout: float = 240.0) -> list:
@@ -86,4 +86,4 @@ def _rank(function: Callable, rank: int, world_size: int, port: int, results, ar
     except BaseException:
         results.put((rank, None, traceback.format_exc()))
         os._exit(1)  # the others may wait for this rank in a collective, and so would an orderly exit
-    leave(0)
+    exit_process(0)

@@ -11,17 +11,18 @@ import torch
 from tqdm import tqdm
 
 from ingot.launcher.checkpoints.export import export as write_folder
-from ingot.launcher.checkpoints.foreign_formats import STATES, brought_in
+from ingot.launcher.checkpoints.foreign_formats import STATES, read_foreign
+from ingot.launcher.config.aliases import modernize_manifest
 from ingot.launcher.config.export import ExportOptions
 from ingot.launcher.config.parser import parse
 from ingot.launcher.config.pretrain import TrainConfig
 from ingot.launcher.planning.footprint import footprint_of, layout_of
 from ingot.launcher.runtime.exit_codes import BAD_INPUT, DONE
 from ingot.model.transformer import LanguageModel
-from ingot.parallel.catalog import Rectangle, Shard
 from ingot.parallel.checkpoint import CheckpointError, committed, read_manifest, resolve, step_name
-from ingot.parallel.checkpoint.format import pieces
-from ingot.parallel.checkpoint.whole import Opened, differences, make, problems
+from ingot.parallel.checkpoint.format import stored_shards
+from ingot.parallel.checkpoint.single_process import OpenCheckpoint, differences, find_problems, write_checkpoint
+from ingot.parallel.tensor_shards import Rectangle, TensorShard
 
 DIFFERENT = 1
 
@@ -79,7 +80,7 @@ def show(options: argparse.Namespace) -> int:
 def _drawing(name: str, entry: dict, files: dict[str, int], most: int = 8) -> str:
     """Who holds what: `file[start:stop, ...]`, a dim that is whole as `:`."""
     parts = []
-    found = sorted(pieces(name, entry), key=lambda piece: piece.rectangle.offset)
+    found = sorted(stored_shards(name, entry), key=lambda piece: piece.rectangle.offset)
     for piece in found[:most]:
         sides = zip(piece.rectangle.offset, piece.rectangle.shape, entry["shape"], strict=True)
         inner = ", ".join(":" if n == whole else f"{o}:{o + n}" for o, n, whole in sides)
@@ -94,7 +95,7 @@ def verify(options: argparse.Namespace) -> int:
         path = resolve(given)
         manifest = read_manifest(path)
         with tqdm(total=sum(manifest["files"].values()), unit="B", unit_scale=True, desc="verifying") as bar:
-            found = problems(path, manifest, bar.update)
+            found = find_problems(path, manifest, bar.update)
         for problem in found:
             print(problem)
         print(f"{path}: {len(found)} problems" if found else f"{path}: whole, {len(manifest['tensors'])} digests agree")
@@ -104,7 +105,7 @@ def verify(options: argparse.Namespace) -> int:
 
 def diff(options: argparse.Namespace) -> int:
     paths = [resolve(options.one), resolve(options.other)]
-    manifests = [read_manifest(path) for path in paths]
+    manifests = [modernize_manifest(read_manifest(path)) for path in paths]
     only = "model/" if options.weights else ""
     tensors = [{n: e for n, e in m["tensors"].items() if n.startswith(only)} for m in manifests]
     lines = [f"{name}: in {paths[0]} only" for name in tensors[0].keys() - tensors[1].keys()]
@@ -113,7 +114,7 @@ def diff(options: argparse.Namespace) -> int:
     alike = [n for n in both if tensors[0][n]["shape"] == tensors[1][n]["shape"]]
     for name in sorted({*both} - {*alike}):
         lines.append(f"{name}: {tensors[0][name]['shape']} and {tensors[1][name]['shape']}")
-    with Opened(paths[0], manifests[0]) as one, Opened(paths[1], manifests[1]) as other:
+    with OpenCheckpoint(paths[0], manifests[0]) as one, OpenCheckpoint(paths[1], manifests[1]) as other:
         for found in differences(one, other, alike):
             lines.append(f"{found.name}: largest difference {found.largest:.3g}, relative norm {found.relative:.3g}")
     settings = [dict(_flat(m.get("config", {}))) for m in manifests]
@@ -138,39 +139,39 @@ def average(options: argparse.Namespace) -> int:
     shares = options.shares or [1 / len(paths)] * len(paths)
     if len(shares) != len(paths):
         raise ValueError(f"{len(shares)} shares for {len(paths)} checkpoints; give one for each")
-    manifests = [read_manifest(path) for path in paths]
+    manifests = [modernize_manifest(read_manifest(path)) for path in paths]
     shapes = [{n: e["shape"] for n, e in m["tensors"].items() if n.startswith("model/")} for m in manifests]
     for path, each in zip(paths, shapes, strict=True):
         if each != shapes[0]:
             odd = sorted(n for n in {*each, *shapes[0]} if each.get(n) != shapes[0].get(n))
             raise ValueError(f"{path} is of another model than {paths[0]}: {', '.join(odd[:5])}")
 
-    def means() -> Iterator[Shard]:
-        opened = [Opened(path, manifest) for path, manifest in zip(paths, manifests, strict=True)]
+    def means() -> Iterator[TensorShard]:
+        opened = [OpenCheckpoint(path, manifest) for path, manifest in zip(paths, manifests, strict=True)]
         for name in shapes[0]:
             for shard in opened[0].rows(name):
                 total = shard.tensor.float() * shares[0]
                 for share, each in zip(shares[1:], opened[1:], strict=True):
                     total += share * each.read(name, shard.rectangle).float()
-                yield Shard(name, shard.global_shape, shard.rectangle, total)
+                yield TensorShard(name, shard.global_shape, shard.rectangle, total)
         for each in opened:
             each.__exit__()
 
-    about = _about(manifests[0]) | {"averaged": [str(path) for path in paths], "shares": shares}
-    _new_run(options.output, manifests[0]["step"], means(), about)
+    metadata = _metadata_of(manifests[0]) | {"averaged": [str(path) for path in paths], "shares": shares}
+    _new_run(options.output, manifests[0]["step"], means(), metadata)
     if (tokenizer := paths[0].parents[1] / "tokenizer").is_dir():
         shutil.copytree(tokenizer, options.output / "tokenizer")
     print(f"{options.output}: the mean of {len(paths)} checkpoints; weights alone, to use, or for run.init_from")
     return DONE
 
 
-def _about(manifest: dict) -> dict:
+def _metadata_of(manifest: dict) -> dict:
     return {k: v for k, v in manifest.items() if k not in ("format", "version", "step", "files", "tensors", "layout")}
 
 
-def _new_run(output: Path, step: int, shards: Iterator[Shard], about: dict) -> None:
+def _new_run(output: Path, step: int, shards: Iterator[TensorShard], metadata: dict) -> None:
     _check_new(output)
-    make(output / "checkpoints" / step_name(step), shards, step=step, about=about)
+    write_checkpoint(output / "checkpoints" / step_name(step), shards, step=step, metadata=metadata)
 
 
 def _check_new(output: Path) -> None:
@@ -187,27 +188,27 @@ def export(options: argparse.Namespace) -> int:
 
     path = resolve(options.checkpoint)
     _check_new(options.output)
-    with Opened(path, read_manifest(path)) as opened:
+    with OpenCheckpoint(path, read_manifest(path)) as opened:
         tensors = {name: _whole(opened, name) for name in opened.manifest["tensors"]}
         dcp.save(tensors, checkpoint_id=str(options.output), no_dist=True)
     print(f"{options.output}: {len(tensors)} tensors, under the names that they have in {path}")
     return DONE
 
 
-def _whole(opened: Opened, name: str) -> torch.Tensor:
+def _whole(opened: OpenCheckpoint, name: str) -> torch.Tensor:
     shape = tuple(opened.manifest["tensors"][name]["shape"])
     return opened.read(name, Rectangle((0,) * len(shape), shape))
 
 
-def bring_in(options: argparse.Namespace) -> int:
+def import_checkpoint(options: argparse.Namespace) -> int:
     config = parse(TrainConfig, ["--config", str(options.config)], "")
     with torch.device("meta"):
         model = LanguageModel(config.model)
     shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
     others = {name for name, _ in model.named_parameters(remove_duplicate=False)} - shapes.keys()
-    about = {"cursor": 0, "tokens": 0, "config": config.to_dict(), "imported": str(options.source)}
-    with brought_in(options.source, shapes, others) as shards:
-        _new_run(options.output, options.step, shards, about)
+    metadata = {"cursor": 0, "tokens": 0, "config": config.to_dict(), "imported": str(options.source)}
+    with read_foreign(options.source, shapes, others) as shards:
+        _new_run(options.output, options.step, shards, metadata)
     print(f"{options.output}: {len(shapes)} parameters with {' and '.join(STATES)}, at step {options.step}")
     return DONE
 
@@ -226,7 +227,7 @@ def plan(options: argparse.Namespace) -> int:
     odd = [name for name in sorted({*wanted, *saved}) if saved.get(name) != wanted.get(name)]
     wrong = [f"{n}: {saved.get(n, 'missing')} there and {wanted.get(n, 'not in this model')} here" for n in odd]
     footprint, layout = footprint_of(config), layout_of(config, options.ranks)
-    cut = layout.shard if layout.engine == "fsdp" else layout.num_data if layout.stage else 1
+    cut = layout.data_shard if layout.engine == "fsdp" else layout.num_data if layout.stage else 1
     held = 12 * footprint.parameters / cut
     total = 12 * sum(math.prod(shape) for shape in shapes.values())
     print(f"{path} ({_layout(manifest)}) into {layout.name} on {options.ranks} ranks")
@@ -249,6 +250,6 @@ COMMANDS = {
     "diff": diff,
     "average": average,
     "export": export,
-    "import": bring_in,
+    "import": import_checkpoint,
     "plan": plan,
 }

@@ -9,14 +9,14 @@ from pathlib import Path
 
 import torch
 
-from ingot.parallel.catalog import Shard, parameter_of, whole
+from ingot.parallel.tensor_shards import TensorShard, parameter_of, whole_shard
 
 STATES = ("exp_avg", "exp_avg_sq")
 Shapes = dict[str, tuple[int, ...]]
 
 
 @contextmanager
-def brought_in(source: Path, shapes: Shapes, other_names: set[str]) -> Iterator[Iterator[Shard]]:
+def read_foreign(source: Path, shapes: Shapes, other_names: set[str]) -> Iterator[Iterator[TensorShard]]:
     """Weights and AdamW's moments of the parameters in `shapes`, one after the other.
 
     Args:
@@ -38,7 +38,7 @@ def brought_in(source: Path, shapes: Shapes, other_names: set[str]) -> Iterator[
         )
 
 
-def _from_dcp(source: Path, shapes: Shapes) -> Iterator[Shard]:
+def _from_dcp(source: Path, shapes: Shapes) -> Iterator[TensorShard]:
     import torch.distributed.checkpoint as dcp
 
     stored = dcp.FileSystemReader(str(source)).read_metadata().state_dict_metadata
@@ -56,7 +56,7 @@ def _from_dcp(source: Path, shapes: Shapes) -> Iterator[Shard]:
     for ours, theirs in names.items():
         tensors = {theirs: torch.empty(tuple(stored[theirs].size), dtype=stored[theirs].properties.dtype)}
         dcp.load(tensors, checkpoint_id=str(source), no_dist=True)
-        yield whole(ours, tensors[theirs].float())
+        yield whole_shard(ours, tensors[theirs].float())
 
 
 def _one(source: Path, stored: dict, what: str, ends: tuple[str, ...]) -> str:
@@ -67,7 +67,7 @@ def _one(source: Path, stored: dict, what: str, ends: tuple[str, ...]) -> str:
     return found[0]
 
 
-def _from_deepspeed(source: Path, universal: Path, shapes: Shapes, other_names: set[str]) -> Iterator[Shard]:
+def _from_deepspeed(source: Path, universal: Path, shapes: Shapes, other_names: set[str]) -> Iterator[TensorShard]:
     """By way of DeepSpeed's universal format, in which each parameter has a folder."""
     tool = "from deepspeed.checkpoint.ds_to_universal import main, parse_arguments; main(parse_arguments())"
     line = [sys.executable, "-c", tool, "--input_folder", str(source), "--output_folder", str(universal)]
@@ -84,4 +84,4 @@ def _from_deepspeed(source: Path, universal: Path, shapes: Shapes, other_names: 
             tensor = tensor["param"] if isinstance(tensor, dict) else tensor
             if tensor.numel() != torch.Size(shapes[name]).numel():
                 raise ValueError(f"{source}: {name} is {[*tensor.shape]} there and {[*shapes[name]]} here")
-            yield whole(ours, tensor.float().reshape(shapes[name]))
+            yield whole_shard(ours, tensor.float().reshape(shapes[name]))

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import NoReturn
 
-from ingot.launcher.runtime.parent_watchdog import follow_launcher
+from ingot.launcher.runtime.parent_watchdog import watch_launcher
 
 DONE = 0
 BAD_INPUT = 2
@@ -36,7 +36,7 @@ def bad_input() -> Iterator[None]:
 
 def run_main(main: Callable[[list[str]], int]) -> None:
     """Runs a command and exits with its code. INGOT_TRACEBACK=1 shows where a BadInput came from."""
-    follow_launcher()
+    watch_launcher()
     try:
         code = main(sys.argv[1:])
     except BadInput as error:
@@ -49,10 +49,10 @@ def run_main(main: Callable[[list[str]], int]) -> None:
         code = BAD_INPUT
     except KeyboardInterrupt:
         code = INTERRUPTED
-    leave(code)
+    exit_process(code)
 
 
-def leave(code: int) -> NoReturn:
+def exit_process(code: int) -> NoReturn:
     """Ends the process after its exit functions, but without taking the interpreter down.
 
     A thread of a process group that is still about to let go of a tensor asks for the interpreter's lock; where the

@@ -12,7 +12,7 @@ POLL_SECONDS = 1.0
 LAUNCHERS = {"torchrun", "torchrun.py", "torch.distributed.run", "deepspeed", "deepspeed.launcher.launch"}
 
 
-def follow_launcher() -> None:
+def watch_launcher() -> None:
     """Once torchrun or deepspeed above this process has died, this process gets SIGTERM: training stops after its step.
 
     Does nothing where no launcher started this process, or where there is no /proc to see it.

@@ -16,7 +16,7 @@ import threading
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 
-from ingot.launcher.runtime.exit_codes import BAD_INPUT, REQUEUE, BadInput, leave
+from ingot.launcher.runtime.exit_codes import BAD_INPUT, REQUEUE, BadInput, exit_process
 
 GRACE_SECONDS = 5.0  # for the main thread to come to an end by itself
 HEARSAY_SECONDS = 2.0  # between an error that a lost connection may have caused and the word of who was lost
@@ -42,8 +42,8 @@ class Loss:
         )
 
 
-class Lifeline:
-    """Around a training run: `with Lifeline() as line: ... line.tie(rank, world_size) ...`, on each rank.
+class PeerWatchdog:
+    """Around a training run: `with PeerWatchdog() as line: ... line.tie(rank, world_size) ...`, on each rank.
 
     An exception inside is told to the other ranks before it goes on its way. When another rank is lost, the process
     ends within GRACE_SECONDS or so, with one message, and with the code of that rank or, if it died, REQUEUE.
@@ -59,7 +59,7 @@ class Lifeline:
         self._buffers: dict[socket.socket, bytes] = {}
         self._selector = selectors.DefaultSelector()
 
-    def __enter__(self) -> "Lifeline":
+    def __enter__(self) -> "PeerWatchdog":
         return self
 
     def tie(self, rank: int, world_size: int) -> None:
@@ -95,7 +95,7 @@ class Lifeline:
         if self.loss:
             print(self.loss.told_to(self.rank), file=sys.stderr, flush=True)
             self._leaving = False  # if leaving takes too long, the other thread ends the process
-            leave(self.loss.code)
+            exit_process(self.loss.code)
         first_line = f"{type(error).__name__}: {error}".split("\n")[0][:300]
         code = BAD_INPUT if isinstance(error, BadInput) else 1
         self._tell(asdict(Loss(self.rank, first_line, code)))

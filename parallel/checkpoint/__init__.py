@@ -1,4 +1,7 @@
-"""Checkpoints that any layout can load: `format` (on disk), `grid`, `files`, `owners`, `saving` and `loading`."""
+"""Checkpoints that any layout can load: `format` (on disk), `grid`, `files`, `owners`, `saving` and `loading`.
+
+`single_process` is for commands that check, compare and write checkpoints without ranks.
+"""
 
 from ingot.parallel.checkpoint.format import (
     FORMAT,
@@ -10,7 +13,7 @@ from ingot.parallel.checkpoint.format import (
     resolve,
     step_name,
 )
-from ingot.parallel.checkpoint.loading import Reading, load, read_tensor
+from ingot.parallel.checkpoint.loading import ReadCounts, load, read_tensor
 from ingot.parallel.checkpoint.saving import Saver, save
 
 __all__ = [
@@ -18,7 +21,7 @@ __all__ = [
     "VERSION",
     "CheckpointError",
     "CheckpointMismatch",
-    "Reading",
+    "ReadCounts",
     "Saver",
     "committed",
     "load",

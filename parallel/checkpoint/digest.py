@@ -1,34 +1,35 @@
-"""A 64-bit digest of a logical tensor that does not depend on how it is cut over ranks.
+"""A 64-bit digest of a logical tensor that does not depend on how it is divided over ranks.
 
 digest = sum over elements of (bits + 1) * m_0(i_0) * m_1(i_1) * ... mod 2**64
 
-where bits are the element's own bits as an integer, i_d is its index along dim d in the whole tensor, and m_d is an odd
-pseudo-random multiplier for each dim (the SplitMix64 finaliser, Steele et al. 2014, of the index and a key made from
-the tensor's name and the dim). The digest of a tensor is the sum of the digests of its parts, so ranks add theirs. A
-single wrong element always shows, since odd multipliers lose nothing. It finds accidents, not attacks.
+where bits are the bits of the element as an integer, i_d is its index along dim d in the whole tensor, and m_d is an
+odd pseudo-random multiplier for each dim: the SplitMix64 finaliser (Steele et al. 2014) of the index and of a key made
+from the tensor's name and the dim. The digest of a tensor is the sum of the digests of its parts, so ranks add theirs.
+One wrong element always changes the digest, because multiplication by an odd number is invertible. The digest finds
+accidental damage, not attacks.
 
-The multipliers of a dim are shared by all rows along it, so that an element costs a multiplication and an addition.
+All rows along a dim use the same multipliers, so the cost is one multiplication and one addition per element.
 """
 
 import hashlib
 
 import torch
 
-from ingot.parallel.catalog import Shard
+from ingot.parallel.tensor_shards import TensorShard
 
-_CHUNK = 1 << 17  # elements at a time: what fits into a core's cache
+_CHUNK = 1 << 17  # elements at a time, so that they fit into the cache of a core
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
-def digest(shard: Shard) -> int:
-    """The part that `shard` contributes to its tensor's digest, in [0, 2**64). On the tensor's own device."""
-    tensor, box = shard.tensor.detach(), shard.rectangle
-    if not box.numel:
+def digest(shard: TensorShard) -> int:
+    """What `shard` adds to the digest of its logical tensor, in [0, 2**64). Computed on the device of the shard."""
+    tensor, rectangle = shard.tensor.detach(), shard.rectangle
+    if not rectangle.numel:
         return 0
     bits = tensor.contiguous().view(_BITS[tensor.element_size()])
     factors = [
         _multipliers(shard.name, dim, start, size, tensor.device)
-        for dim, (start, size) in enumerate(zip(box.offset, box.shape, strict=True))
+        for dim, (start, size) in enumerate(zip(rectangle.offset, rectangle.shape, strict=True))
     ] or [_multipliers(shard.name, 0, 0, 1, tensor.device)]
     columns = factors.pop()
     rows = torch.ones(1, dtype=torch.int64, device=tensor.device)
@@ -39,7 +40,7 @@ def digest(shard: Shard) -> int:
 
 
 def _sums_of_rows(bits: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
-    """For each row, the sum of (bits + 1) * columns, int64, which wraps."""
+    """For each row the sum of (bits + 1) * columns, as int64 that overflows, which is arithmetic modulo 2**64."""
     sums = torch.full((bits.shape[0],), int(columns.sum()), dtype=torch.int64, device=bits.device)
     width = min(bits.shape[1], _CHUNK)
     height = max(1, _CHUNK // width)
@@ -64,5 +65,5 @@ def _mix(x: torch.Tensor) -> torch.Tensor:
 
 
 def _shift(x: torch.Tensor, bits: int) -> torch.Tensor:
-    """Logical shift right: torch's own is arithmetic on signed integers."""
+    """Logical shift right. torch's own shift of signed integers is arithmetic."""
     return (x >> bits) & ((1 << (64 - bits)) - 1)

@@ -1,9 +1,10 @@
-"""Files of tensors in the safetensors format, written from memory without a second copy, and read in parts.
+"""Files of tensors in the safetensors format, written without a copy in memory, and read in parts.
 
-Format: 8 bytes with the length of a JSON header, the header, and the tensors' bytes, row-major, one after the other.
-(The library of that name copies each tensor before it writes it, and each part that it reads.)
+Format: 8 bytes with the length of a JSON header, the header, and then the bytes of the tensors, row-major. (The library
+safetensors copies each tensor before it writes it, and each part that it reads.)
 """
 
+import io
 import json
 import math
 import mmap
@@ -15,7 +16,7 @@ import numpy as np
 import torch
 
 from ingot.durable_files import flush_to_disk
-from ingot.parallel.catalog import Rectangle
+from ingot.parallel.tensor_shards import Rectangle
 
 _NAMES = {
     torch.float64: "F64",
@@ -36,19 +37,20 @@ _BLOCK = 16 << 20  # bytes written at once
 
 
 class FileDamaged(ValueError):
-    """A file that is not what its header says."""
+    """A file whose header is wrong, or does not fit its content."""
 
 
 def write(path: Path, tensors: dict[str, torch.Tensor], pause: Callable[[], None] = lambda: None) -> int:
-    """Writes tensors, which lie in host memory, and syncs the file. Returns its size in bytes.
+    """Writes tensors, which are in host memory, and syncs the file. Returns its size in bytes.
 
     Args:
-        pause: called after each block.
+        pause: a function that is called after each block.
 
     Raises:
         OSError: the file cannot be written.
     """
-    header, at = {}, 0
+    header: dict[str, dict] = {}
+    at = 0
     for key, tensor in tensors.items():
         size = tensor.numel() * tensor.element_size()
         header[key] = {
@@ -63,7 +65,7 @@ def write(path: Path, tensors: dict[str, torch.Tensor], pause: Callable[[], None
         _write_all(file, len(text).to_bytes(8, "little") + text)
         for tensor in tensors.values():
             flat = tensor.detach().contiguous().reshape(-1)
-            bits = memoryview(flat.view(torch.uint8).numpy())
+            bits = memoryview(flat.view(torch.uint8).numpy())  # type: ignore[arg-type]  # numpy's arrays are buffers
             for start in range(0, len(bits), _BLOCK):
                 _write_all(file, bits[start : start + _BLOCK])
                 pause()
@@ -71,17 +73,17 @@ def write(path: Path, tensors: dict[str, torch.Tensor], pause: Callable[[], None
         return 8 + len(text) + at
 
 
-def _write_all(file, data: bytes | memoryview) -> None:
+def _write_all(file: io.FileIO, data: bytes | memoryview) -> None:
     while data:
-        data = data[file.write(data) :]  # a system call may write a part only
+        data = data[file.write(data) :]  # a system call may write only a part
 
 
 class TensorFile:
-    """A file under reading. What is asked for is read, and nothing around it.
+    """A file that is open for reading. Only the parts that are requested are read.
 
     Raises:
-        FileDamaged: the header makes no sense for a file of this size.
-        OSError: it cannot be opened.
+        FileDamaged: the header is wrong for a file of this size.
+        OSError: the file cannot be opened.
     """
 
     def __init__(self, path: Path):
@@ -97,20 +99,19 @@ class TensorFile:
                 raise FileDamaged(f"{path.name} has a header that cannot be read: {error}") from None
             self._start = 8 + length
             self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        self._map.madvise(mmap.MADV_RANDOM)  # no reading ahead into what another rank needs
+        self._map.madvise(mmap.MADV_RANDOM)  # no read-ahead into parts that other ranks need
         self._header.pop("__metadata__", None)
         for key, entry in self._header.items():
             try:
                 begin, end = entry["data_offsets"]
                 expected = math.prod(entry["shape"]) * _DTYPES[entry["dtype"]].itemsize
             except (KeyError, TypeError, ValueError):
-                raise FileDamaged(f"{path.name} says of {key} what makes no sense: {entry}") from None
+                raise FileDamaged(f"{path.name} has a wrong entry for {key}: {entry}") from None
             if end - begin != expected or not 0 <= begin <= end <= size - self._start:
                 raise FileDamaged(f"{path.name} has no room for {key}")
 
-    def read_into(self, target: torch.Tensor, key: str, box: Rectangle) -> int:
-        """Fills `target` (any device) with the elements of `box`, an offset and shape in the stored tensor. Returns the
-        number of bytes.
+    def read_into(self, target: torch.Tensor, key: str, rectangle: Rectangle) -> int:
+        """Fills `target` (any device) with the elements of `rectangle` of the stored tensor. Returns their bytes.
 
         Raises:
             FileDamaged: there is no such tensor, or it has another type or shape.
@@ -119,24 +120,26 @@ class TensorFile:
         if entry is None:
             raise FileDamaged(f"{self.path.name} has no {key}")
         dtype, shape = _DTYPES[entry["dtype"]], entry["shape"]
-        if dtype != target.dtype or any(o + n > s for o, n, s in zip(box.offset, box.shape, shape, strict=True)):
+        if dtype != target.dtype or any(
+            o + n > s for o, n, s in zip(rectangle.offset, rectangle.shape, shape, strict=True)
+        ):
             raise FileDamaged(f"{self.path.name} holds {key} as {entry['dtype']} {shape}")
         width, begin = dtype.itemsize, self._start + entry["data_offsets"][0]
-        pages = self._pages(begin, shape, box, width)
+        pages = self._pages(begin, shape, rectangle, width)
         self._map.madvise(mmap.MADV_WILLNEED, *pages)
         stored = np.ndarray(tuple(shape), dtype=_BITS[width], buffer=self._map, offset=begin)
-        part = stored[tuple(slice(o, o + n) for o, n in zip(box.offset, box.shape, strict=True))]
+        part = stored[tuple(slice(o, o + n) for o, n in zip(rectangle.offset, rectangle.shape, strict=True))]
         if target.device.type == "cpu":
             np.copyto(target.view(_TORCH_BITS[width]).numpy(), part)
         else:
             target.view(_TORCH_BITS[width]).copy_(torch.from_numpy(np.ascontiguousarray(part)))
-        self._map.madvise(mmap.MADV_DONTNEED, *pages)  # they count as this process's memory otherwise
-        return box.numel * width
+        self._map.madvise(mmap.MADV_DONTNEED, *pages)  # otherwise they would count as memory of this process
+        return rectangle.numel * width
 
-    def _pages(self, begin: int, shape: list[int], box: Rectangle, width: int) -> tuple[int, int]:
-        """Start and length of the pages with the rows of a box; of all of them, if these are parts of rows."""
+    def _pages(self, begin: int, shape: list[int], rectangle: Rectangle, width: int) -> tuple[int, int]:
+        """Start and length of the pages with the rows of a rectangle, which are whole rows along the first dim."""
         row = math.prod(shape[1:]) * width
-        rows = (box.offset[0], box.shape[0]) if shape else (0, 1)
+        rows = (rectangle.offset[0], rectangle.shape[0]) if shape else (0, 1)
         first = (begin + rows[0] * row) // mmap.PAGESIZE * mmap.PAGESIZE
         return first, begin + (rows[0] + rows[1]) * row - first
 

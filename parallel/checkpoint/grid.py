@@ -1,4 +1,4 @@
-"""Tensors that are cut as a regular grid: many thousand rectangles in a few numbers."""
+"""Tensors that are divided into a regular grid: a few numbers instead of thousands of rectangles."""
 
 import itertools
 import math
@@ -7,76 +7,76 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ingot.parallel.catalog import Rectangle
+from ingot.parallel.tensor_shards import Rectangle
 
 
 @dataclass(frozen=True)
 class Grid:
-    """A tensor that is cut along its dims, each block of it in the file of one rank.
+    """A tensor that is divided along its dims. Each block is in the file of one rank.
 
-    Args:
-        cuts: for each dim the first index of each block, and the dim's size after them.
-        ranks: of the blocks, the last dim running fastest.
+    Attributes:
+        bounds: for each dim the first index of each block, and then the size of the dim.
+        ranks: of the blocks, in row-major order.
     """
 
-    cuts: tuple[np.ndarray, ...]
+    bounds: tuple[np.ndarray, ...]
     ranks: np.ndarray
 
     @staticmethod
     def of(shape: tuple[int, ...], offsets_ND: np.ndarray, sizes_ND: np.ndarray, ranks_N: np.ndarray) -> "Grid | None":
-        """The grid that N rectangles form; None where they form none that fills the tensor."""
-        cuts, index = [], np.zeros(len(ranks_N), np.int64)
+        """The grid that N rectangles form. None: they form no grid that fills the tensor."""
+        bounds, index = [], np.zeros(len(ranks_N), np.int64)
         for dim, size in enumerate(shape):
             starts = np.unique(offsets_ND[:, dim])
-            cut = np.append(starts, size)
+            ends = np.append(starts, size)
             at = np.searchsorted(starts, offsets_ND[:, dim])
-            if starts[0] != 0 or (np.diff(cut)[at] != sizes_ND[:, dim]).any():
+            if starts[0] != 0 or (np.diff(ends)[at] != sizes_ND[:, dim]).any():
                 return None
-            cuts.append(cut)
+            bounds.append(ends)
             index = index * len(starts) + at
         order = np.argsort(index)
-        if not np.array_equal(index[order], np.arange(math.prod(len(cut) - 1 for cut in cuts))):
+        if not np.array_equal(index[order], np.arange(math.prod(len(ends) - 1 for ends in bounds))):
             return None
-        return Grid(tuple(cuts), ranks_N[order])
+        return Grid(tuple(bounds), ranks_N[order])
 
     def blocks(self, within: Rectangle | None = None) -> Iterator[tuple[int, Rectangle]]:
-        """Rank and rectangle of each block, or of those that have elements in common with `within`."""
+        """The rank and the rectangle of each block, or only of blocks that have elements in common with `within`."""
         sides = []
-        for dim, cut in enumerate(self.cuts):
-            first, last = 0, len(cut) - 1
+        for dim, bounds in enumerate(self.bounds):
+            first, last = 0, len(bounds) - 1
             if within is not None:
                 start = within.offset[dim]
-                first = int(np.searchsorted(cut, start, side="right")) - 1
-                last = int(np.searchsorted(cut, start + within.shape[dim], side="left"))
-            sides.append(range(max(0, first), min(last, len(cut) - 1)))
-        for place in itertools.product(*sides):
+                first = int(np.searchsorted(bounds, start, side="right")) - 1
+                last = int(np.searchsorted(bounds, start + within.shape[dim], side="left"))
+            sides.append(range(max(0, first), min(last, len(bounds) - 1)))
+        for index in itertools.product(*sides):
             number = 0
-            for cut, at in zip(self.cuts, place, strict=True):
-                number = number * (len(cut) - 1) + at
-            offset = tuple(int(cut[at]) for cut, at in zip(self.cuts, place, strict=True))
-            ends = (int(cut[at + 1]) for cut, at in zip(self.cuts, place, strict=True))
+            for bounds, at in zip(self.bounds, index, strict=True):
+                number = number * (len(bounds) - 1) + at
+            offset = tuple(int(bounds[at]) for bounds, at in zip(self.bounds, index, strict=True))
+            ends = (int(bounds[at + 1]) for bounds, at in zip(self.bounds, index, strict=True))
             yield int(self.ranks[number]), Rectangle(offset, tuple(e - o for e, o in zip(ends, offset, strict=True)))
 
     def to_json(self) -> dict:
-        """`sizes`: for each dim those of its blocks, in runs [size, count]; `ranks`: in runs [first, step, count]."""
+        """`sizes`: for each dim those of its blocks, as runs [size, count]; `ranks`: as runs [first, step, count]."""
         sizes = []
-        for cut in self.cuts:
-            runs = [(int(size), len(list(group))) for size, group in itertools.groupby(np.diff(cut))]
+        for bounds in self.bounds:
+            runs = [(int(size), len(list(group))) for size, group in itertools.groupby(np.diff(bounds))]
             sizes.append([[size, count] for size, count in runs])
         return {"sizes": sizes, "ranks": _runs(self.ranks)}
 
     @staticmethod
     def from_json(data: dict) -> "Grid":
-        cuts = (
+        bounds = (
             np.cumsum([0, *(size for size, count in side for _ in range(count))], dtype=np.int64)
             for side in data["sizes"]
         )
         runs = [first + step * np.arange(count, dtype=np.int64) for first, step, count in data["ranks"]]
-        return Grid(tuple(cuts), np.concatenate(runs))
+        return Grid(tuple(bounds), np.concatenate(runs))
 
 
 def _runs(values: np.ndarray) -> list[list[int]]:
-    """Cuts a sequence of integers into stretches with one step: [first, step, count]."""
+    """Divides a sequence of integers into runs with a constant step: [first, step, count]."""
     steps = np.diff(values)
     changes = np.flatnonzero(np.diff(steps)) + 1  # steps[c] differs from steps[c - 1]
     found, at = [], 0

@@ -1,50 +1,50 @@
-"""Loading a checkpoint into any layout: each rank reads the bytes that it needs, and all together check the digests."""
+"""Loading a checkpoint into any layout: each rank reads the bytes that it needs, and all ranks check the digests."""
 
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from ingot.parallel.catalog import Rectangle, Shard
 from ingot.parallel.checkpoint.digest import digest
 from ingot.parallel.checkpoint.files import FileDamaged, TensorFile
-from ingot.parallel.checkpoint.format import CheckpointError, CheckpointMismatch, pieces, read_manifest
-from ingot.parallel.checkpoint.owners import agree, union
+from ingot.parallel.checkpoint.format import CheckpointError, CheckpointMismatch, read_manifest, stored_shards
+from ingot.parallel.checkpoint.owners import agree_on_owners, union
 from ingot.parallel.mesh import sum_over_ranks
+from ingot.parallel.tensor_shards import Rectangle, TensorShard
 
 
 @dataclass
-class Reading:
-    """Bytes that this rank has asked of files, and the bytes of its part of the state."""
+class ReadCounts:
+    """Bytes that this rank has read from files, and the bytes of its part of the state."""
 
     read: int = 0
     needed: int = 0
 
 
-def load(path: Path, shards: list[Shard], *, only: str = "", reading: Reading | None = None) -> dict:
-    """Reads into `shards`, this rank's part of the state, the bytes that it needs. Each rank must call it.
+def load(path: Path, shards: list[TensorShard], *, prefix: str = "", counts: ReadCounts | None = None) -> dict:
+    """Reads a checkpoint into `shards`, this rank's part of the state. Each rank must call it.
 
     Args:
-        only: a beginning of names, such as `model/`: the tensors under it are loaded, and others, here and there, are
-            neither wanted nor touched.
-        reading: is told what was read.
+        prefix: only tensors whose names begin so are loaded, such as `model/`. Other shards stay as they are.
+        counts: gets the number of bytes that were read.
 
     Returns:
         The manifest.
 
     Raises:
-        CheckpointError: on each rank alike: names or shapes differ (all of them are named), a file is missing or short,
-            or the digest of a tensor is not the one that was saved. The shards may then hold anything.
+        CheckpointError: on all ranks: names or shapes differ (the message has all of them), a file is missing or too
+            short, or the digest of a tensor is not the one that was saved. The content of the shards is then undefined.
     """
     manifest = read_manifest(path)
-    shards = [shard for shard in shards if shard.name.startswith(only)]
-    entries = {name: entry for name, entry in manifest["tensors"].items() if name.startswith(only)}
+    shards = [shard for shard in shards if shard.name.startswith(prefix)]
+    entries = {name: entry for name, entry in manifest["tensors"].items() if name.startswith(prefix)}
     _check_names(path, entries, shards)
-    reading = Reading() if reading is None else reading
-    problem, files = "", {}
+    counts = ReadCounts() if counts is None else counts
+    problem = ""
+    files: dict[str, TensorFile] = {}
     try:
         for shard in shards:
-            read_shard(path, entries[shard.name], shard, files, reading)
+            read_shard(path, entries[shard.name], shard, files, counts)
     except (OSError, CheckpointError, FileDamaged) as error:
         problem = f"{type(error).__name__}: {error}"
     finally:
@@ -57,7 +57,7 @@ def load(path: Path, shards: list[Shard], *, only: str = "", reading: Reading | 
 
 
 def read_tensor(path: Path, manifest: dict, name: str) -> torch.Tensor:
-    """One whole logical tensor, for tools that run in one process.
+    """One whole logical tensor, for commands that run in one process.
 
     Raises:
         CheckpointError: a part of it is in no file, or a file is damaged.
@@ -67,7 +67,9 @@ def read_tensor(path: Path, manifest: dict, name: str) -> torch.Tensor:
     tensor = torch.empty(shape, dtype=getattr(torch, entry["dtype"]))
     files: dict[str, TensorFile] = {}
     try:
-        read_shard(path, entry, Shard(name, shape, Rectangle((0,) * len(shape), shape), tensor), files, Reading())
+        read_shard(
+            path, entry, TensorShard(name, shape, Rectangle((0,) * len(shape), shape), tensor), files, ReadCounts()
+        )
     except FileDamaged as error:
         raise CheckpointError(f"checkpoint {path} is damaged: {error}") from None
     finally:
@@ -76,33 +78,35 @@ def read_tensor(path: Path, manifest: dict, name: str) -> torch.Tensor:
     return tensor
 
 
-def read_shard(path: Path, entry: dict, shard: Shard, files: dict[str, TensorFile], reading: Reading) -> None:
+def read_shard(path: Path, entry: dict, shard: TensorShard, files: dict[str, TensorFile], counts: ReadCounts) -> None:
     """Fills a rectangle of a tensor from the files of the checkpoint at `path`.
 
     Args:
-        entry: the tensor's in the manifest.
-        files: those that are open; what is opened is added.
+        entry: of the tensor in the manifest.
+        files: the open files, by name. Files that are opened here are added.
+        counts: the bytes that were read are added.
 
     Raises:
         CheckpointError: some of its elements are in no file.
-        FileDamaged, OSError: a file is not what the manifest says, or not there.
+        FileDamaged, OSError: a file does not fit the manifest, or is missing.
     """
     missing = shard.rectangle.numel
-    reading.needed += missing * shard.tensor.element_size()
-    for piece in pieces(shard.name, entry, shard.rectangle):
-        box, common = piece.rectangle, piece.rectangle.intersect(shard.rectangle)
-        if piece.file not in files:
-            files[piece.file] = TensorFile(path / piece.file)
+    counts.needed += missing * shard.tensor.element_size()
+    for stored in stored_shards(shard.name, entry, shard.rectangle):
+        common = stored.rectangle.intersect(shard.rectangle)
+        assert common is not None, "stored_shards was asked for shards with common elements"
+        if stored.file not in files:
+            files[stored.file] = TensorFile(path / stored.file)
         target = shard.tensor[common.slices_within(shard.rectangle)]
-        inner = Rectangle(tuple(a - b for a, b in zip(common.offset, box.offset, strict=True)), common.shape)
-        reading.read += files[piece.file].read_into(target, piece.key, inner)
+        offset = tuple(a - b for a, b in zip(common.offset, stored.rectangle.offset, strict=True))
+        counts.read += files[stored.file].read_into(target, stored.key, Rectangle(offset, common.shape))
         missing -= common.numel
     if missing:
         raise CheckpointError(f"{missing} elements of {shard.name} are in no file")
 
 
-def _check_names(path: Path, entries: dict[str, dict], shards: list[Shard]) -> None:
-    """Names must be the same both ways over all ranks together, and shapes equal."""
+def _check_names(path: Path, entries: dict[str, dict], shards: list[TensorShard]) -> None:
+    """All ranks together must have exactly the names in the checkpoint, with equal shapes."""
     wanted = union({shard.name: tuple(shard.global_shape) for shard in shards})
     saved = {name: tuple(entry["shape"]) for name, entry in entries.items()}
     problems = [f"{n} is missing" for n in sorted(wanted.keys() - saved.keys())]
@@ -114,9 +118,9 @@ def _check_names(path: Path, entries: dict[str, dict], shards: list[Shard]) -> N
         raise CheckpointMismatch(f"checkpoint {path} was made by another model: {_some(problems)}")
 
 
-def _check_digests(path: Path, entries: dict[str, dict], shards: list[Shard]) -> None:
+def _check_digests(path: Path, entries: dict[str, dict], shards: list[TensorShard]) -> None:
     digests = dict.fromkeys(entries, 0)
-    for shard in agree(shards).mine:
+    for shard in agree_on_owners(shards).mine:
         digests[shard.name] += digest(shard)
     sums = sum_over_ranks([digests[name] for name in entries])
     wrong = [n for n, value in zip(entries, sums, strict=True) if f"{value:016x}" != entries[n]["digest"]]

@@ -1,8 +1,8 @@
-"""Saving beside the training: it waits while its state is copied to host memory, and goes on while that is written.
+"""Asynchronous saving: training waits while its state is copied to host memory, and continues while it is written.
 
-A save goes through two phases on every rank: `writing` its own file, and, once all have done so, `committing`, which is
-rank 0's work. The ranks agree on each change of phase between two steps, with numbers that the loop sums over them
-anyway, so that no thread ever talks to other ranks.
+A save has two phases on each rank: `writing` its own file, and, when all ranks have done so, `committing`, which is
+work of rank 0. The ranks agree on each change of phase between two steps, by numbers that the training loop adds to a
+sum over ranks that it computes in any case. So no background thread communicates with other ranks.
 """
 
 import contextlib
@@ -16,34 +16,34 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from ingot.parallel.catalog import Shard
 from ingot.parallel.checkpoint.digest import digest
 from ingot.parallel.checkpoint.files import write
 from ingot.parallel.checkpoint.format import (
     PARTIAL,
     CheckpointError,
     commit,
-    drop_leftovers,
     file_of,
     key_of,
     make_manifest,
+    remove_leftovers,
     step_name,
 )
-from ingot.parallel.checkpoint.owners import Ownership, agree
+from ingot.parallel.checkpoint.owners import Ownership, agree_on_owners
 from ingot.parallel.mesh import sum_over_ranks
+from ingot.parallel.tensor_shards import TensorShard
 
 PAUSE = 15.0
-"""Where training computes on the CPU too: seconds for which a save rests for each second that it works."""
+"""If training computes on the CPU too: seconds for which the thread of a save sleeps for each second that it works."""
 ATTEMPTS = 3
-"""How often a part is written before a save is given up."""
+"""How many times a rank tries to write its file before the save fails."""
 
 
 class Saver:
-    """Saves of one run, one at a time. Each rank has one, and makes each call at the same point as the others.
+    """Writes the checkpoints of a run, one at a time. All ranks must make the same calls at the same points.
 
     Args:
-        folder: the run's `checkpoints` folder.
-        keep: how many checkpoints stay, the newest included; 0 keeps all.
+        folder: the run's folder `checkpoints`.
+        keep: how many checkpoints stay, with the newest; 0 keeps all.
     """
 
     def __init__(self, folder: Path, keep: int):
@@ -53,60 +53,63 @@ class Saver:
         self._token = token[0]
         self._main = dist.get_rank() == 0
         self._ownership: Ownership | None = None  # the same in each save
-        self._mine: set = set()  # keys of what this rank writes
+        self._mine: set = set()  # keys of the shards that this rank writes
         self._buffers: dict[tuple, torch.Tensor] = {}
         self._save: _Save | None = None
         self._leftovers_are_there = True
 
     @property
-    def busy(self) -> bool:
+    def is_saving(self) -> bool:
+        """Whether a save is in progress."""
         return self._save is not None
 
-    def begin(self, shards: list[Shard], *, step: int, about: dict) -> float:
-        """Copies this rank's part of the state and lets it be written. An earlier save is finished first.
+    def begin(self, shards: list[TensorShard], *, step: int, metadata: dict) -> float:
+        """Copies this rank's part of the state and starts to write it. An earlier save is finished first.
 
         Args:
-            shards: this rank's part. What several ranks hold is written by one of them.
+            shards: this rank's part. If several ranks hold the same part, one of them writes it.
             step: optimizer steps done.
-            about: what else the manifest shall say (cursor, configuration, layout): plain JSON.
+            metadata: further keys of the manifest (cursor, configuration, layout), as JSON.
 
         Returns:
-            Seconds for which the copy held up this rank.
+            Seconds that the copy took.
 
         Raises:
             CheckpointError: the earlier save could not be written.
         """
         self.finish()
         if self._ownership is None:
-            self._ownership = agree(shards)
+            self._ownership = agree_on_owners(shards)
             self._mine = {shard.key for shard in self._ownership.mine}
         mine = [shard for shard in shards if shard.key in self._mine]
         start = time.perf_counter()
         copies = [self._copy(shard) for shard in mine]
         if any(shard.tensor.is_cuda for shard in mine):
             torch.cuda.synchronize()
-        stalled = time.perf_counter() - start
+        seconds = time.perf_counter() - start
         temporary = self.folder / f".{step_name(step)}.{self._token}{PARTIAL}"
         slow = not any(shard.tensor.is_cuda for shard in mine)
-        self._save = _Save(temporary, self.folder / step_name(step), copies, step, about, PAUSE if slow else 0.0)
+        self._save = _Save(temporary, self.folder / step_name(step), copies, step, metadata, PAUSE if slow else 0.0)
         self._save.run(self._write)
-        return stalled
+        return seconds
 
-    def state(self) -> list[int]:
-        """This rank's numbers for the sum over ranks that goes to `settle`."""
+    def status(self) -> list[int]:
+        """This rank's two numbers for the sum over ranks: whether its phase has ended, and whether it has failed."""
         save = self._save
         return [0, 0] if save is None or save.thread.is_alive() else [1, save.error is not None]
 
-    def settle(self, ended: int, failed: int) -> tuple[Path | None, str]:
-        """Goes on to the next phase once all ranks have ended this one. Each rank must call it, with the sums of
-        `state`.
+    def advance(self, ended: int, failed: int) -> tuple[Path | None, str]:
+        """Begins the next phase when all ranks have ended the present one. Each rank must call it.
+
+        Args:
+            ended, failed: the sums of `status` over all ranks.
 
         Returns:
-            The checkpoint, if it is there now, and a word on what had to be tried again.
+            The checkpoint if it is now complete, and a message if something is tried again.
 
         Raises:
-            CheckpointError: on each rank alike, after several attempts. Nothing of this checkpoint is left then, and
-                older ones are as they were.
+            CheckpointError: on all ranks, after several attempts. Nothing of this checkpoint is left then, and older
+                ones are unchanged.
         """
         save = self._save
         if save is None or ended < dist.get_world_size():
@@ -114,7 +117,7 @@ class Saver:
         if failed:
             return None, self._try_again(save)
         if save.phase == "writing":
-            names = self._ownership.names
+            names = self._owners.names
             sums = sum_over_ranks([save.digests[name] for name in names])
             sizes: list | None = [None] * dist.get_world_size() if self._main else None
             dist.gather_object(save.bytes, sizes)
@@ -126,46 +129,50 @@ class Saver:
         return save.final, ""
 
     def finish(self) -> Path | None:
-        """Waits until nothing is under way. Returns the checkpoint that this finished, if there was one."""
+        """Waits until no save is in progress. Returns the checkpoint that was completed, if there was one."""
         found = None
-        while self.busy:
+        while self._save is not None:
             self._save.hurry.set()
             self._save.thread.join()
-            found = self.settle(*sum_over_ranks(self.state()))[0] or found
+            found = self.advance(*sum_over_ranks(self.status()))[0] or found
         return found
 
+    @property
+    def _owners(self) -> Ownership:
+        assert self._ownership is not None, "begin comes first"
+        return self._ownership
+
     def _try_again(self, save: "_Save") -> str:
-        problem = [str(save.error) if save.error else ""]
         everywhere: list = [None] * dist.get_world_size()
-        dist.all_gather_object(everywhere, problem[0])
-        said = next(text for text in everywhere if text)
+        dist.all_gather_object(everywhere, str(save.error) if save.error else "")
+        reason = next(text for text in everywhere if text)
         if self._main:
-            drop_leftovers(self.folder)
+            remove_leftovers(self.folder)
         save.attempts += 1
         if save.attempts == ATTEMPTS:
             self._save = None
-            raise CheckpointError(f"cannot write a checkpoint into {self.folder}: {said}")
-        dist.barrier()  # no one writes before the remains of the last attempt are away
+            raise CheckpointError(f"cannot write a checkpoint into {self.folder}: {reason}")
+        dist.barrier()  # no rank writes before the files of the last attempt are removed
         save.phase = "writing"
         save.run(self._write)
-        return f"the checkpoint of step {save.step} could not be written ({said}); trying again"
+        return f"the checkpoint of step {save.step} could not be written ({reason}); trying again"
 
-    def _copy(self, shard: Shard) -> Shard:
-        """Buffers are kept for the next save: memory that is there already is filled twice as fast."""
+    def _copy(self, shard: TensorShard) -> TensorShard:
+        """Copies a shard to host memory. Buffers are kept for the next save: it is then twice as fast."""
         buffer = self._buffers.get(shard.key)
         if buffer is None or buffer.dtype != shard.tensor.dtype:
             buffer = torch.empty(shard.tensor.shape, dtype=shard.tensor.dtype, pin_memory=shard.tensor.is_cuda)
             self._buffers[shard.key] = buffer
         buffer.copy_(shard.tensor.detach(), non_blocking=True)
-        return Shard(shard.name, shard.global_shape, shard.rectangle, buffer)
+        return TensorShard(shard.name, shard.global_shape, shard.rectangle, buffer)
 
     def _write(self, save: "_Save") -> None:
         if self._main and self._leftovers_are_there:
-            drop_leftovers(self.folder, save.temporary)
+            remove_leftovers(self.folder, save.temporary)
             self._leftovers_are_there = False
         save.temporary.mkdir(parents=True, exist_ok=True)
         file = save.temporary / file_of(dist.get_rank())
-        save.digests = dict.fromkeys(self._ownership.names, 0)
+        save.digests = dict.fromkeys(self._owners.names, 0)
         if save.copies:
             tensors = {key_of(shard.name, shard.rectangle): shard.tensor for shard in save.copies}
             save.bytes = write(file, tensors, save.rest)
@@ -175,29 +182,32 @@ class Saver:
 
     def _commit(self, save: "_Save") -> None:
         if self._main:
-            manifest = make_manifest(self._ownership.entries, save.digests, save.files, save.step, save.about)
+            manifest = make_manifest(self._owners.entries, save.digests, save.files, save.step, save.metadata)
             commit(save.temporary, save.final, manifest, self.keep)
 
 
 class _Save:
-    """One save under way on this rank."""
+    """A save in progress on this rank."""
 
-    def __init__(self, temporary: Path, final: Path, copies: list[Shard], step: int, about: dict, pause: float):
-        self.temporary, self.final, self.copies, self.step, self.about = temporary, final, copies, step, about
+    def __init__(
+        self, temporary: Path, final: Path, copies: list[TensorShard], step: int, metadata: dict, pause: float
+    ):
+        self.temporary, self.final, self.copies = temporary, final, copies
+        self.step, self.metadata = step, metadata
         self.phase, self.attempts = "writing", 0
         self.bytes = 0  # of this rank's file
         self.digests: dict[str, int] = {}  # of this rank's part, then of the whole
         self.files: dict[str, int] = {}  # on rank 0, of all ranks
         self.error: Exception | None = None
         self.thread: threading.Thread
-        self.hurry = threading.Event()  # someone waits for it
+        self.hurry = threading.Event()  # training waits: no pauses any more
         self._pause, self._worked = pause, 0.0
 
     def run(self, work: Callable[["_Save"], None]) -> None:
         self.error = None
 
         def target() -> None:
-            with contextlib.suppress(OSError, AttributeError):  # of a thread alone, on Linux; training goes first
+            with contextlib.suppress(OSError, AttributeError):  # on Linux, of this thread only: training has priority
                 os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
             self._worked = time.thread_time()
             try:
@@ -209,13 +219,15 @@ class _Save:
         self.thread.start()
 
     def rest(self) -> None:
-        """Leaves the cores to the training, in proportion to what this thread has used of them since the last call."""
+        """Sleeps in proportion to the CPU time of this thread since the last call, so that training has the cores."""
         self.hurry.wait(self._pause * (time.thread_time() - self._worked))
         self._worked = time.thread_time()
 
 
-def save(folder: Path, shards: list[Shard], *, step: int, about: dict, keep: int) -> Path:
-    """Writes the state of all ranks as one checkpoint and waits for it. Arguments and errors as in `Saver`."""
+def save(folder: Path, shards: list[TensorShard], *, step: int, metadata: dict, keep: int) -> Path:
+    """Writes the state of all ranks as one checkpoint, and waits for it. Arguments and errors as in `Saver`."""
     saver = Saver(folder, keep)
-    saver.begin(shards, step=step, about=about)
-    return saver.finish()
+    saver.begin(shards, step=step, metadata=metadata)
+    path = saver.finish()
+    assert path is not None
+    return path

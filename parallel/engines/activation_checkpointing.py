@@ -1,16 +1,19 @@
-"""Activation recomputation (Chen et al. 2016, arXiv 1604.06174): less memory for some of the forward done twice.
+"""Activation checkpointing (Chen et al. 2016, arXiv 1604.06174): less memory, but some of the forward pass runs twice.
 
-`full` keeps the input of each block only. `selective` also keeps what is dear to compute and small to keep: the results
-of matrix products, of attention, and of sums over tensor ranks; norms, activations, rotary turns, and what is gathered
-from other ranks are made again.
+`full` keeps only the input of each block. `selective` also keeps results that are expensive to compute: those of matrix
+products, of attention, and of sums over tensor ranks. Norms, activation functions, rotary embeddings and gathered
+sequences are computed again.
 """
 
 from collections.abc import Callable, Sequence
 from functools import partial, wraps
+from typing import Any
 
 import torch
 from torch import nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
+
+from ingot.parallel.torch_compat import operator_name
 
 _KEPT_NAMES = (
     "aten::mm",
@@ -24,24 +27,25 @@ _KEPT_NAMES = (
 
 
 def checkpoint_activations(blocks: Sequence[nn.Module], how: str, kept: Sequence[str] = ()) -> None:
-    """Changes what each of `blocks` keeps for its backward pass: `none`, `selective`, or `full` recomputation.
+    """Sets what each of `blocks` keeps for its backward pass.
 
     Args:
+        how: `none` (keep everything), `selective`, or `full`.
         kept: names of the model's own operators, such as `library::attention`, whose results `selective` keeps.
     """
     if how == "none":
         return
-    contexts = {}
+    contexts: dict[str, Any] = {}
     if how == "selective":
         policy = partial(_policy, frozenset((*_KEPT_NAMES, *kept)))
         contexts["context_fn"] = partial(create_selective_checkpoint_contexts, policy)
     for block in blocks:
-        # The method is replaced, not the module: names stay, and an engine's hooks on the block stay outside.
+        # The method is replaced, not the module. So names stay, and hooks of an engine on the block stay outside.
         block.forward = _checkpointed(block, contexts)
 
 
-class _Plain(nn.Module):
-    """A block as it was."""
+class _Original(nn.Module):
+    """A block with its own forward method."""
 
     def __init__(self, block: nn.Module):
         super().__init__()
@@ -51,18 +55,20 @@ class _Plain(nn.Module):
         return self.run(*inputs)
 
 
-def _checkpointed(block: nn.Module, contexts: dict) -> Callable:
-    plain = _Plain(block)
+def _checkpointed(block: nn.Module, contexts: dict[str, Any]) -> Callable:
+    original = _Original(block)
 
     @wraps(block.forward)
     def run(*inputs):
         if not torch.is_grad_enabled():
-            return plain.run(*inputs)
-        # Who computes with rounded copies has put them in the parameters' places, and they are gone in the backward.
-        copies = {name: p for name, p in plain.named_parameters() if not isinstance(p, nn.Parameter)}
-        function = partial(torch.func.functional_call, plain, copies) if copies else plain.run
+            return original.run(*inputs)
+        # `Bf16Compute` has put rounded copies in the parameters' places, and they are gone in the backward pass.
+        copies: dict[str, torch.Tensor] = {
+            name: p for name, p in original.named_parameters() if not isinstance(p, nn.Parameter)
+        }
+        function = partial(torch.func.functional_call, original, copies) if copies else original.run
         arguments = (inputs,) if copies else inputs
-        # An engine may hold other parameters in the backward than in the forward, so their shapes are not compared.
+        # ZeRO-3 has other shapes of parameters in the backward pass than in the forward pass: no check of shapes.
         return checkpoint(function, *arguments, use_reentrant=False, determinism_check="none", **contexts)
 
     return run
@@ -71,5 +77,5 @@ def _checkpointed(block: nn.Module, contexts: dict) -> Callable:
 def _policy(
     kept: frozenset[str], context: object, operator: object, *args: object, **kwargs: object
 ) -> CheckpointPolicy:
-    name = operator._schema.name if hasattr(operator, "_schema") else str(operator)
-    return CheckpointPolicy.MUST_SAVE if name in kept else CheckpointPolicy.PREFER_RECOMPUTE
+    is_kept = operator_name(operator) in kept
+    return CheckpointPolicy.MUST_SAVE if is_kept else CheckpointPolicy.PREFER_RECOMPUTE

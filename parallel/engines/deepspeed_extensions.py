@@ -1,8 +1,8 @@
-"""Builds the C++ extensions that DeepSpeed compiles on first use, so that a killed process cannot block later ones.
+"""Builds the C++ extensions that DeepSpeed compiles on first use. A build that was killed does not block later ones.
 
-torch marks a build by a file `lock` in the extension's folder, which a process that is killed leaves behind; all later
-ones wait for it, for ever and without a word. Here a lock of the operating system, which ends with its holder, goes
-round the build: whoever has it knows that `lock` belongs to no process of ours.
+torch marks a build by a file `lock` in the folder of the extension. A process that is killed leaves it there, and all
+later builds wait for it, without a message and without end. So Ingot holds a lock of the operating system during a
+build. That lock ends with its process: who has it knows that `lock` belongs to no other process of Ingot.
 """
 
 import fcntl
@@ -12,38 +12,35 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-PATIENCE_SECONDS = 120  # for builds by others than Ingot; DeepSpeed's CPU extensions take about 40 s
+from ingot.parallel.engines.deepspeed_compat import cpu_communication_builder
+from ingot.parallel.torch_compat import extension_folder
+
+TIMEOUT_SECONDS = 120  # for builds of other programs; DeepSpeed's CPU extensions take about 40 s
 
 
 def build_communication() -> None:
-    """Builds or loads DeepSpeed's shared-memory communication for CPU ranks, where this machine can compile it."""
-    import deepspeed
-    from deepspeed.accelerator import get_accelerator
-    from torch.utils.cpp_extension import _get_build_directory
-
-    if get_accelerator().device_name() != "cpu":
-        return
-    builder = get_accelerator().create_op_builder("ShareMemCommBuilder")
-    if builder is not None and deepspeed.ops.__compatible_ops__.get(builder.NAME, False):
-        with alone_in(Path(_get_build_directory(builder.name, verbose=False))):
+    """Builds or loads DeepSpeed's shared-memory communication for ranks on CPUs, if this machine can compile it."""
+    builder = cpu_communication_builder()
+    if builder is not None:
+        with build_lock(extension_folder(builder.name)):
             builder.load(verbose=False)
 
 
 @contextmanager
-def alone_in(folder: Path, patience: float = PATIENCE_SECONDS) -> Iterator[None]:
-    """Holds `folder` against other processes of Ingot, without a `lock` that a killed process left in it.
+def build_lock(folder: Path, timeout: float = TIMEOUT_SECONDS) -> Iterator[None]:
+    """Lets one process of Ingot at a time build in `folder`, and removes a `lock` that a killed process left there.
 
     Args:
         folder: where an extension is built.
-        patience: seconds to wait for a `lock`, in case that another program is building, before it is removed.
+        timeout: another program may be building. So `lock` is removed only after so many seconds.
     """
     lock = folder / "lock"
     with open(folder.parent / f"{folder.name}.guard", "w") as guard:
         fcntl.flock(guard, fcntl.LOCK_EX)
-        end = time.monotonic() + patience
+        end = time.monotonic() + timeout
         while lock.exists():
             if time.monotonic() > end:
-                print(f"removed {lock}, which a killed build has left behind", file=sys.stderr, flush=True)
+                print(f"removed {lock}, which a build that was killed has left", file=sys.stderr, flush=True)
                 lock.unlink(missing_ok=True)
             time.sleep(0.1)
         yield

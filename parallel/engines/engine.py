@@ -1,8 +1,7 @@
-"""The engine interface: what the training loop may ask for, whoever does the work.
+"""The interface of an engine: what the training loop calls.
 
-An engine owns the module, the optimizer and the communication. The loop gives it micro-batches and one number, the
-count of target tokens of the whole step over all ranks; each engine must produce the gradient of (sum of losses) /
-(that count).
+An engine owns the module, the optimizer and the communication. The loop gives it micro-batches and the number of target
+tokens of the whole step over all ranks. Each engine computes the gradient of (sum of losses) / (number of targets).
 """
 
 import math
@@ -14,8 +13,8 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from ingot.parallel.catalog import Placement, Shard, parameter_of, place, whole
 from ingot.parallel.mesh import Mesh
+from ingot.parallel.tensor_shards import TensorShard, TensorSlice, parameter_of, to_global, whole_shard
 
 Batch = dict[str, torch.Tensor | float]
 MakeOptimizer = Callable[[nn.Module], torch.optim.Optimizer]
@@ -23,70 +22,75 @@ ValuesOf = Callable[[str, tuple[int, ...], tuple[int, ...]], torch.Tensor]
 
 
 @dataclass(frozen=True)
-class Shares:
-    """What this rank holds of a module's parameters, by name. Those without a placement are whole, on all ranks alike.
+class LocalParameters:
+    """What this tensor rank holds of a module's parameters, by name.
 
     Attributes:
-        placements: where a parameter lies in its logical tensor.
-        counted: parameters that this rank answers for in sums over the tensor ranks, such as the gradient norm: each
-            element of the model is counted by one of them.
+        slices: the slice of the logical tensor that a parameter is. A parameter without an entry is whole, and all
+            tensor ranks hold it.
+        counted: parameters that this rank adds to sums over the tensor ranks, such as the gradient norm. Each element
+            of the model is counted by exactly one rank.
     """
 
-    placements: dict[str, Placement]
+    slices: dict[str, TensorSlice]
     counted: frozenset[str]
 
 
 class Engine(ABC):
-    """A module under training. The module's forward, given labels, returns the sum of its losses over the targets.
+    """A module in training. The module's forward, given labels, returns the sum of its losses over the targets.
 
     Args:
-        module: on the meta device, already cut into this rank's shares.
+        module: on the meta device, already split over the tensor ranks.
+        local_parameters: what this rank holds of its parameters.
     """
 
-    def __init__(self, module: nn.Module, mesh: Mesh, shares: Shares):
+    def __init__(self, module: nn.Module, mesh: Mesh, local_parameters: LocalParameters):
         self.module = module
         self.mesh = mesh
-        self.shares = shares
+        self.local_parameters = local_parameters
 
-    def fill(self, values_of: ValuesOf) -> None:
-        """Sets the parameters, each rank its own part of them.
+    def initialize(self, values_of: ValuesOf) -> None:
+        """Sets the parameters. Each rank sets its own part.
 
         Args:
-            values_of: name, offset and shape of a box of a logical tensor to its fp32 values, the same on all ranks.
+            values_of: a function of name, offset and shape. It returns the fp32 values of this rectangle of the logical
+                tensor, the same ones on all ranks.
         """
         with torch.no_grad():
-            for shard in [*self.shards(), *place(self.frozen_shards(), self.shares.placements)]:
+            for shard in [*self.shards(), *self._global(self.frozen_shards())]:
                 if shard.name.startswith("model/"):
-                    box = shard.rectangle
-                    shard.tensor.copy_(values_of(parameter_of(shard.name), box.offset, box.shape))
-        self.refresh(0)
+                    rectangle = shard.rectangle
+                    shard.tensor.copy_(values_of(parameter_of(shard.name), rectangle.offset, rectangle.shape))
+        self.sync_from_shards(0)
 
-    def shards(self) -> list[Shard]:
-        """Live views of this rank's part of the state: fp32 parameters `model/NAME` and `optimizer/STATE/NAME`. Frozen
-        parameters are no part of it: they are as they were filled.
+    def shards(self) -> list[TensorShard]:
+        """Views of this rank's part of the state: fp32 parameters `model/NAME` and `optimizer/STATE/NAME`.
 
-        Writing into them changes the state; call `refresh` afterwards.
+        Frozen parameters are not included: they keep the values of `initialize`. Writing into the views changes the
+        state; call `sync_from_shards` afterwards.
         """
-        return place(self.own_shards(), self.shares.placements)
+        return self._global(self.local_shards())
 
-    def num_parameters(self, learning: bool = False) -> int:
-        """Parameters of the whole module, or those of them that learn. Each rank must call it."""
-        shards = [s for s in self.own_shards() if s.name.startswith("model/")]
-        shapes = {s.name: s.global_shape for s in place(shards, self.shares.placements)}
-        if not learning:
-            shapes |= {s.name: s.global_shape for s in place(self.frozen_shards(), self.shares.placements)}
-        everywhere: list = [None] * dist.get_world_size()  # a ZeRO rank may hold nothing of some
-        dist.all_gather_object(everywhere, shapes)
-        return sum(math.prod(shape) for shape in {n: s for part in everywhere for n, s in part.items()}.values())
+    def num_parameters(self, only_trainable: bool = False) -> int:
+        """The number of parameters of the whole module. Each rank must call it."""
+        shards = [shard for shard in self.shards() if shard.name.startswith("model/")]
+        if not only_trainable:
+            shards += self._global(self.frozen_shards())
+        shapes: list = [None] * dist.get_world_size()  # a ZeRO rank may hold nothing of some parameters
+        dist.all_gather_object(shapes, {shard.name: shard.global_shape for shard in shards})
+        return sum(math.prod(shape) for shape in {n: s for part in shapes for n, s in part.items()}.values())
+
+    def _global(self, shards: list[TensorShard]) -> list[TensorShard]:
+        return to_global(shards, self.local_parameters.slices)
 
     @abstractmethod
-    def accumulate(self, batch: Batch, num_targets: int, last: bool) -> torch.Tensor:
-        """Forward and backward of one micro-batch.
+    def forward_backward(self, batch: Batch, num_targets: int, is_last: bool) -> torch.Tensor:
+        """Forward and backward pass of one micro-batch. Gradients are accumulated.
 
         Args:
             batch: the module's keyword arguments, on `mesh.device`.
             num_targets: target tokens of the whole optimizer step, over all micro-batches and ranks.
-            last: whether this is the step's last micro-batch, after which gradients are reduced.
+            is_last: whether this is the last micro-batch of the step, after which gradients are reduced.
 
         Returns:
             The sum of this micro-batch's losses, detached, fp32.
@@ -94,54 +98,60 @@ class Engine(ABC):
 
     @abstractmethod
     def step(self, learning_rate: float, number: int | None = None) -> float:
-        """Clips, updates, clears the gradients. Returns the global gradient norm before clipping.
+        """Clips the gradients, updates the parameters, and clears the gradients.
 
         Args:
-            number: of the step, for groups of parameters that begin to learn later. None: all learn.
+            number: of the step, for groups of parameters with a later first step. None: all groups are updated.
+
+        Returns:
+            The global gradient norm before clipping.
         """
 
     @abstractmethod
     def forward(self, batch: Batch) -> torch.Tensor:
-        """The module's own result on `batch`, without gradients. Each rank must call it equally often."""
+        """The module's result on `batch`, without gradients. Each rank must call it the same number of times."""
 
     @abstractmethod
-    def own_shards(self) -> list[Shard]:
-        """`shards` of the parameters as this rank's module has them, cut or whole."""
+    def local_shards(self) -> list[TensorShard]:
+        """`shards` of the parameters of this rank's module, which may be slices of the logical ones."""
 
     @abstractmethod
-    def frozen_shards(self) -> list[Shard]:
-        """Views of this rank's part of the parameters that do not learn, in the type that they are computed in."""
+    def frozen_shards(self) -> list[TensorShard]:
+        """Views of this rank's part of the frozen parameters, in the type of the computation, as `local_shards`."""
 
     @abstractmethod
-    def refresh(self, step: int) -> None:
-        """Brings up to date what follows from the shards, after they were written: bf16 copies, other ranks' replicas,
-        Adam's step count."""
+    def sync_from_shards(self, step: int) -> None:
+        """Updates what depends on the shards after they were written: bf16 copies, the replicas of other ranks, and
+        Adam's number of steps.
+
+        Args:
+            step: optimizer steps done.
+        """
 
 
-def whole_tensor_shards(module: nn.Module, optimizer: torch.optim.Optimizer) -> list[Shard]:
-    """The catalog of an engine that keeps whole fp32 parameters and their optimizer states on each rank; without the
-    frozen ones."""
+def unsharded_state(module: nn.Module, optimizer: torch.optim.Optimizer) -> list[TensorShard]:
+    """The shards of an engine in which each rank has whole fp32 parameters and optimizer states. No frozen ones."""
     shards = []
     for name, parameter in module.named_parameters():
         if not parameter.requires_grad:
             continue
-        shards.append(whole(f"model/{name}", parameter.data))
+        shards.append(whole_shard(f"model/{name}", parameter.data))
         for state, value in optimizer.state.get(parameter, {}).items():
             if value.shape == parameter.shape and state != "step":
-                shards.append(whole(f"optimizer/{state}/{name}", value))
+                shards.append(whole_shard(f"optimizer/{state}/{name}", value))
     return shards
 
 
-def whole_frozen_shards(module: nn.Module) -> list[Shard]:
-    """The parameters that do not learn, of an engine that keeps them whole."""
-    return [whole(f"model/{name}", p.data) for name, p in module.named_parameters() if not p.requires_grad]
+def unsharded_frozen(module: nn.Module) -> list[TensorShard]:
+    """The frozen parameters of an engine in which each rank has whole parameters."""
+    return [whole_shard(f"model/{name}", p.data) for name, p in module.named_parameters() if not p.requires_grad]
 
 
 class Bf16Compute(nn.Module):
     """Computes a module in bf16 while its parameters, and so their gradients and the optimizer, stay in fp32.
 
-    The parameters are rounded once per forward. Gradients arrive in bf16 from each micro-batch and accumulate in
-    fp32, as under ZeRO-1.
+    The parameters are rounded once per forward pass. Each micro-batch gives bf16 gradients, which are accumulated in
+    fp32, as in ZeRO-1.
     """
 
     def __init__(self, module: nn.Module):

@@ -1,36 +1,36 @@
 """The torch-native engine: one device, replicas (DistributedDataParallel), shards (FSDP2), or both (HSDP)."""
 
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import nn
-from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor
-from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 from torch.nn.parallel import DistributedDataParallel
 
-from ingot.parallel.catalog import Rectangle, Shard, whole
-from ingot.parallel.engines.engine import Batch, Bf16Compute, Engine, MakeOptimizer, Shares
+from ingot.parallel.engines.engine import Batch, Bf16Compute, Engine, LocalParameters, MakeOptimizer
 from ingot.parallel.engines.gradient_clipping import clip_gradients
-from ingot.parallel.engines.materialization import materialise
+from ingot.parallel.engines.materialization import materialize
 from ingot.parallel.mesh import Mesh
 from ingot.parallel.optimizer import create_state, set_learning_rate, set_step
+from ingot.parallel.tensor_shards import Rectangle, TensorShard, whole_shard
+from ingot.parallel.torch_compat import local_shape_and_offset
 
 
 class TorchEngine(Engine):
-    """fp32 parameters and optimizer states, whole or in shards; gradients are added up and reduced in fp32.
+    """fp32 parameters and optimizer states, whole or sharded. Gradients are accumulated and reduced in fp32.
 
-    Replicas reduce once a step. Shards reduce after each micro-batch, so that no rank ever holds whole gradients, and
-    replicas of shards once a step.
+    Replicas reduce their gradients once per step. Shards reduce after each micro-batch, so that no rank holds whole
+    gradients, and replicas of shards once per step.
 
     Args:
-        module: on the meta device, cut into this rank's `shares`.
-        make_optimizer: makes the optimizer of the module, once its parameters have memory.
-        precision: `bf16` or `fp32`, of the computation.
-        max_grad_norm: global gradient norm above which gradients are scaled down; 0 for never.
+        module: on the meta device, already split over the tensor ranks.
+        make_optimizer: makes the optimizer of the module, after its parameters have got memory.
+        precision: of the computation, `bf16` or `fp32`.
+        max_grad_norm: global gradient norm above which gradients are scaled down; 0 means no clipping.
         blocks: submodules whose parameters are gathered together, just before they are used.
-        offload: whether parameters, gradients and optimizer rest in the host's memory, in shards.
+        offload: whether parameters, gradients and optimizer are kept in the host's memory (always sharded then).
     """
 
     def __init__(
@@ -39,41 +39,42 @@ class TorchEngine(Engine):
         make_optimizer: MakeOptimizer,
         *,
         mesh: Mesh,
-        shares: Shares,
+        local_parameters: LocalParameters,
         precision: str,
         max_grad_norm: float,
         blocks: Sequence[nn.Module] = (),
         offload: bool = False,
     ):
-        super().__init__(module, mesh, shares)
+        super().__init__(module, mesh, local_parameters)
         self.max_grad_norm = max_grad_norm
-        self.sharded = mesh.shard > 1 or offload
+        self.sharded = mesh.data_shard > 1 or offload
         if self.sharded:
-            cut(module, blocks, mesh, precision, offload)
-        materialise(module, torch.device("cpu") if offload else mesh.device)
+            apply_fsdp(module, blocks, mesh, precision, offload)
+        materialize(module, torch.device("cpu") if offload else mesh.device)
         self.optimizer = make_optimizer(module)
         self.parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
         create_state(self.optimizer, list(self.parameters.values()))
-        self.compute = self.wrapped = module
-        if precision == "bf16" and not self.sharded:
-            self.compute = self.wrapped = Bf16Compute(module)
+        self.compute = Bf16Compute(module) if precision == "bf16" and not self.sharded else module
+        self.wrapped = self.compute
         if mesh.num_data > 1 and not self.sharded:
             self.wrapped = DistributedDataParallel(
                 self.compute, process_group=mesh.data_group, gradient_as_bucket_view=True
             )
 
-    def accumulate(self, batch: Batch, num_targets: int, last: bool) -> torch.Tensor:
-        if self.sharded:
-            self.module.set_requires_all_reduce(last)
-        waits = self.mesh.num_data > 1 and not self.sharded and not last
-        with self.wrapped.no_sync() if waits else nullcontext():
+    def forward_backward(self, batch: Batch, num_targets: int, is_last: bool) -> torch.Tensor:
+        if isinstance(self.module, FSDPModule):
+            self.module.set_requires_all_reduce(is_last)
+        context: AbstractContextManager = nullcontext()
+        if isinstance(self.wrapped, DistributedDataParallel) and not is_last:
+            context = self.wrapped.no_sync()
+        with context:
             loss_sum = self.wrapped(**batch)
-            # Both reductions average over ranks; the step's loss is a sum over all of them.
+            # DDP and FSDP2 average gradients over ranks; the loss of the step is a sum over ranks.
             (loss_sum * (self.mesh.num_data / num_targets)).backward()
         return loss_sum.detach()
 
     def step(self, learning_rate: float, number: int | None = None) -> float:
-        norm = clip_gradients(self.module, self.shares, self.mesh, self.max_grad_norm)
+        norm = clip_gradients(self.module, self.local_parameters, self.mesh, self.max_grad_norm)
         set_learning_rate(self.optimizer, learning_rate, number)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -83,7 +84,7 @@ class TorchEngine(Engine):
     def forward(self, batch: Batch) -> torch.Tensor:
         return self.compute(**batch)
 
-    def own_shards(self) -> list[Shard]:
+    def local_shards(self) -> list[TensorShard]:
         shards = []
         for name, parameter in self.parameters.items():
             shards += _shards(f"model/{name}", parameter.detach())
@@ -92,29 +93,31 @@ class TorchEngine(Engine):
                     shards += _shards(f"optimizer/{state}/{name}", value)
         return shards
 
-    def frozen_shards(self) -> list[Shard]:
+    def frozen_shards(self) -> list[TensorShard]:
         frozen = [(name, p.detach()) for name, p in self.module.named_parameters() if not p.requires_grad]
         return [shard for name, parameter in frozen for shard in _shards(f"model/{name}", parameter)]
 
-    def refresh(self, step: int) -> None:
+    def sync_from_shards(self, step: int) -> None:
         set_step(self.optimizer, step)
 
 
-def cut(module: nn.Module, blocks: Sequence[nn.Module], mesh: Mesh, precision: str, offload: bool = False) -> None:
-    """Leaves this rank its part of each parameter, over the data ranks that share them. Arguments as in the engine."""
+def apply_fsdp(
+    module: nn.Module, blocks: Sequence[nn.Module], mesh: Mesh, precision: str, offload: bool = False
+) -> None:
+    """Shards each parameter over the data ranks of the axis data_shard. Arguments as in the engine."""
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     policy = MixedPrecisionPolicy(dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
-    replicated = mesh.num_data > mesh.shard
-    devices = mesh.devices["data_replicate", "data_shard"] if replicated else mesh.devices["data_shard"]
-    place = {"offload_policy": CPUOffloadPolicy(pin_memory=mesh.device.type == "cuda")} if offload else {}
+    replicated = mesh.num_data > mesh.data_shard
+    device_mesh = mesh.torch_mesh["data_replicate", "data_shard"] if replicated else mesh.torch_mesh["data_shard"]
+    offload_policy = CPUOffloadPolicy(pin_memory=mesh.device.type == "cuda") if offload else OffloadPolicy()
     for part in (*blocks, module):
-        fully_shard(part, mesh=devices, mp_policy=policy, **place)
+        fully_shard(part, mesh=device_mesh, mp_policy=policy, offload_policy=offload_policy)
 
 
-def _shards(name: str, tensor: torch.Tensor) -> list[Shard]:
+def _shards(name: str, tensor: torch.Tensor) -> list[TensorShard]:
     if not isinstance(tensor, DTensor):
-        return [whole(name, tensor)]
-    shape, offset = compute_local_shape_and_global_offset(tensor.shape, tensor.device_mesh, tensor.placements)
+        return [whole_shard(name, tensor)]
+    shape, offset = local_shape_and_offset(tensor.shape, tensor.device_mesh, tensor.placements)
     if 0 in shape:  # fewer rows than ranks
         return []
-    return [Shard(name, tuple(tensor.shape), Rectangle(tuple(offset), tuple(shape)), tensor.to_local())]
+    return [TensorShard(name, tuple(tensor.shape), Rectangle(offset, shape), tensor.to_local())]

@@ -1,6 +1,6 @@
 """What the tests of failures start instead of a training run, which would take its time: ranks that add up numbers.
 
-As in training, the ranks meet by `meshes.start`, hold the lifeline, and stop together when one was asked to.
+As in training, the ranks meet by `meshes.start`, hold the watchdog, and stop together when one was asked to.
 """
 
 import ctypes
@@ -13,7 +13,7 @@ from pathlib import Path
 sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 from ingot.launcher.runtime.exit_codes import DONE, REQUEUE, bad_input, run_main  # noqa: E402
-from ingot.launcher.runtime.peer_watchdog import Lifeline  # noqa: E402
+from ingot.launcher.runtime.peer_watchdog import PeerWatchdog  # noqa: E402
 
 STEP_SECONDS = 0.05
 
@@ -24,10 +24,10 @@ def main(argv: list[str]) -> int:
     from ingot.parallel import mesh as meshes
 
     stop_requested = []
-    with Lifeline() as lifeline:
+    with PeerWatchdog() as watchdog:
         with bad_input():
             mesh = meshes.start("cpu", timeout_seconds=600, rendezvous_seconds=30)
-            lifeline.tie(mesh.rank, mesh.world_size)
+            watchdog.connect(mesh.rank, mesh.world_size)
         for number in (signal.SIGTERM, signal.SIGUSR1):
             signal.signal(number, lambda *_: stop_requested.append(True))
         Path(folder, f"rank-{mesh.rank}").write_text(str(os.getpid()))

@@ -14,7 +14,7 @@ def test_the_zero_paper(stage, gigabytes):
 
 
 def layout(engine: str, stage: int = 1, **more) -> LayoutSizes:
-    return LayoutSizes(**{"engine": engine, "stage": stage, "num_data": 8, "shard": 8, "tensor": 1, **more})
+    return LayoutSizes(**{"engine": engine, "stage": stage, "num_data": 8, "data_shard": 8, "tensor": 1, **more})
 
 
 def test_states_of_engines():
@@ -22,7 +22,7 @@ def test_states_of_engines():
     states = {stage: memory(FOOTPRINT, layout("zero", stage)).states / count for stage in range(4)}
     assert states == pytest.approx({0: 16, 1: 2 + 4 + 12 / 8, 2: 2 + 16 / 8, 3: 18 / 8})
     assert memory(FOOTPRINT, layout("fsdp")).states / count == pytest.approx(16 / 8)
-    assert memory(FOOTPRINT, layout("fsdp", shard=2)).states / count == pytest.approx(16 / 2)
+    assert memory(FOOTPRINT, layout("fsdp", data_shard=2)).states / count == pytest.approx(16 / 2)
     assert memory(FOOTPRINT, layout("zero", 3, offload="all")).states == 0
     assert memory(FOOTPRINT, layout("zero", 2, offload="optimizer")).optimizer == 0
 
@@ -33,7 +33,7 @@ def test_traffic_of_engines():
     sent = {stage: traffic(FOOTPRINT, layout("zero", stage, precision="fp32")).data / count for stage in range(4)}
     assert sent == pytest.approx({0: 8 * around, 1: 8 * around, 2: 8 * around, 3: 12 * around})
     assert traffic(FOOTPRINT, layout("zero", 3, accumulation=2)).data == pytest.approx(2 * 8 * around * count)
-    assert traffic(FOOTPRINT, layout("fsdp", shard=1)).data == pytest.approx(8 * around * count)
-    hybrid = traffic(FOOTPRINT, layout("fsdp", shard=4)).data
+    assert traffic(FOOTPRINT, layout("fsdp", data_shard=1)).data == pytest.approx(8 * around * count)
+    hybrid = traffic(FOOTPRINT, layout("fsdp", data_shard=4)).data
     assert hybrid == pytest.approx(8 * 3 / 4 * count + 2 * 1 / 2 * 4 * count / 4)
     assert traffic(FOOTPRINT, layout("fsdp", accumulation=3)).tensor == 3 * 10 * 5.0

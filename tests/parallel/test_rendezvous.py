@@ -1,4 +1,4 @@
-"""Ranks that cannot meet say so in time: where, who was waited for, and what to do."""
+"""A rendezvous that fails says so in time: the address, the missing ranks, and what to do."""
 
 import datetime
 import re
@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch.distributed as dist
 
-from ingot.parallel.rendezvous import meet
+from ingot.parallel.rendezvous import join_rendezvous
 from tests.ranks import free_port
 
 SECONDS = 2
@@ -28,29 +28,29 @@ def address(monkeypatch) -> int:
 def refusal(rank: int, world_size: int = 2) -> str:
     start = time.monotonic()
     with pytest.raises(ValueError, match=r".") as caught:
-        meet(rank, world_size, SECONDS)
+        join_rendezvous(rank, world_size, SECONDS)
     assert time.monotonic() - start < SECONDS + 3
     return str(caught.value)
 
 
 def test_all_ranks_meet_whoever_comes_first(address):
     with ThreadPoolExecutor(3) as pool:
-        late = [pool.submit(meet, rank, 3, 10) for rank in (2, 1)]
+        late = [pool.submit(join_rendezvous, rank, 3, 10) for rank in (2, 1)]
         time.sleep(0.3)
-        stores = [pool.submit(meet, 0, 3, 10).result(), *(each.result() for each in late)]
+        stores = [pool.submit(join_rendezvous, 0, 3, 10).result(), *(each.result() for each in late)]
     stores[0].set("word", "given")
     assert stores[2].get("word") == b"given"
 
 
-def test_nobody_listens(address):
+def test_no_process_listens(address):
     message = refusal(1)
     assert f"rank 1 on {socket.gethostname()} tried for 2 seconds (parallel.rendezvous_seconds)" in message
     assert f"to reach rank 0 at 127.0.0.1:{address}" in message
-    assert "nobody listens on that port" in message
+    assert "no process listens on that port" in message
     assert "--master_port" in message
 
 
-def test_nobody_listens_where_torchrun_should_hold_the_store(address, monkeypatch):
+def test_no_process_listens_where_torchrun_should_hold_the_store(address, monkeypatch):
     monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
     assert f"the torchrun of the first machine at 127.0.0.1:{address}" in refusal(0)
 
@@ -63,7 +63,7 @@ def test_a_name_that_does_not_resolve(address, monkeypatch):
 def test_the_port_is_taken(address):
     with socket.create_server(("", address)):
         message = refusal(0)
-    assert f"rank 0 cannot hold the meeting at 127.0.0.1:{address}: another process listens there" in message
+    assert f"rank 0 cannot listen at 127.0.0.1:{address}: another process listens there" in message
     assert "--master_port" in message
 
 
@@ -72,11 +72,11 @@ def test_another_program_listens(address):
         assert f"something listens at 127.0.0.1:{address}, but it does not answer rank 1" in refusal(1)
 
 
-def test_ranks_that_do_not_come_are_named(address):
+def test_missing_ranks_are_named(address):
     with ThreadPoolExecutor(1) as pool:
         other = pool.submit(refusal, 3, 6)
         message = refusal(0, 6)
-        assert f"at 127.0.0.1:{address} for 6 ranks, and 4 did not come: 1, 2, 4, 5." in message
+        assert f"at 127.0.0.1:{address} for 6 ranks, and 4 are missing: 1, 2, 4, 5." in message
         other.result()
 
 
@@ -85,13 +85,13 @@ def test_launchers_that_disagree(address):
     with ThreadPoolExecutor(1) as pool:
         first = pool.submit(refusal, 1, 4)
         time.sleep(0.5)
-        assert "rank 2 was told of 8 processes, and others at 127.0.0.1" in refusal(2, 8)
-        assert re.search(r"two processes at .* say that they are rank 1: .*--node_rank", refusal(1, 4))
-        assert "did not come: 0, 2, 3" in first.result()
+        assert "rank 2 has WORLD_SIZE 8, and others at 127.0.0.1" in refusal(2, 8)
+        assert re.search(r"two processes at .* have rank 1: .*--node_rank", refusal(1, 4))
+        assert "are missing: 0, 2, 3" in first.result()
     del store
 
 
 @pytest.mark.parametrize(("name", "value"), [("MASTER_PORT", "many"), ("MASTER_PORT", "70000"), ("MASTER_ADDR", "")])
-def test_an_environment_that_is_not_whole(address, monkeypatch, name, value):
+def test_an_incomplete_environment(address, monkeypatch, name, value):
     monkeypatch.setenv(name, value)
     assert re.search(rf"{name}.* '{value}'.*expected the address of rank 0's machine and a port", refusal(1))

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ingot.parallel.engines.engine import Engine, Shares
+from ingot.parallel.engines.engine import Engine, LocalParameters
 from ingot.parallel.engines.fsdp import TorchEngine
 from ingot.parallel.engines.zero import ZeroEngine
 from ingot.parallel.mesh import Mesh
@@ -43,23 +43,23 @@ def build(kind: str, mesh: Mesh, precision: str = "fp32", width: int = 33) -> En
     values = dict(Toy(width).named_parameters())
     with torch.device("meta"):
         module = Toy(width)
-    shares = Shares({}, frozenset(values))
+    local_parameters = LocalParameters({}, frozenset(values))
 
     decaying = matrices(module)
 
     def make_optimizer(module):
         return adamw(parameter_groups(module, 0.1, decaying), learning_rate=1e-2, betas=(0.9, 0.95), eps=1e-8)
 
-    common = {"mesh": mesh, "shares": shares, "precision": precision, "max_grad_norm": 1.0}
+    common = {"mesh": mesh, "local_parameters": local_parameters, "precision": precision, "max_grad_norm": 1.0}
     if kind in ("torch", "fsdp"):
-        common["mesh"] = mesh if kind == "fsdp" else replace(mesh, shard=1)
+        common["mesh"] = mesh if kind == "fsdp" else replace(mesh, data_shard=1)
         engine = TorchEngine(module, make_optimizer, **common)
     else:
         accumulation = GLOBAL // MICRO // mesh.num_data
         engine = ZeroEngine(
             module, make_optimizer, stage=int(kind[-1]), micro_batch=MICRO, num_micro_batches=accumulation, **common
         )
-    engine.fill(lambda name, offset, shape: values[name][slices(offset, shape)])
+    engine.initialize(lambda name, offset, shape: values[name][slices(offset, shape)])
     return engine
 
 
@@ -84,7 +84,7 @@ def train(engine: Engine, first: int, last: int) -> list[tuple[float, float]]:
         for start in range(mesh.data_rank * share, (mesh.data_rank + 1) * share, MICRO):
             rows = slice(start, start + MICRO)
             last_micro = start + MICRO == (mesh.data_rank + 1) * share
-            loss_sum += engine.accumulate({"input_ids": inputs[rows], "labels": labels[rows]}, count, last_micro)
+            loss_sum += engine.forward_backward({"input_ids": inputs[rows], "labels": labels[rows]}, count, last_micro)
         norm = engine.step(1e-2)
         torch.distributed.all_reduce(loss_sum)
         results.append((float(loss_sum) / count, norm))

@@ -79,8 +79,8 @@ def test_verify_reads_every_byte(capsys, run, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda box: box.update(shape=[box["shape"][0] - 1, *box["shape"][1:]]), "elements are in no file"),
-        (lambda box: box.update(key="other"), "has no other"),
+        (lambda rectangle: rectangle.update(shape=[rectangle["shape"][0] - 1, *rectangle["shape"][1:]]), "elements are in no file"),
+        (lambda rectangle: rectangle.update(key="other"), "has no other"),
     ],
 )
 def test_verify_sees_parts_that_do_not_make_a_whole(capsys, run, tmp_path, change, message):

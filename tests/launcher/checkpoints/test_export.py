@@ -16,7 +16,7 @@ from ingot.launcher.runtime import exit_codes
 from ingot.model.config import ModelConfig
 from ingot.parallel import checkpoint
 from ingot.parallel import mesh as meshes
-from ingot.parallel.catalog import Rectangle, Shard
+from ingot.parallel.tensor_shards import Rectangle, TensorShard
 from tests.launcher.runs import launch
 from tests.model.huggingface_models import LENGTH, OURS, TOLERANCE, auto_of, difference, made, opened, transformers
 
@@ -42,10 +42,10 @@ def run_of(config: ModelConfig, tokenizer: Tokenizer, folder: Path) -> tuple[Pat
     model = made(config)
     values = {f"model/{name}": parameter.detach() for name, parameter in model.named_parameters()}
     values["optimizer/exp_avg/final_norm.weight"] = torch.zeros(32)
-    shards = [Shard(name, tuple(v.shape), Rectangle((0,) * v.ndim, tuple(v.shape)), v) for name, v in values.items()]
-    about = {"config": {"model": asdict(config)}, "tokenizer_sha256": tokenizer.sha256}
+    shards = [TensorShard(name, tuple(v.shape), Rectangle((0,) * v.ndim, tuple(v.shape)), v) for name, v in values.items()]
+    metadata = {"config": {"model": asdict(config)}, "tokenizer_sha256": tokenizer.sha256}
     meshes.start("cpu")
-    checkpoint.save(folder / "checkpoints", shards, step=3, about=about, keep=0)
+    checkpoint.save(folder / "checkpoints", shards, step=3, metadata=metadata, keep=0)
     meshes.stop()
     tokenizer.save(folder / "tokenizer")
     return folder, model

@@ -1,4 +1,4 @@
-"""The scripts of configs/clusters and the commands of docs/clusters.md name what exists, and do what they say.
+"""The scripts of configs/clusters and the commands of docs/several-machines.md name what exists, and do what they say.
 
 A cluster's own commands (srun, scontrol) are not there, and stand-ins write down how they were called.
 """
@@ -22,7 +22,7 @@ from tests.launcher.runs import ROOT, environment
 
 CLUSTERS = ROOT / "configs/clusters"
 SCRIPTS = sorted(CLUSTERS.glob("*.sh"))
-DOCUMENTS = [ROOT / "docs/clusters.md", *CLUSTERS.iterdir()]
+DOCUMENTS = [ROOT / "docs/several-machines.md", *CLUSTERS.iterdir()]
 TRAINING = ["--config", "configs/gpt2-124m.yaml", "--batch.micro_size", "10"]
 SLURM = {
     "SLURM_SUBMIT_DIR": str(ROOT),
@@ -170,7 +170,7 @@ def test_commands_that_people_are_told_exist(call, path):
     for name in re.findall(r"(?:launcher|configs|docs|tests)/[\w/-]+(?:\.(?:py|sh|yaml|md)|\b(?=[ `)]))", text):
         assert (ROOT / name).exists(), name
     commands = commands_in(text)
-    assert len(commands) >= {"clusters.md": 5, "hostfile": 0, "pytorchjob.yaml": 0}.get(path.name, 1)
+    assert len(commands) >= {"several-machines.md": 5, "hostfile": 0, "pytorchjob.yaml": 0}.get(path.name, 1)
     for words in commands:
         variables = dict(word.split("=", 1) for word in words if re.match(r"[A-Z_]+=", word))
         words = words[len(variables) :]
@@ -182,7 +182,7 @@ def test_commands_that_people_are_told_exist(call, path):
 
 
 def test_the_document_names_each_script_and_real_options():
-    text = (ROOT / "docs/clusters.md").read_text()
+    text = (ROOT / "docs/several-machines.md").read_text()
     for path in CLUSTERS.iterdir():
         assert f"configs/clusters/{path.name}" in text, path.name
     defaults = parse(TrainConfig, [], "").to_dict()

@@ -106,7 +106,7 @@ def test_the_wrong_interface_is_found_out_at_the_start(tmp_path, machines):
     commands = [[sys.executable, TOY, tmp_path]] * 2
     with started(machines, commands, tmp_path, toy_variables(machines, "lo")) as processes:
         assert {process.wait(timeout=60) for process in processes} == {BAD_INPUT}, output(machines, tmp_path)
-    assert re.search("met all others at .* could not connect .*GLOO_SOCKET_IFNAME", output(machines, tmp_path))
+    assert re.search("met all other ranks at .* could not connect .*GLOO_SOCKET_IFNAME", output(machines, tmp_path))
 
 
 def test_a_cable_that_is_cut_is_noticed_within_a_minute_or_so(tmp_path, machines):

@@ -7,7 +7,7 @@ from dataclasses import asdict
 
 import pytest
 
-from ingot.launcher.runtime.peer_watchdog import Lifeline, Loss
+from ingot.launcher.runtime.peer_watchdog import PeerWatchdog, Loss
 from ingot.parallel import mesh as meshes
 from tests.ranks import run_ranks
 
@@ -25,7 +25,7 @@ JUNK = [
 def listen(rank_that_fails: int) -> tuple[Loss | None, Loss | None]:
     """What this rank has heard after strangers have called, and after a rank has said that it fails."""
     mesh = meshes.start("cpu")
-    with Lifeline() as line:
+    with PeerWatchdog() as line:
         line.tie(mesh.rank, mesh.world_size)
         if mesh.rank == 1:
             address = next(iter(line._lines)).getpeername()[:2]
@@ -65,8 +65,8 @@ def test_an_error_waits_for_the_word_of_who_was_lost(monkeypatch, capsys):
         line._lose(Loss(1))
         line._heard.set()
 
-    monkeypatch.setattr("ingot.launcher.runtime.peer_watchdog.leave", leave)
-    line = Lifeline()
+    monkeypatch.setattr("ingot.launcher.runtime.peer_watchdog.exit_process", leave)
+    line = PeerWatchdog()
     line._watching = True
     threading.Thread(target=lose).start()
     with pytest.raises(SystemExit), line:
@@ -81,6 +81,6 @@ def test_what_a_rank_is_told():
 
 
 def test_one_rank_holds_no_line():
-    with Lifeline() as line:
+    with PeerWatchdog() as line:
         line.tie(0, 1)
         assert line._lines == {}

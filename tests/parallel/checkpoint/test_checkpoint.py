@@ -12,14 +12,14 @@ import torch
 
 from ingot.parallel import checkpoint
 from ingot.parallel import mesh as meshes
-from ingot.parallel.catalog import Rectangle
 from ingot.parallel.checkpoint import CheckpointError, CheckpointMismatch, owners
-from ingot.parallel.checkpoint.format import pieces
-from ingot.parallel.checkpoint.whole import problems
+from ingot.parallel.checkpoint.format import stored_shards
+from ingot.parallel.checkpoint.single_process import find_problems
+from ingot.parallel.tensor_shards import Rectangle
 from tests.parallel.toy import ENGINES, build, train
 from tests.ranks import run_ranks
 
-ABOUT = {"cursor": 32, "tokens": 512}
+METADATA = {"cursor": 32, "tokens": 512}
 
 
 def save_with_all(folder: Path) -> dict:
@@ -29,7 +29,7 @@ def save_with_all(folder: Path) -> dict:
     for kind in ENGINES:
         engine = build(kind, mesh)
         train(engine, 0, 4)
-        checkpoint.save(folder / kind, engine.shards(), step=4, about=ABOUT, keep=0)
+        checkpoint.save(folder / kind, engine.shards(), step=4, metadata=METADATA, keep=0)
         after[kind] = train(engine, 4, 7)
     meshes.stop()
     return after
@@ -45,7 +45,7 @@ def load_with_all(folder: Path, sources: list[str]) -> dict:
             for shard in engine.shards():
                 shard.tensor.fill_(torch.nan)  # whatever is not read shows
             manifest = checkpoint.load(folder / source / "step-00000004", engine.shards())
-            engine.refresh(manifest["step"])
+            engine.sync_from_shards(manifest["step"])
             after[kind, source] = train(engine, 4, 7)
     meshes.stop()
     return after
@@ -86,11 +86,11 @@ def trained(mesh):
 
 @pytest.fixture
 def saved(trained, tmp_path):
-    return checkpoint.save(tmp_path, trained.shards(), step=2, about=ABOUT, keep=0)
+    return checkpoint.save(tmp_path, trained.shards(), step=2, metadata=METADATA, keep=0)
 
 
 def test_a_stranger_reads_a_tensor_with_the_lines_on_the_page(trained, saved):
-    page = (Path(__file__).resolve().parents[3] / "docs/checkpoints.md").read_text()
+    page = (Path(__file__).resolve().parents[3] / "docs/checkpoint-format.md").read_text()
     lines, _ = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     assert len([line for line in lines.splitlines() if line]) <= 10
     names = {"path": str(saved), "name": "optimizer/exp_avg/linear.weight"}
@@ -104,7 +104,7 @@ def save_as_grids(folder: Path) -> list[str]:
     mesh = meshes.start("cpu")
     engine = build("fsdp", mesh)
     train(engine, 0, 2)
-    path = checkpoint.save(folder, engine.shards(), step=2, about=ABOUT, keep=0)
+    path = checkpoint.save(folder, engine.shards(), step=2, metadata=METADATA, keep=0)
     before = [shard.tensor.clone() for shard in engine.shards()]
     for shard in engine.shards():
         shard.tensor.fill_(torch.nan)
@@ -120,17 +120,16 @@ def test_tensors_that_are_written_as_grids_are_read_by_any_layout_and_by_strange
     assert "model/linear.weight" in grids
     path = tmp_path / "step-00000002"
     manifest = checkpoint.read_manifest(path)
-    assert problems(path, manifest) == []  # each element in one file, and its digest
-    page = (Path(__file__).resolve().parents[3] / "docs/checkpoints.md").read_text()
+    assert find_problems(path, manifest) == []  # each element in one file, and its digest
+    page = (Path(__file__).resolve().parents[3] / "docs/checkpoint-format.md").read_text()
     names: dict = {}
     exec(re.findall(r"```python\n(.*?)```", page, re.DOTALL)[1], names)
     for name in grids:
         entry = manifest["tensors"][name]
         listed = list(names["rectangles"](name, entry["grid"]))
-        found = [(piece.file, piece.key, piece.rectangle) for piece in pieces(name, entry)]
-        assert [
-            (box["file"], box["key"], Rectangle(tuple(box["offset"]), tuple(box["shape"]))) for box in listed
-        ] == found
+        found = [(each.file, each.key, each.rectangle) for each in stored_shards(name, entry)]
+        expected = [(r["file"], r["key"], Rectangle(tuple(r["offset"]), tuple(r["shape"]))) for r in listed]
+        assert found == expected
 
 
 def test_the_manifest_says_what_it_was_given(saved):
@@ -192,7 +191,7 @@ def test_another_model_is_told_apart_from_damage(mesh, saved):
 
 def test_old_ones_go_and_unfinished_ones_do_not_count(trained, tmp_path):
     for step in range(1, 6):
-        checkpoint.save(tmp_path, trained.shards(), step=step, about=ABOUT, keep=2)
+        checkpoint.save(tmp_path, trained.shards(), step=step, metadata=METADATA, keep=2)
     (tmp_path / ".step-00000009.partial").mkdir()
     assert [path.name for path in checkpoint.committed(tmp_path)] == ["step-00000005", "step-00000004"]
     assert checkpoint.resolve(tmp_path).name == "step-00000005"
@@ -200,7 +199,7 @@ def test_old_ones_go_and_unfinished_ones_do_not_count(trained, tmp_path):
 
 def test_the_newest_sound_one_is_resolved_and_only_damaged_ones_are_an_error(trained, tmp_path):
     for step in (1, 2):
-        checkpoint.save(tmp_path / "checkpoints", trained.shards(), step=step, about=ABOUT, keep=0)
+        checkpoint.save(tmp_path / "checkpoints", trained.shards(), step=step, metadata=METADATA, keep=0)
     truncate(tmp_path / "checkpoints/step-00000002")
     assert checkpoint.resolve(tmp_path).name == "step-00000001"
     truncate(tmp_path / "checkpoints/step-00000001")
@@ -217,7 +216,7 @@ def test_a_disk_that_is_full_leaves_the_older_checkpoint_and_nothing_else(traine
     resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
     try:
         with pytest.raises(CheckpointError, match="cannot write a checkpoint into"):
-            checkpoint.save(saved.parent, trained.shards(), step=3, about=ABOUT, keep=1)
+            checkpoint.save(saved.parent, trained.shards(), step=3, metadata=METADATA, keep=1)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         signal.signal(signal.SIGXFSZ, before)
@@ -227,7 +226,7 @@ def test_a_disk_that_is_full_leaves_the_older_checkpoint_and_nothing_else(traine
 
 def test_a_folder_is_never_written_into_twice(trained, saved):
     flip_a_byte(saved)
-    again = checkpoint.save(saved.parent, trained.shards(), step=2, about=ABOUT, keep=0)
+    again = checkpoint.save(saved.parent, trained.shards(), step=2, metadata=METADATA, keep=0)
     assert again == saved
     checkpoint.load(saved, trained.shards())
     assert (saved.parent / "step-00000002.damaged-1" / "manifest.json").exists()

@@ -48,13 +48,13 @@ def run(folder: Path, kill_at: int, first_deadly: int = 3) -> None:
         path = checkpoint.resolve(folder)
         manifest = checkpoint.load(path, engine.shards())  # checks the digest of each tensor
         start, loss = manifest["step"], manifest["loss"]
-        engine.refresh(start)
+        engine.sync_from_shards(start)
     saver = checkpoint.Saver(folder / "checkpoints", KEEP)
     count = _Points(kill_at)
     for step in range(start, STEPS):
         ((loss, _),) = train(engine, step, step + 1)
         count.on = step + 1 >= first_deadly
-        saver.begin(engine.shards(), step=step + 1, about={"loss": float(loss)})
+        saver.begin(engine.shards(), step=step + 1, metadata={"loss": float(loss)})
         saver.finish()
     (folder / "last").write_text(repr(float(loss)))
     (folder / "points").write_text(str(count.passed))

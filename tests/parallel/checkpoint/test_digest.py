@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from ingot.parallel.catalog import flat_shards, whole
 from ingot.parallel.checkpoint.digest import digest
+from ingot.parallel.tensor_shards import flat_shards, whole_shard
 
 
 @pytest.fixture
@@ -11,7 +11,7 @@ def tensor():
 
 
 def test_the_digest_does_not_depend_on_how_a_tensor_is_cut(tensor):
-    expected = digest(whole("w", tensor))
+    expected = digest(whole_shard("w", tensor))
     for cut in (1, 40, 77, 142):
         flat = tensor.flatten()
         parts = flat_shards("w", (13, 11), 0, flat[:cut]) + flat_shards("w", (13, 11), cut, flat[cut:])
@@ -19,7 +19,7 @@ def test_the_digest_does_not_depend_on_how_a_tensor_is_cut(tensor):
 
 
 def test_any_change_changes_the_digest(tensor):
-    before = digest(whole("w", tensor))
+    before = digest(whole_shard("w", tensor))
     swapped = tensor.clone()
     swapped[0, 0], swapped[5, 3] = tensor[5, 3], tensor[0, 0]
     negative_zero = tensor.clone()
@@ -27,11 +27,11 @@ def test_any_change_changes_the_digest(tensor):
     zero = tensor.clone()
     zero[0, 0] = 0.0
     others = [swapped, tensor.T.contiguous().view(13, 11), negative_zero, zero, torch.nextafter(tensor, tensor + 1)]
-    digests = {digest(whole("w", other)) for other in others} | {digest(whole("v", tensor)), before}
+    digests = {digest(whole_shard("w", other)) for other in others} | {digest(whole_shard("v", tensor)), before}
     assert len(digests) == len(others) + 2
 
 
 def test_the_digest_is_what_old_checkpoints_say():
     """A change of this value makes every existing checkpoint look damaged: raise the format's version with it."""
-    assert f"{digest(whole('w', torch.arange(6.0).view(2, 3))):016x}" == "d6a8e930b70d1cfc"
-    assert digest(whole("s", torch.zeros((), dtype=torch.bfloat16))) > 0
+    assert f"{digest(whole_shard('w', torch.arange(6.0).view(2, 3))):016x}" == "d6a8e930b70d1cfc"
+    assert digest(whole_shard("s", torch.zeros((), dtype=torch.bfloat16))) > 0

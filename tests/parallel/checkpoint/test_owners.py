@@ -8,20 +8,20 @@ import numpy as np
 import pytest
 import torch
 
-from ingot.parallel.catalog import Rectangle, Shard, flat_range_rectangles
-from ingot.parallel.checkpoint.format import make_manifest, pieces
+from ingot.parallel.checkpoint.format import make_manifest, stored_shards
 from ingot.parallel.checkpoint.grid import Grid
-from ingot.parallel.checkpoint.owners import rows_of, share_out
+from ingot.parallel.checkpoint.owners import assign_owners, rows_of
+from ingot.parallel.tensor_shards import Rectangle, TensorShard, flat_range_rectangles
 
 SHAPES = {"a": (300, 70), "b": (129,), "c": (), "d": (64, 8, 12)}
 TABLE = {name: (shape, "float32") for name, shape in SHAPES.items()}
 
 
-def shards_of(boxes: dict[str, list[Rectangle]]) -> list[Shard]:
+def shards_of(rectangles: dict[str, list[Rectangle]]) -> list[TensorShard]:
     return [
-        Shard(name, SHAPES[name], box, torch.empty(box.shape, device="meta"))
-        for name, listed in boxes.items()
-        for box in listed
+        TensorShard(name, SHAPES[name], rectangle, torch.empty(rectangle.shape, device="meta"))
+        for name, listed in rectangles.items()
+        for rectangle in listed
     ]
 
 
@@ -34,28 +34,28 @@ def blocks(shape: tuple, counts: tuple) -> list[Rectangle]:
     return [Rectangle(tuple(o for o, _ in side), tuple(n for _, n in side)) for side in itertools.product(*sides)]
 
 
-def fsdp(ranks: int, replicas: int) -> list[list[Shard]]:
+def fsdp(ranks: int, replicas: int) -> list[list[TensorShard]]:
     """Each tensor cut along its first dim over ranks / replicas, each part on `replicas` ranks."""
     held = []
     for rank in range(ranks):
-        part, boxes = rank // replicas, {}
+        part, rectangles = rank // replicas, {}
         for name, shape in SHAPES.items():
             cut = blocks(shape, (ranks // replicas, *[1] * (len(shape) - 1))) if shape else [Rectangle((), ())]
             if part < len(cut):
-                boxes[name] = [cut[part]] if shape else cut
-        held.append(shards_of(boxes))
+                rectangles[name] = [cut[part]] if shape else cut
+        held.append(shards_of(rectangles))
     return held
 
 
-def flat(ranks: int) -> list[list[Shard]]:
+def flat(ranks: int) -> list[list[TensorShard]]:
     """Each tensor's elements dealt to the ranks in flat ranges, as ZeRO does."""
     held = []
     for rank in range(ranks):
-        boxes = {}
+        rectangles = {}
         for name, shape in SHAPES.items():
             size = math.prod(shape)
-            boxes[name] = flat_range_rectangles(shape, rank * size // ranks, (rank + 1) * size // ranks)
-        held.append(shards_of(boxes))
+            rectangles[name] = flat_range_rectangles(shape, rank * size // ranks, (rank + 1) * size // ranks)
+        held.append(shards_of(rectangles))
     return held
 
 
@@ -68,7 +68,7 @@ LAYOUTS = {
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_each_element_is_written_once_by_a_rank_that_holds_it_and_found_again(layout):
     held = LAYOUTS[layout]
-    masks, entries = share_out([rows_of(shards, TABLE) for shards in held], TABLE)
+    masks, entries = assign_owners([rows_of(shards, TABLE) for shards in held], TABLE)
     manifest = json.loads(json.dumps(make_manifest(entries, dict.fromkeys(entries, 0), {}, 1, {})))
     written = {
         (shard.name, f"rank-{rank:05d}.safetensors", shard.rectangle)
@@ -77,7 +77,7 @@ def test_each_element_is_written_once_by_a_rank_that_holds_it_and_found_again(la
         if mine
     }
     for name, shape in SHAPES.items():
-        found = list(pieces(name, manifest["tensors"][name]))
+        found = list(stored_shards(name, manifest["tensors"][name]))
         assert {(name, piece.file, piece.rectangle) for piece in found} == {w for w in written if w[0] == name}
         count = np.zeros(shape, int)
         for piece in found:
@@ -91,17 +91,17 @@ def test_each_element_is_written_once_by_a_rank_that_holds_it_and_found_again(la
 @pytest.mark.parametrize("layout", ["fsdp", "hsdp", "flat, many"])
 def test_a_part_of_a_tensor_is_found_without_looking_at_the_rest(layout):
     held = LAYOUTS[layout]
-    _, entries = share_out([rows_of(shards, TABLE) for shards in held], TABLE)
-    for box in blocks(SHAPES["a"], (11, 3)):
-        all_of_them = [p for p in pieces("a", entries["a"]) if p.rectangle.intersect(box) is not None]
-        assert list(pieces("a", entries["a"], box)) == all_of_them
+    _, entries = assign_owners([rows_of(shards, TABLE) for shards in held], TABLE)
+    for rectangle in blocks(SHAPES["a"], (11, 3)):
+        all_of_them = [p for p in stored_shards("a", entries["a"]) if p.rectangle.intersect(rectangle) is not None]
+        assert list(stored_shards("a", entries["a"], rectangle)) == all_of_them
         assert all_of_them
 
 
 def test_many_regular_rectangles_become_a_grid_and_few_or_irregular_ones_a_list():
-    _, many = share_out([rows_of(shards, TABLE) for shards in LAYOUTS["fsdp"]], TABLE)
-    _, few = share_out([rows_of(shards, TABLE) for shards in fsdp(8, 1)], TABLE)
-    _, irregular = share_out([rows_of(shards, TABLE) for shards in LAYOUTS["flat, many"]], TABLE)
+    _, many = assign_owners([rows_of(shards, TABLE) for shards in LAYOUTS["fsdp"]], TABLE)
+    _, few = assign_owners([rows_of(shards, TABLE) for shards in fsdp(8, 1)], TABLE)
+    _, irregular = assign_owners([rows_of(shards, TABLE) for shards in LAYOUTS["flat, many"]], TABLE)
     assert many["a"]["grid"] == {"sizes": [[[3, 100]], [[70, 1]]], "ranks": [[0, 1, 100]]}
     assert "rectangles" in few["a"]
     assert "rectangles" in irregular["a"]
@@ -111,7 +111,7 @@ def test_replicas_are_spread_evenly():
     ranks, tensors = 8, 40
     table = {f"t{n:02d}": ((100 + n, 10), "float32") for n in range(tensors)}
     rows = np.array([[n, 0, 0, 100 + n, 10] for n in range(tensors)], np.int32)
-    masks, _ = share_out([rows] * ranks, table)
+    masks, _ = assign_owners([rows] * ranks, table)
     sizes = np.array([(100 + n) * 10 for n in range(tensors)])
     assert np.stack(masks).sum(axis=0).tolist() == [1] * tensors
     loads = [sizes[mask].sum() for mask in masks]
@@ -120,11 +120,11 @@ def test_replicas_are_spread_evenly():
 
 def test_parts_that_some_ranks_share_and_others_do_not_are_written_once():
     whole, half = Rectangle((0,), (129,)), [Rectangle((0,), (64,)), Rectangle((64,), (65,))]
-    held = [shards_of({"b": [box], "c": [Rectangle((), ())]}) for box in (half[0], half[1], half[1])]
+    held = [shards_of({"b": [rectangle], "c": [Rectangle((), ())]}) for rectangle in (half[0], half[1], half[1])]
     table = {name: TABLE[name] for name in ("b", "c")}
-    masks, entries = share_out([rows_of(shards, table) for shards in held], table)
+    masks, entries = assign_owners([rows_of(shards, table) for shards in held], table)
     assert sum(int(mask.sum()) for mask in masks) == 3
-    assert [piece.rectangle for piece in pieces("b", entries["b"], whole)] == half
+    assert [piece.rectangle for piece in stored_shards("b", entries["b"], whole)] == half
 
 
 def test_rectangles_with_a_hole_or_an_overlap_are_no_grid():

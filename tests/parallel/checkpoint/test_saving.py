@@ -42,7 +42,7 @@ def copies(engine) -> dict[str, torch.Tensor]:
 
 def test_what_is_saved_is_the_state_at_the_call_whatever_comes_after(engine, tmp_path):
     saver, expected = Saver(tmp_path, keep=0), copies(engine)
-    saver.begin(engine.shards(), step=1, about={})
+    saver.begin(engine.shards(), step=1, metadata={})
     for shard in engine.shards():
         shard.tensor.add_(1.0)
     path = saver.finish()
@@ -54,30 +54,30 @@ def test_what_is_saved_is_the_state_at_the_call_whatever_comes_after(engine, tmp
 def test_one_save_is_under_way_at_a_time(engine, tmp_path):
     saver = Saver(tmp_path, keep=0)
     for step in (1, 2, 3):
-        saver.begin(engine.shards(), step=step, about={})
+        saver.begin(engine.shards(), step=step, metadata={})
         assert [path.name for path in checkpoint.committed(tmp_path)][: step - 1] == [
             f"step-{n:08d}" for n in range(step - 1, 0, -1)
         ]
-    assert saver.busy
+    assert saver.is_saving
     assert saver.finish().name == "step-00000003"
-    assert not saver.busy
+    assert not saver.is_saving
 
 
 def wait(saver) -> tuple:
     saver._save.thread.join()
-    return saver.settle(*saver.state())
+    return saver.advance(*saver.status())
 
 
 def test_a_failed_write_is_said_at_the_next_step_and_tried_again(engine, tmp_path, full_disk):
     saver = Saver(tmp_path, keep=0)
-    saver.begin(engine.shards(), step=1, about={})
+    saver.begin(engine.shards(), step=1, metadata={})
     path, trouble = wait(saver)
     assert path is None
     assert "the checkpoint of step 1 could not be written" in trouble
     assert "trying again" in trouble
     saver._save.thread.join()  # the second attempt has failed too
     full_disk()  # there is room before the last one begins
-    assert "trying again" in saver.settle(*saver.state())[1]
+    assert "trying again" in saver.advance(*saver.status())[1]
     assert wait(saver) == (None, "")  # written
     path, trouble = wait(saver)
     assert path.name == "step-00000001"
@@ -87,20 +87,20 @@ def test_a_failed_write_is_said_at_the_next_step_and_tried_again(engine, tmp_pat
 
 def test_a_disk_that_stays_full_is_an_error_and_leaves_nothing(engine, tmp_path, full_disk):
     saver = Saver(tmp_path, keep=0)
-    saver.begin(engine.shards(), step=1, about={})
+    saver.begin(engine.shards(), step=1, metadata={})
     with pytest.raises(CheckpointError, match=r"cannot write a checkpoint into .*File too large"):
         saver.finish()
-    assert not saver.busy
+    assert not saver.is_saving
     assert list(tmp_path.iterdir()) == []
 
 
 def test_weights_alone_and_a_part_of_them(engine, tmp_path):
-    path, expected = checkpoint.save(tmp_path, engine.shards(), step=1, about={}, keep=0), copies(engine)
+    path, expected = checkpoint.save(tmp_path, engine.shards(), step=1, metadata={}, keep=0), copies(engine)
     try:
         for only in ("model/", "model/linear."):
             for shard in engine.shards():
                 shard.tensor.fill_(7.0)
-            checkpoint.load(path, engine.shards(), only=only)
+            checkpoint.load(path, engine.shards(), prefix=only)
             for shard in engine.shards():
                 wanted = expected[shard.name] if shard.name.startswith(only) else torch.full_like(shard.tensor, 7.0)
                 assert torch.equal(shard.tensor, wanted), (only, shard.name)

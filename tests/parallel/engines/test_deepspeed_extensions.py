@@ -4,14 +4,14 @@ import multiprocessing
 import threading
 import time
 
-from ingot.parallel.engines.deepspeed_extensions import alone_in
+from ingot.parallel.engines.deepspeed_extensions import build_lock
 
 
 def test_a_lock_that_was_left_behind_is_removed_with_a_word(tmp_path, capsys):
     folder = tmp_path / "extension"
     folder.mkdir()
     (folder / "lock").touch()
-    with alone_in(folder, patience=0.3):
+    with build_lock(folder, timeout=0.3):
         assert not (folder / "lock").exists()
     assert str(folder / "lock") in capsys.readouterr().err
 
@@ -22,13 +22,13 @@ def test_a_build_by_another_program_is_waited_for(tmp_path, capsys):
     (folder / "lock").touch()
     threading.Timer(0.5, (folder / "lock").unlink).start()
     start = time.monotonic()
-    with alone_in(folder, patience=60):
+    with build_lock(folder, timeout=60):
         assert 0.4 < time.monotonic() - start < 30
     assert capsys.readouterr().err == ""
 
 
 def hold(folder, seconds):
-    with alone_in(folder):
+    with build_lock(folder):
         (folder / "held").touch()
         time.sleep(seconds)
 
@@ -43,7 +43,7 @@ def test_the_guard_ends_with_a_killed_holder(tmp_path):
     entered = threading.Event()
 
     def enter():
-        with alone_in(folder):
+        with build_lock(folder):
             entered.set()
 
     waiting = threading.Thread(target=enter, daemon=True)

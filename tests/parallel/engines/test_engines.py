@@ -46,7 +46,7 @@ def train_all() -> dict:
             second = train(engine, STEPS, STEPS + 2)
             for shard in engine.shards():
                 shard.tensor.copy_(state[shard.key])
-            engine.refresh(STEPS)
+            engine.sync_from_shards(STEPS)
             results[kind, precision] = (first, second, train(engine, STEPS, STEPS + 2))
     meshes.stop()
     return results

@@ -5,9 +5,9 @@ import torch
 
 from ingot.parallel import checkpoint
 from ingot.parallel import mesh as meshes
-from ingot.parallel.catalog import Rectangle
 from ingot.parallel.mesh_sizes import sizes
-from ingot.parallel.tensor_parallel.collectives import copy
+from ingot.parallel.tensor_parallel.collectives import copy_to_ranks
+from ingot.parallel.tensor_shards import Rectangle
 from tests.layouts import MODELS, Layout, difference, engine_in, train, train_alone, train_on
 from tests.ranks import run_ranks
 
@@ -55,7 +55,7 @@ def gradient_of_a_copy() -> float:
     mesh = meshes.start("cpu", tensor=4)
     x = torch.zeros(1, dtype=torch.bfloat16, requires_grad=True)
     parts = [256.0, 1.0, -256.0, 0.5]  # 257 is no bf16
-    copy(x, mesh.tensor_group).backward(torch.tensor([parts[mesh.tensor_rank]], dtype=torch.bfloat16))
+    copy_to_ranks(x, mesh.tensor_group).backward(torch.tensor([parts[mesh.tensor_rank]], dtype=torch.bfloat16))
     meshes.stop()
     return x.grad.item()
 
@@ -74,7 +74,7 @@ def save_and_go_on(folder) -> list:
     for model, layout in SAVED:
         engine = engine_in(model, layout, world)
         train_on(engine, model, layout, 0, 4)
-        checkpoint.save(folder / model, engine.shards(), step=4, about={}, keep=0)
+        checkpoint.save(folder / model, engine.shards(), step=4, metadata={}, keep=0)
         after.append(train_on(engine, model, layout, 4, 7))
     meshes.stop()
     return after
@@ -87,10 +87,10 @@ def load_and_go_on(folder) -> list:
         engine = engine_in(model, layout, world)
         for shard in engine.shards():
             shard.tensor.fill_(torch.nan)  # whatever is not read shows
-        reading = checkpoint.Reading()
-        checkpoint.load(folder / model / "step-00000004", engine.shards(), reading=reading)  # checks every digest
+        reading = checkpoint.ReadCounts()
+        checkpoint.load(folder / model / "step-00000004", engine.shards(), counts=reading)  # checks every digest
         assert 0 < reading.needed <= reading.read <= 1.02 * reading.needed
-        engine.refresh(4)
+        engine.sync_from_shards(4)
         after.append(train_on(engine, model, layout, 4, 7))
     meshes.stop()
     return after
@@ -107,14 +107,14 @@ def test_what_one_layout_saved_another_loads_and_goes_on(tmp_path):
     manifest = checkpoint.read_manifest(tmp_path / "gpt2/step-00000004")
     entry = manifest["tensors"]["model/embedding.token.weight"]
     assert entry["shape"] == [101, 32]  # four ranks hold 26 rows each, and the padding is nobody's
-    boxes = [Rectangle(tuple(r["offset"]), tuple(r["shape"])) for r in entry["rectangles"]]
-    assert sum(box.numel for box in boxes) == 101 * 32
+    rectangles = [Rectangle(tuple(r["offset"]), tuple(r["shape"])) for r in entry["rectangles"]]
+    assert sum(rectangle.numel for rectangle in rectangles) == 101 * 32
 
 
 def test_sizes_that_do_not_multiply_are_refused_with_those_that_would():
     assert sizes(8) == (1, 8, 1)
-    assert sizes(8, tensor=2, shard=2) == (2, 2, 2)
+    assert sizes(8, tensor=2, data_shard=2) == (2, 2, 2)
     with pytest.raises(ValueError, match=r"tensor 3 does not divide the 8 processes.*1, 2, 4 or 8"):
         sizes(8, tensor=3)
     with pytest.raises(ValueError, match=r"data_shard 3 does not divide the 4 data ranks.*1, 2 or 4"):
-        sizes(8, tensor=2, shard=3)
+        sizes(8, tensor=2, data_shard=3)

@@ -3,16 +3,18 @@ import itertools
 import pytest
 import torch
 
-from ingot.parallel.catalog import Rectangle, flat_range_rectangles, flat_shards
+from ingot.parallel.tensor_shards import Rectangle, flat_range_rectangles, flat_shards
 
 
 @pytest.mark.parametrize("shape", [(7,), (3, 5), (1, 6), (4, 1), (2, 3, 4), (3, 1, 2)])
 def test_any_flat_range_is_cut_into_rectangles_that_hold_it_in_order(shape):
     whole = torch.arange(torch.Size(shape).numel()).view(shape)
     for start, stop in itertools.combinations(range(whole.numel() + 1), 2):
-        boxes = flat_range_rectangles(shape, start, stop)
-        assert len(boxes) <= 2 * len(shape) - 1
-        parts = [whole[tuple(slice(o, o + n) for o, n in zip(b.offset, b.shape, strict=True))].flatten() for b in boxes]
+        rectangles = flat_range_rectangles(shape, start, stop)
+        assert len(rectangles) <= 2 * len(shape) - 1
+        parts = [
+            whole[tuple(slice(o, o + n) for o, n in zip(b.offset, b.shape, strict=True))].flatten() for b in rectangles
+        ]
         assert torch.cat(parts).tolist() == list(range(start, stop))
 
 

@@ -1,4 +1,4 @@
-"""Whole checkpoints in one process: checking, comparing and making them, some rows of a tensor at a time."""
+"""Checking, comparing and writing whole checkpoints in one process, some rows of a tensor at a time."""
 
 import math
 import shutil
@@ -8,7 +8,6 @@ from pathlib import Path
 
 import torch
 
-from ingot.parallel.catalog import Rectangle, Shard
 from ingot.parallel.checkpoint.digest import digest
 from ingot.parallel.checkpoint.files import FileDamaged, TensorFile, write
 from ingot.parallel.checkpoint.format import (
@@ -16,48 +15,53 @@ from ingot.parallel.checkpoint.format import (
     CheckpointError,
     file_of,
     key_of,
-    listed,
     make_manifest,
-    pieces,
     publish,
+    rectangle_entries,
+    stored_shards,
 )
-from ingot.parallel.checkpoint.loading import Reading, read_shard
+from ingot.parallel.checkpoint.loading import ReadCounts, read_shard
+from ingot.parallel.tensor_shards import Rectangle, TensorShard
 
 BLOCK = 64 << 20
-"""Bytes of a tensor that are in memory at once."""
+"""Bytes of a tensor that are in memory at the same time."""
 FILE = 1 << 30
-"""Bytes after which a new file is begun, and that are in memory at once when one is written."""
+"""Bytes of a file. When a file is written, so many bytes are in memory."""
 
 
-class Opened:
-    """A checkpoint whose files are opened as they are needed. A context manager."""
+class OpenCheckpoint:
+    """A checkpoint whose files are opened when they are needed. A context manager, which closes them."""
 
     def __init__(self, path: Path, manifest: dict):
         self.path, self.manifest = path, manifest
         self.files: dict[str, TensorFile] = {}
 
-    def __enter__(self) -> "Opened":
+    def __enter__(self) -> "OpenCheckpoint":
         return self
 
     def __exit__(self, *error: object) -> None:
         for file in self.files.values():
             file.close()
 
-    def read(self, name: str, box: Rectangle) -> torch.Tensor:
+    def read(self, name: str, rectangle: Rectangle) -> torch.Tensor:
+        """A rectangle of a tensor, of its stored type."""
         entry = self.manifest["tensors"][name]
-        tensor = torch.empty(box.shape, dtype=getattr(torch, entry["dtype"]))
-        read_shard(self.path, entry, Shard(name, tuple(entry["shape"]), box, tensor), self.files, Reading())
+        tensor = torch.empty(rectangle.shape, dtype=getattr(torch, entry["dtype"]))
+        read_shard(
+            self.path, entry, TensorShard(name, tuple(entry["shape"]), rectangle, tensor), self.files, ReadCounts()
+        )
         return tensor
 
-    def rows(self, name: str) -> Iterator[Shard]:
-        """The whole tensor, in parts of at most about `BLOCK` bytes (a row at least)."""
+    def rows(self, name: str) -> Iterator[TensorShard]:
+        """The whole tensor in parts of about `BLOCK` bytes at most, but of at least one row."""
         entry = self.manifest["tensors"][name]
         shape = tuple(entry["shape"])
-        for box in row_blocks(shape, getattr(torch, entry["dtype"]).itemsize):
-            yield Shard(name, shape, box, self.read(name, box))
+        for rectangle in row_blocks(shape, getattr(torch, entry["dtype"]).itemsize):
+            yield TensorShard(name, shape, rectangle, self.read(name, rectangle))
 
 
 def row_blocks(shape: tuple[int, ...], width: int) -> Iterator[Rectangle]:
+    """Divides a tensor with `width` bytes per element along its first dim, into blocks of about `BLOCK` bytes."""
     if not shape:
         yield Rectangle((), ())
         return
@@ -67,21 +71,22 @@ def row_blocks(shape: tuple[int, ...], width: int) -> Iterator[Rectangle]:
         yield Rectangle((start, *rest), (min(step, shape[0] - start), *shape[1:]))
 
 
-def problems(path: Path, manifest: dict, progress: Callable[[int], None] = lambda count: None) -> list[str]:
-    """All that is wrong with a checkpoint whose files have the right sizes: elements that are in no file or in two,
-    files that are not what the manifest says, other digests.
+def find_problems(path: Path, manifest: dict, progress: Callable[[int], object] = lambda count: None) -> list[str]:
+    """What is wrong with a checkpoint whose files have the right sizes, a line each.
+
+    These are elements that are in no file or in two, files that do not fit the manifest, and wrong digests.
 
     Args:
-        progress: is told of bytes that were read.
+        progress: a function that is called with the number of bytes after each read.
     """
     found = []
-    with Opened(path, manifest) as opened:
+    with OpenCheckpoint(path, manifest) as opened:
         for name, entry in manifest["tensors"].items():
-            boxes = [piece.rectangle for piece in pieces(name, entry)]
-            missing = math.prod(entry["shape"]) - sum(box.numel for box in boxes)
+            rectangles = [piece.rectangle for piece in stored_shards(name, entry)]
+            missing = math.prod(entry["shape"]) - sum(rectangle.numel for rectangle in rectangles)
             if missing > 0:
                 found.append(f"{name}: {missing} elements are in no file")
-            if (pair := _overlap(boxes)) is not None:
+            if (pair := _overlap(rectangles)) is not None:
                 found.append(f"{name}: {pair[0]} and {pair[1]} overlap")
             try:
                 value = sum(digest(shard) for shard in _stored(opened, name, entry, progress)) % 2**64
@@ -93,45 +98,44 @@ def problems(path: Path, manifest: dict, progress: Callable[[int], None] = lambd
     return found
 
 
-def _stored(opened: Opened, name: str, entry: dict, progress: Callable[[int], None]) -> Iterator[Shard]:
-    """What the files hold of a tensor, rectangle by rectangle."""
+def _stored(opened: OpenCheckpoint, name: str, entry: dict, progress: Callable[[int], object]) -> Iterator[TensorShard]:
+    """The parts of a tensor in the files, one after the other."""
     shape, dtype = tuple(entry["shape"]), getattr(torch, entry["dtype"])
-    for piece in pieces(name, entry):
+    for piece in stored_shards(name, entry):
         file = opened.files.get(piece.file)
         if file is None:
             file = opened.files[piece.file] = TensorFile(opened.path / piece.file)
-        for box in row_blocks(piece.rectangle.shape, dtype.itemsize):
-            tensor = torch.empty(box.shape, dtype=dtype)
-            progress(file.read_into(tensor, piece.key, box))
-            offset = tuple(a + b for a, b in zip(piece.rectangle.offset, box.offset, strict=True))
-            yield Shard(name, shape, Rectangle(offset, box.shape), tensor)
+        for rectangle in row_blocks(piece.rectangle.shape, dtype.itemsize):
+            tensor = torch.empty(rectangle.shape, dtype=dtype)
+            progress(file.read_into(tensor, piece.key, rectangle))
+            offset = tuple(a + b for a, b in zip(piece.rectangle.offset, rectangle.offset, strict=True))
+            yield TensorShard(name, shape, Rectangle(offset, rectangle.shape), tensor)
 
 
-def _overlap(boxes: list[Rectangle]) -> tuple[Rectangle, Rectangle] | None:
-    """Two boxes that have elements in common. Each is compared with those that reach into its first row only."""
+def _overlap(rectangles: list[Rectangle]) -> tuple[Rectangle, Rectangle] | None:
+    """Two rectangles with common elements. Each is only compared with those before it that reach its first row."""
     open_boxes: list[Rectangle] = []
-    for box in sorted(boxes, key=lambda b: b.offset):
-        if box.offset:
-            open_boxes = [other for other in open_boxes if other.offset[0] + other.shape[0] > box.offset[0]]
+    for rectangle in sorted(rectangles, key=lambda b: b.offset):
+        if rectangle.offset:
+            open_boxes = [other for other in open_boxes if other.offset[0] + other.shape[0] > rectangle.offset[0]]
         for other in open_boxes:
-            if other.intersect(box) is not None:
-                return other, box
-        open_boxes.append(box)
+            if other.intersect(rectangle) is not None:
+                return other, rectangle
+        open_boxes.append(rectangle)
     return None
 
 
 @dataclass(frozen=True)
 class Difference:
-    """How far apart two tensors are: the largest difference of an element, and the norm of all of them beside that of
-    the first tensor."""
+    """The difference of two tensors: its largest element, and its norm divided by that of the first tensor."""
 
     name: str
     largest: float
     relative: float
 
 
-def differences(one: Opened, other: Opened, names: Iterable[str]) -> Iterator[Difference]:
-    """Of the tensors `names`, which both have in the same shape, those whose digests differ."""
+def differences(one: OpenCheckpoint, other: OpenCheckpoint, names: Iterable[str]) -> Iterator[Difference]:
+    """The tensors whose digests differ, among `names`, which both checkpoints have in the same shapes."""
     for name in names:
         if one.manifest["tensors"][name]["digest"] == other.manifest["tensors"][name]["digest"]:
             continue
@@ -144,21 +148,20 @@ def differences(one: Opened, other: Opened, names: Iterable[str]) -> Iterator[Di
         yield Difference(name, largest, math.sqrt(apart / norm) if norm else math.inf)
 
 
-def make(output: Path, shards: Iterable[Shard], *, step: int, about: dict) -> None:
-    """Writes a checkpoint from parts as they come, each of which is in memory until about `FILE` bytes are there. The
-    folder appears when it is whole.
+def write_checkpoint(output: Path, shards: Iterable[TensorShard], *, step: int, metadata: dict) -> None:
+    """Writes a checkpoint from shards, a file for about each `FILE` bytes. The folder appears when it is complete.
 
     Raises:
-        CheckpointError: it exists already, or cannot be written.
+        CheckpointError: the folder exists already, or cannot be written.
     """
     if output.exists():
-        raise CheckpointError(f"{output} exists; name a new folder")
+        raise CheckpointError(f"{output} exists; give the name of a new folder")
     temporary = output.with_name(f".{output.name}{PARTIAL}")
     shutil.rmtree(temporary, ignore_errors=True)
     entries: dict[str, dict] = {}
     digests: dict[str, int] = {}
     files: dict[str, int] = {}
-    waiting: list[Shard] = []
+    waiting: list[TensorShard] = []
 
     def write_waiting() -> None:
         file = file_of(len(files))
@@ -166,7 +169,7 @@ def make(output: Path, shards: Iterable[Shard], *, step: int, about: dict) -> No
         for shard in waiting:
             dtype = str(shard.tensor.dtype).removeprefix("torch.")
             empty = {"shape": list(shard.global_shape), "dtype": dtype, "rectangles": []}
-            entries.setdefault(shard.name, empty)["rectangles"] += listed(
+            entries.setdefault(shard.name, empty)["rectangles"] += rectangle_entries(
                 shard.name, [(len(files) - 1, shard.rectangle)]
             )
             digests[shard.name] = digests.get(shard.name, 0) + digest(shard)
@@ -180,7 +183,7 @@ def make(output: Path, shards: Iterable[Shard], *, step: int, about: dict) -> No
                 write_waiting()
         if waiting:
             write_waiting()
-        publish(temporary, output, make_manifest(entries, digests, files, step, about))
+        publish(temporary, output, make_manifest(entries, digests, files, step, metadata))
     except OSError as error:
         raise CheckpointError(f"cannot write {output}: {error}") from None
     finally:

@@ -1,0 +1,136 @@
+"""All private interfaces of torch that `parallel` and `launcher` use. Read from torch 2.13.0, and used since 2.11.
+
+A new version of torch may change them without notice. `PRIVATE` says what each is for, and
+tests/parallel/test_torch_compat.py names the one that has changed. (Private kernels of attention: `model/attention`.)
+"""
+
+import datetime
+import platform
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
+
+from ingot.parallel.private_interfaces import PrivateInterface
+
+READ_FROM = "2.13.0"
+
+PRIVATE = (
+    PrivateInterface(
+        "torch.distributed.device_mesh",
+        "DeviceMesh._flatten",
+        "one process group over two axes of the mesh; torch documents it, but the name is private",
+        ("mesh_dim_name",),
+    ),
+    PrivateInterface(
+        "torch.distributed.distributed_c10d",
+        "_set_pg_timeout",
+        "another timeout for collectives than for the rendezvous before them; there is no public function",
+        ("timeout",),
+    ),
+    PrivateInterface(
+        "torch.testing._internal.distributed.fake_pg",
+        "FakeStore",
+        "a dry run builds a layout of many ranks in one process; torch's own tests and torchtitan do it so",
+    ),
+    PrivateInterface(
+        "torch.distributed.tensor._utils",
+        "compute_local_shape_and_global_offset",
+        "which rectangle of a logical tensor a DTensor's local tensor is; torch's own checkpoints use it",
+        ("global_shape", "mesh", "placements"),
+    ),
+    PrivateInterface(
+        "torch",
+        "ops._c10d_functional",
+        "collectives that torch.compile sees as operators; the public functional collectives are not yet stable",
+    ),
+    PrivateInterface(
+        "torch", "_foreach_norm", "the norms of all gradients by one kernel; torch's own clipping does it"
+    ),
+    PrivateInterface("torch", "_foreach_mul_", "all gradients scaled by one kernel; torch's own clipping does it"),
+    PrivateInterface(
+        "torch._ops",
+        "OpOverload",
+        "its attribute _schema has the name of an operator without its overload, for selective recomputation",
+    ),
+    PrivateInterface(
+        "torch.utils.cpp_extension",
+        "_get_build_directory",
+        "the folder in which torch builds a C++ extension, to find the lock of a build that was killed",
+        ("name", "verbose"),
+    ),
+    PrivateInterface(
+        "torch.cpu",
+        "_is_avx512_bf16_supported",
+        "whether an x86 processor has instructions for matrix products in bf16",
+    ),
+    PrivateInterface(
+        "torch",
+        "ops.mkldnn._is_mkldnn_bf16_supported",
+        "whether another processor has instructions for matrix products in bf16",
+    ),
+)
+
+functional_collectives: Any = torch.ops._c10d_functional
+"""all_gather_into_tensor, reduce_scatter_tensor, all_reduce, and wait_tensor on the result of each."""
+
+
+def flattened(device_mesh: DeviceMesh, name: str) -> DeviceMesh:
+    """All axes of a mesh as one axis with this name. It makes a process group the first time: a collective."""
+    return device_mesh._flatten(name)
+
+
+def set_collective_timeout(timeout: datetime.timedelta) -> None:
+    """How long a collective of the default process group may take, from now on."""
+    dist.distributed_c10d._set_pg_timeout(timeout)
+
+
+def fake_store() -> dist.Store:
+    """The store of a process group `fake`, whose collectives return at once and send nothing."""
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    return FakeStore()
+
+
+def local_shape_and_offset(
+    shape: Sequence[int], device_mesh: DeviceMesh, placements: Sequence[Any]
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The rectangle of a DTensor of `shape` that this rank holds: its shape, and its offset in the whole tensor."""
+    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+    local_shape, offset = compute_local_shape_and_global_offset(tuple(shape), device_mesh, placements)
+    return tuple(local_shape), tuple(offset)
+
+
+def norms(tensors: list[Tensor]) -> list[Tensor]:
+    """The Euclidean norm of each tensor, as scalars on the device."""
+    return list(torch._foreach_norm(tensors))
+
+
+def multiply_(tensors: list[Tensor], factor: Tensor) -> None:
+    """Multiplies each tensor by a scalar, in place."""
+    torch._foreach_mul_(tensors, factor)
+
+
+def operator_name(operator: object) -> str:
+    """`library::name` of an operator without its overload; of something else, its text."""
+    schema = getattr(operator, "_schema", None)
+    return str(operator) if schema is None else schema.name
+
+
+def extension_folder(name: str) -> Path:
+    """The folder in which torch builds the C++ extension `name`. It is made if it is not there."""
+    from torch.utils.cpp_extension import _get_build_directory
+
+    return Path(_get_build_directory(name, verbose=False))
+
+
+def cpu_has_bf16_instructions() -> bool:
+    """Whether the processor has instructions for matrix products in bf16."""
+    if platform.machine() in ("x86_64", "AMD64"):
+        return torch.cpu._is_avx512_bf16_supported()
+    return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
