@@ -88,7 +88,7 @@ class TrainStep:
         for number, micro_batch in enumerate(batch.micro_batches, start=1):
             is_last = number == len(batch.micro_batches)
             inputs = self._inputs(micro_batch, agreed.num_targets, step)
-            loss_sum += self.engine.accumulate(inputs, num_targets, is_last)
+            loss_sum += self.engine.forward_backward(inputs, num_targets, is_last)
         learning_rate = self._learning_rate(step)
         grad_norm = self.engine.step(learning_rate, step)
         torch.distributed.all_reduce(loss_sum, group=self.mesh.data_group)

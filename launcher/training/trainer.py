@@ -141,9 +141,9 @@ class Trainer:
     def _step(self, batch: StepBatch) -> tuple[dict, bool]:
         """One optimizer step: its record, and whether a rank was asked to stop."""
         step = self.progress.step
-        agreed = self.train_step.agree(batch, [self._signals.requested, *self.saver.state()])
+        agreed = self.train_step.agree(batch, [self._signals.requested, *self.saver.status()])
         stop, ended, failed = agreed.votes
-        path, trouble = self.saver.settle(ended, failed)
+        path, trouble = self.saver.advance(ended, failed)
         self._report_saved(path)
         if trouble:
             self.callbacks.event(step, trouble)
