@@ -24,7 +24,7 @@ from types import SimpleNamespace
 import numpy as np
 
 from ingot.data.corpus.shards import Corpus
-from ingot.data.loader.reader import Reader
+from ingot.data.loader.reader import Reader, ReaderOptions
 from ingot.data.order.order import Order
 from ingot.data.order.windowed_shuffle import ShardWindows
 from ingot.data.sequences.packing import instances_by_shard
@@ -95,19 +95,19 @@ def measure_corpus(folder: Path, shuffle: str, partitions: int, connection) -> N
     opened = time.perf_counter()
     reader = Reader(
         [corpus],
-        None,
-        sequence_length=LENGTH,
-        objective="clm",
-        tokenizer=TOKENIZER,
-        seed=1,
-        shuffle=shuffle,
-        num_partitions=partitions,
-        global_batch=GLOBAL_BATCH,
-        micro_batch=8,
-        threads=0,
+        TOKENIZER,
+        ReaderOptions(
+            sequence_length=LENGTH,
+            seed=1,
+            shuffle=shuffle,
+            num_partitions=partitions,
+            global_batch=GLOBAL_BATCH,
+            micro_batch=8,
+            threads=0,
+        ),
     )
     for slot in SEEKS:
-        assert reader.shards_of(slot // GLOBAL_BATCH * GLOBAL_BATCH, None)
+        assert reader.shards_of(slot // GLOBAL_BATCH * GLOBAL_BATCH, None, GLOBAL_BATCH)
     end = time.perf_counter()
     connection.send((opened - start, end - opened, time.process_time() - cpu, peak_mb() - before))
 

@@ -23,7 +23,7 @@ from types import SimpleNamespace
 import numpy as np
 
 from ingot.data.corpus.shards import Corpus
-from ingot.data.loader.reader import Reader
+from ingot.data.loader.reader import Reader, ReaderOptions
 from ingot.data.writing.writer import CorpusWriter
 
 TOKENIZER = SimpleNamespace(
@@ -73,15 +73,16 @@ def random_reads(corpus: Corpus, places: list[tuple[int, int]], length: int) -> 
 def whole_reader(corpus: Corpus, length: int, objective: str) -> int:
     reader = Reader(
         [corpus],
-        None,
-        sequence_length=length,
-        objective=objective,
-        tokenizer=TOKENIZER,
-        seed=1,
-        shuffle=True,
-        global_batch=64,
-        micro_batch=8,
-        threads=0,
+        TOKENIZER,
+        ReaderOptions(
+            sequence_length=length,
+            objective=objective,
+            seed=1,
+            shuffle=True,
+            global_batch=64,
+            micro_batch=8,
+            threads=0,
+        ),
     )
     return sum(step.num_tokens for step in reader.steps(0, reader.num_instances))
 

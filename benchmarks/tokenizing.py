@@ -20,7 +20,7 @@ from ingot.data.sources.documents import Skipped
 from ingot.data.sources.ingest import scan
 from ingot.data.tokenizers.tokenizer import load_tokenizer
 from ingot.data.tokenizers.training import train_sentencepiece
-from ingot.data.writing.pieces import Plan, tokenize_piece
+from ingot.data.writing.pieces import PreparationPlan, tokenize_piece
 from ingot.launcher.config.prepare import PrepareOptions
 
 
@@ -38,7 +38,7 @@ def main() -> None:
     sources, _ = scan(
         options.input, PrepareOptions("").include, [".*"], validation_fraction=0.0, max_bytes=options.max_bytes
     )
-    plan = Plan("", "", "", 1, 0.0, 1_000_000, False, "none", 1.0, pieces=[sources])
+    plan = PreparationPlan("", "", "", 1, 0.0, 1_000_000, False, "none", 1.0, pieces=[sources])
     texts = [document.text for _, document in plan.documents(0, Skipped())]
     megabytes = sum(len(text.encode()) for text in texts) / 1e6
     with tempfile.TemporaryDirectory() as place:

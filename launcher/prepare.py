@@ -7,7 +7,7 @@ python launcher/prepare.py index TAR... --output CORPUS --tokenizer FOLDER   a c
 python launcher/prepare.py verify CORPUS                                checks everything, says what is wrong where
 """
 
-if not __package__:  # run as a file
+if __name__ == "__main__" and not __package__:  # run as a file; a worker process has the import path already
     import _clone  # noqa: F401
 
 from ingot.launcher.config.parser import parse

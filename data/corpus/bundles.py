@@ -14,7 +14,7 @@ from ingot.data.corpus.storage import OpenFile, RemoteFile
 BLOCK = 1024  # tokens
 
 
-class SoundBundle:
+class VerifiedBundle:
     """What reading from a bundle takes: where its tokens lie in the file (`offset`, bytes) and in the shard's stream
     (from `origin` to `end`, tokens), and the first token of each document, int64."""
 
@@ -36,7 +36,7 @@ class SoundBundle:
         return self.starts[low:high]
 
 
-class WrongBytes(ValueError):
+class ChecksumMismatch(ValueError):
     """A part of a bundle, at byte `offset` of the file, is not what was written."""
 
     def __init__(self, part: str, bundle: Bundle, size: int, offset: int):
@@ -46,10 +46,12 @@ class WrongBytes(ValueError):
         self.offset = offset
 
 
-def read_bundle(file: OpenFile | RemoteFile, bundle: Bundle, end: int, dtype: np.dtype, *, check: bool) -> SoundBundle:
+def read_bundle(
+    file: OpenFile | RemoteFile, bundle: Bundle, end: int, dtype: np.dtype, *, check: bool
+) -> VerifiedBundle:
     """`end` is where it ends in the shard's stream, in tokens. With `check`, all its tokens are read too.
 
-    Raises WrongBytes, and OSError when the file cannot be read.
+    Raises ChecksumMismatch, and OSError when the file cannot be read.
     """
     doclens = np.empty(bundle.num_documents, dtype="<u4")
     file.read_into(doclens, bundle.doclens_offset)
@@ -57,11 +59,11 @@ def read_bundle(file: OpenFile | RemoteFile, bundle: Bundle, end: int, dtype: np
         tokens = np.empty(bundle.num_tokens, dtype=dtype)
         file.read_into(tokens, bundle.tokens_offset)
         if zlib.crc32(tokens) != bundle.tokens_crc32:
-            raise WrongBytes("tokens", bundle, tokens.nbytes, bundle.tokens_offset)
+            raise ChecksumMismatch("tokens", bundle, tokens.nbytes, bundle.tokens_offset)
         if zlib.crc32(doclens) != bundle.doclens_crc32:
-            raise WrongBytes("doclens", bundle, doclens.nbytes, bundle.doclens_offset)
+            raise ChecksumMismatch("doclens", bundle, doclens.nbytes, bundle.doclens_offset)
         file.keep(bundle.tokens_offset, tokens)
     ends = np.cumsum(doclens, dtype=np.int64)
     if (ends[-1] if len(ends) else 0) != bundle.num_tokens:
-        raise WrongBytes("doclens", bundle, doclens.nbytes, bundle.doclens_offset)
-    return SoundBundle(bundle, end, np.concatenate([np.zeros(1, dtype=np.int64), ends])[:-1])
+        raise ChecksumMismatch("doclens", bundle, doclens.nbytes, bundle.doclens_offset)
+    return VerifiedBundle(bundle, end, np.concatenate([np.zeros(1, dtype=np.int64), ends])[:-1])

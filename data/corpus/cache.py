@@ -32,7 +32,7 @@ from ingot.durable_files import sync_folder
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 MAX_OPEN_FILES = 128  # cached files that this process keeps open, and so in the cache
 DOWNLOADS = 2  # at once, ahead of their use
-MAX_AHEAD = 8  # downloads that are waiting or under way, ahead of their use
+MAX_PREFETCHES = 8  # downloads that are waiting or under way, ahead of their use
 RETRY_SECONDS = 60  # after which it is tried again whether there is room for a shard
 
 Download = Callable[[Callable[[bytes], None]], None]  # gives the content, piece by piece, to a function
@@ -88,7 +88,7 @@ class Cache:
         with self._lock:
             if sha256 in self._ahead or sha256 in self._open or sha256 in self._left_out:
                 return True
-            if len(self._ahead) >= MAX_AHEAD:
+            if len(self._ahead) >= MAX_PREFETCHES:
                 return False
             self._ahead.add(sha256)
             if self._pool is None:

@@ -25,7 +25,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ingot.data.corpus.bundles import SoundBundle, WrongBytes, read_bundle
+from ingot.data.corpus.bundles import ChecksumMismatch, VerifiedBundle, read_bundle
 from ingot.data.corpus.cache import Cache
 from ingot.data.corpus.manifest import (
     CORPUS_FORMAT,  # noqa: F401  (those who write corpora find it here)
@@ -86,7 +86,7 @@ class Corpus:
         # Plain dicts, read without a lock; they lose their oldest entries, under the lock.
         self._indexes: dict[int, ShardIndex] = {}
         self._files: dict[int, OpenFile | RemoteFile] = {}
-        self._bundles: dict[tuple[int, int], SoundBundle] = {}
+        self._bundles: dict[tuple[int, int], VerifiedBundle] = {}
         self._verified: set[tuple[int, int]] = set()
         self._num_cached_starts = self._num_cached_bundles = 0
 
@@ -206,7 +206,7 @@ class Corpus:
             lengths.append(doclens.astype(np.int64))
         return np.concatenate(lengths) if lengths else np.empty(0, dtype=np.int64)
 
-    def fetch_ahead(self, shard: int) -> bool:
+    def prefetch_shard(self, shard: int) -> bool:
         """Begin to bring a shard into the cache, if there is one. False when enough are on their way."""
         if self.cache is None or self.quarantine.find(self.shards.sha256(shard), WHOLE_SHARD)[0]:
             return True
@@ -242,7 +242,7 @@ class Corpus:
                 self._num_cached_bundles -= len(self._indexes.pop(next(iter(self._indexes))).bundles)
         return index
 
-    def _load_bundle(self, shard: int, number: int, whole: bool) -> SoundBundle:
+    def _load_bundle(self, shard: int, number: int, whole: bool) -> VerifiedBundle:
         """Where documents begin in a bundle. Checks the bundle if it is new."""
         with self._verifying[shard % len(self._verifying)]:
             if (sound := self._bundles.get((shard, number))) is not None:
@@ -258,12 +258,12 @@ class Corpus:
                     break
                 except FileNotFoundError as error:  # remote files are looked for when they are read
                     raise self._damaged(shard, WHOLE_SHARD, None, "shard is missing", error) from None
-                except (OSError, WrongBytes) as error:
+                except (OSError, ChecksumMismatch) as error:
                     problem = error
                     self._drop(shard, file)
                     self._verified.discard((shard, number))
                 if attempt + 1 == ATTEMPTS:
-                    offset = problem.offset if isinstance(problem, WrongBytes) else bundle.tokens_offset
+                    offset = problem.offset if isinstance(problem, ChecksumMismatch) else bundle.tokens_offset
                     raise self._damaged(shard, number, offset, str(problem), problem) from None
             with self._lock:
                 self._verified.add((shard, number))

@@ -1,4 +1,4 @@
-"""Whether a batch can be shared out among ranks, and corpora can be read together."""
+"""Checks before reading: a batch can be divided among the ranks, and the corpora can be read together."""
 
 from __future__ import annotations
 
@@ -9,27 +9,29 @@ from ingot.data.sequences.packing import count_instances
 from ingot.data.tokenizers.tokenizer import Tokenizer
 
 
-def check_sharing(global_batch: int, micro_batch: int, num_ranks: int) -> None:
-    """Raises ValueError, naming the nearest numbers that would do, unless `num_ranks` divides `global_batch` and
-    `micro_batch` divides the share of each rank."""
+def check_batch_sizes(global_batch: int, micro_batch: int, num_ranks: int) -> None:
+    """Raises ValueError unless `num_ranks` divides `global_batch`, and `micro_batch` divides the part of each rank.
+
+    The message names the nearest numbers that are possible."""
     if min(global_batch, micro_batch, num_ranks) < 1:
         raise ValueError(f"global batch ({global_batch}), micro-batch ({micro_batch}) and data ranks must be positive")
     if global_batch % num_ranks:
         below, above = global_batch // num_ranks * num_ranks, -(-global_batch // num_ranks) * num_ranks
         sizes = f"{below} or {above}" if below else f"{above}"
         raise ValueError(
-            f"a global batch of {global_batch} sequences cannot be shared out among {num_ranks} data ranks: use a "
-            f"global batch of {sizes}, or {_near(global_batch, num_ranks)} data ranks"
+            f"a global batch of {global_batch} sequences cannot be divided among {num_ranks} data ranks: use a "
+            f"global batch of {sizes}, or {_nearest_divisors(global_batch, num_ranks)} data ranks"
         )
-    share = global_batch // num_ranks
-    if share % micro_batch:
+    per_rank = global_batch // num_ranks
+    if per_rank % micro_batch:
         raise ValueError(
-            f"a micro-batch of {micro_batch} sequences does not divide the {share} of each rank (global batch "
-            f"{global_batch} over {num_ranks} data ranks): use a micro-batch of {_near(share, micro_batch)}"
+            f"a micro-batch of {micro_batch} sequences does not divide the {per_rank} sequences of each rank (global "
+            f"batch {global_batch} over {num_ranks} data ranks): use a micro-batch of "
+            f"{_nearest_divisors(per_rank, micro_batch)}"
         )
 
 
-def _near(number: int, wanted: int) -> str:
+def _nearest_divisors(number: int, wanted: int) -> str:
     """The divisors of `number` next to `wanted`, below and above: "4 or 8"."""
     divisors = [d for d in range(1, number + 1) if number % d == 0]
     near = [
@@ -54,6 +56,6 @@ def check_corpora(corpora: Sequence[Corpus], tokenizer: Tokenizer, sequence_leng
             )
         if not count_instances(corpus.num_tokens, sequence_length):
             raise ValueError(
-                f"corpus {corpus.folder}, split {corpus.split}, has {corpus.num_tokens} of the {sequence_length + 1} "
-                f"tokens that one sequence takes: use a sequence_length of at most {max(1, corpus.num_tokens - 1)}"
+                f"corpus {corpus.folder}, split {corpus.split}, has {corpus.num_tokens} tokens, and one sequence needs "
+                f"{sequence_length + 1}: use a sequence_length of at most {max(1, corpus.num_tokens - 1)}"
             )

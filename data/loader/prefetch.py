@@ -1,4 +1,4 @@
-"""The future of a reader is known: shards of coming steps are fetched from afar before they are needed."""
+"""Downloads the shards of coming steps before the reader needs them: the order says which shards these are."""
 
 from __future__ import annotations
 
@@ -7,13 +7,15 @@ from collections.abc import Callable, Sequence
 
 from ingot.data.corpus.shards import Corpus
 
-STEPS_AHEAD = 16  # whose shards are fetched, beyond the step about to be read
+STEPS_AHEAD = 16  # steps after the current one whose shards are downloaded
 
 
-class Ahead:
-    """Goes through coming steps, each once, and asks the corpora for their shards, as long as few are on their way.
+class ShardPrefetcher:
+    """Asks the corpora for the shards of coming steps, each step once, while few downloads are running.
 
-    `shards_of(cursor, stop)` names what this rank reads in a step, as (corpus, shard); steps have `size` slots.
+    Args:
+        shards_of: `shards_of(cursor, stop)` gives the (corpus, shard) pairs that this rank reads in a step.
+        size: slots of a step.
     """
 
     def __init__(
@@ -29,12 +31,12 @@ class Ahead:
         self._shards: deque[tuple[int, int]] = deque()
         self._remote = any(corpus.cache is not None for corpus in corpora)
 
-    def look(self, cursor: int) -> None:
-        """`cursor` is that of a step about to be read."""
+    def advance(self, cursor: int) -> None:
+        """Call this before the step at `cursor` is read."""
         while self._remote:
             while self._shards:
                 corpus, shard = self._shards[0]
-                if not self.corpora[corpus].fetch_ahead(shard):
+                if not self.corpora[corpus].prefetch_shard(shard):
                     return
                 self._shards.popleft()
             self._next = max(self._next, cursor)

@@ -48,7 +48,7 @@ def quotas_with_zeros(weights: Sequence[float]) -> np.ndarray:
     return result
 
 
-class Table:
+class PeriodTable:
     """One period of a mixture with `quotas[k]` slots of corpus k: `corpus` and `ordinal` of each of its slots.
 
     `ordinal` is how many slots of the same corpus came before in the period. Greedy: each slot goes to the corpus that
@@ -106,13 +106,13 @@ class Mixture:
     def __init__(self, segments: Sequence[tuple[int, Sequence[float]]], num_corpora: int):
         _check_segments(segments, num_corpora)
         self.starts = np.array([start for start, _ in segments], dtype=np.int64)
-        tables: dict[tuple[int, ...], Table] = {}
+        tables: dict[tuple[int, ...], PeriodTable] = {}
         self.tables = []
         for _, weights in segments:
             q = quotas_with_zeros(weights) if len(segments) > 1 else quotas(list(weights))
             key = tuple(q.tolist())
             if key not in tables:
-                tables[key] = Table(q)
+                tables[key] = PeriodTable(q)
             self.tables.append(tables[key])
         every = np.arange(num_corpora)
         lengths = np.diff(self.starts)

@@ -49,7 +49,7 @@ def cumulative_lengths(starts_BT: np.ndarray) -> np.ndarray:
     return np.append(np.flatnonzero(first), first.size).astype(np.int32)
 
 
-def arrange(rows: Sequence[Sequence[int]], sequence_length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def describe_rows(rows: Sequence[Sequence[int]], sequence_length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(starts, positions, cu_seqlens) of rows that hold pieces of the given lengths, in tokens, and then padding.
 
     `starts` is bool [B, T], `positions` int64 [B, T], `cu_seqlens` int32 [segments + 1]; T is `sequence_length`. A

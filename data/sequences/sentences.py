@@ -1,7 +1,7 @@
-"""Where sentences begin, as far as tokens tell: after a full stop, question or exclamation mark, with a new word.
+"""Where sentences begin, estimated from tokens: at a new word after a full stop, question or exclamation mark.
 
-A corpus keeps no sentences, and this finds them well enough to cut at: "3.14" and "self.x" hold no such place, because
-no word begins after the stop; an abbreviation before a space does.
+A corpus does not store sentences. This estimate is good enough to split documents: no sentence begins inside "3.14" and
+"self.x", because no word begins after the stop. After an abbreviation and a space one is found, wrongly.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ _CLOSING = "\"')]}\u2019\u201d\u00bb\u300d\u300f\u300b\uff09\n\r\t"  # may stand
 
 @dataclass(frozen=True)
 class SentenceMarks:
-    """What the pieces of a vocabulary say, each bool [vocabulary]."""
+    """Properties of the pieces of a vocabulary, each bool [vocabulary]."""
 
     is_word_start: np.ndarray
-    is_end: np.ndarray  # ends with the end of a sentence
-    is_closing: np.ndarray  # nothing but quotes, brackets and line ends: belongs to the sentence before
+    is_end: np.ndarray  # the piece ends with a mark that ends a sentence
+    is_closing: np.ndarray  # only quotes, brackets and line ends: it belongs to the sentence before
 
     def starts(self, tokens_T: np.ndarray) -> np.ndarray:
-        """bool [T], True where a sentence begins after another one has ended in the same tokens."""
-        place = np.arange(len(tokens_T))
+        """bool [T], True where a sentence begins. The first token is False: a sentence must have ended before."""
+        position = np.arange(len(tokens_T))
         closing_T = self.is_closing[tokens_T]
-        last_T = np.maximum.accumulate(np.where(closing_T, -1, place))  # the last piece up to here that says something
+        last_T = np.maximum.accumulate(np.where(closing_T, -1, position))  # the last piece that is not a closing one
         ended_T = (last_T >= 0) & self.is_end[tokens_T[last_T]]
         result = self.is_word_start[tokens_T] & ~closing_T
         result[1:] &= ended_T[:-1]
@@ -38,7 +38,7 @@ class SentenceMarks:
 
 
 def sentence_marks(pieces: Sequence[str]) -> SentenceMarks:
-    """Raises ValueError like data.masking.word_starts."""
+    """Raises ValueError as `masking.word_starts` does."""
     texts = _texts(pieces, detect_marks(pieces))
     is_end = np.array([text.rstrip(_CLOSING).endswith(_ENDS) for text in texts], dtype=bool)
     is_closing = np.array([bool(text) and not text.strip(_CLOSING) for text in texts], dtype=bool)

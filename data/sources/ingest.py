@@ -16,9 +16,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ingot.data.sources.documents import TRAIN, VALIDATION, Skipped, hash64
+from ingot.data.sources.file_parts import AUTO, FilePart
+from ingot.data.sources.file_scan import scan_file
 from ingot.data.sources.filters import parse_filter
-from ingot.data.sources.source_files import AUTO, Source
-from ingot.data.sources.splitting import cut_file
 
 HUB = "hf:"
 _SPLIT = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.]{0,63}")
@@ -49,7 +49,7 @@ class Input:
 
 
 @dataclass(frozen=True)
-class Found:
+class FoundFile:
     """A file of an input, before it is read."""
 
     name: str
@@ -102,11 +102,11 @@ def _matches(name: str, globs: Sequence[str]) -> bool:
     return any(fnmatch.fnmatchcase(name, glob) or fnmatch.fnmatchcase(last, glob) for glob in globs)
 
 
-def find_inputs(
+def find_input_files(
     inputs: Sequence[str | Path | Input], include: Sequence[str], exclude: Sequence[str] = ()
-) -> list[Found]:
+) -> list[FoundFile]:
     """All files of all inputs, sorted by name. Raises ValueError as `find_files` does, and for a bad `Input`."""
-    found: list[Found] = []
+    found: list[FoundFile] = []
     for given in inputs:
         given = given if isinstance(given, Input) else Input(given)
         given.check()
@@ -118,7 +118,9 @@ def find_inputs(
             only = include if given.include is None else given.include
             without = exclude if given.exclude is None else given.exclude
             files = [(name, path, AUTO) for name, path in find_files([given.path], only, without)]
-        found += [Found(name, path, given.split if given.split != AUTO else own, given) for name, path, own in files]
+        found += [
+            FoundFile(name, path, given.split if given.split != AUTO else own, given) for name, path, own in files
+        ]
     return sorted(found, key=lambda file: file.name)  # stable: equal names keep the order of the inputs
 
 
@@ -161,28 +163,28 @@ def scan(
     source_bytes: int = 64_000_000,
     threads: int = 1,
     progress: Callable[[int], None] = lambda num_bytes: None,
-) -> tuple[list[Source], Skipped]:
+) -> tuple[list[FilePart], Skipped]:
     """Read every file once: leave out what is no text, cut the rest into sources, in corpus order, with their splits.
 
     The order is by a hash of (seed, name), so any beginning of it is a fair sample; `max_bytes` keeps the shortest
     beginning with at least that many bytes (0: all), and of a last source with records as many as it takes. `progress`
     gets the bytes that were read, `threads` read at once; the result does not depend on them.
 
-    Raises ValueError where no document is left, and as `find_inputs` and `cut_file` do.
+    Raises ValueError where no document is left, and as `find_input_files` and `scan_file` do.
     """
     if not 0 <= validation_fraction < 1:
         raise ValueError(f"validation_fraction must be in [0, 1), is {validation_fraction}")
     skipped = Skipped()
-    sources: list[Source] = []
+    sources: list[FilePart] = []
     total = 0
     order = lambda item: (hash64("order", str(seed), item.name), item.name)  # noqa: E731
-    found = sorted(find_inputs(inputs, include, exclude), key=order)
+    found = sorted(find_input_files(inputs, include, exclude), key=order)
 
-    def cut(file: Found) -> tuple[list[Source], Skipped]:
+    def cut(file: FoundFile) -> tuple[list[FilePart], Skipped]:
         left_out = Skipped()
         given = file.given
         options = dict(source_bytes=source_bytes, text_column=given.text_column, where=given.where)
-        return cut_file(file.name, file.path, left_out, split=file.split, progress=progress, **options), left_out
+        return scan_file(file.name, file.path, left_out, split=file.split, progress=progress, **options), left_out
 
     with ThreadPoolExecutor(threads) as pool:
         for parts, left_out in pool.map(cut, found) if not max_bytes else map(cut, found):
@@ -197,11 +199,11 @@ def scan(
     return assign_splits(sources, validation_fraction), skipped
 
 
-def _beginning(sources: list[Source], max_bytes: int) -> list[Source]:
+def _beginning(sources: list[FilePart], max_bytes: int) -> list[FilePart]:
     """The shortest beginning of at least `max_bytes` bytes, 0: all; records of the last source only up to there."""
     if not max_bytes:
         return sources
-    kept: list[Source] = []
+    kept: list[FilePart] = []
     left = max_bytes
     for source in sources:
         if left <= 0:
@@ -223,7 +225,7 @@ def _nothing(inputs: Sequence, include: Sequence[str], exclude: Sequence[str], s
     )
 
 
-def assign_splits(sources: list[Source], validation_fraction: float) -> list[Source]:
+def assign_splits(sources: list[FilePart], validation_fraction: float) -> list[FilePart]:
     """Text files that name no split go to validation when the hash of their name is below `validation_fraction`.
 
     When all sources are such files and that leaves one of the splits without any (and there are two documents to
@@ -242,7 +244,7 @@ def assign_splits(sources: list[Source], validation_fraction: float) -> list[Sou
     elif len(sources) == 1:
         chosen = set()
 
-    def split(source: Source) -> str:
+    def split(source: FilePart) -> str:
         if source.split != AUTO or source.kind != "text":
             return source.split
         return VALIDATION if source.name in chosen else TRAIN

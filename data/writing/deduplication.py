@@ -1,4 +1,4 @@
-"""Removal of duplicate documents: exact ones by a hash of their normalised text, near ones by MinHash (Broder 1997)
+"""Removal of duplicate documents: exact ones by a hash of their normalize_text text, near ones by MinHash (Broder 1997)
 with locality-sensitive hashing, through the library `datasketch`.
 
 Signatures are made piece by piece; which documents stay is then decided once, in the order of the corpus, so it does
@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from ingot.data.sources.documents import TRAIN, Skipped
-from ingot.data.writing.pieces import Plan, finished_piece, new_piece, piece_paths
+from ingot.data.writing.pieces import PreparationPlan, finished_piece, new_piece, piece_paths
 
 KINDS = ("none", "exact", "near")
 NUM_PERMUTATIONS = 128
@@ -27,13 +27,13 @@ _CJK = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff\U00020
 _WORD = re.compile(f"[{_CJK}]|[^\\W{_CJK}]+")
 
 
-def normalised(text: str) -> str:
+def normalize_text(text: str) -> str:
     """What counts as the same text: NFKC, lower case, runs of whitespace as one space."""
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
 def shingles(text: str) -> set[bytes]:
-    """All runs of SHINGLE consecutive words of a normalised text; the whole of a shorter one."""
+    """All runs of SHINGLE consecutive words of a normalize_text text; the whole of a shorter one."""
     words = _WORD.findall(text)
     runs = range(max(1, len(words) - SHINGLE + 1))
     return {" ".join(words[i : i + SHINGLE]).encode() for i in runs}
@@ -51,7 +51,9 @@ def check_library() -> None:
         raise ValueError("near-duplicate removal needs the package datasketch: pip install datasketch") from None
 
 
-def sign_piece(plan: Plan, number: int, folder: Path, report: Callable[[int, int], None] = lambda b, t: None) -> None:
+def compute_signatures(
+    plan: PreparationPlan, number: int, folder: Path, report: Callable[[int, int], None] = lambda b, t: None
+) -> None:
     """Write the signatures of a piece's documents: 16 bytes each of the exact hash, whether they are held out, and
     (near) NUM_PERMUTATIONS uint32. `report` gets bytes of text and 0."""
     near = plan.deduplicate == "near"
@@ -62,7 +64,7 @@ def sign_piece(plan: Plan, number: int, folder: Path, report: Callable[[int, int
     exact, held_out, minhashes = bytearray(), bytearray(), []
     with new_piece(folder, "signatures", number) as writer:
         for split, document in plan.documents(number, Skipped()):
-            text = normalised(document.text)
+            text = normalize_text(document.text)
             exact += hashlib.blake2b(text.encode(), digest_size=16).digest()
             held_out.append(split != TRAIN)
             if near:
@@ -77,7 +79,7 @@ def sign_piece(plan: Plan, number: int, folder: Path, report: Callable[[int, int
         writer.finish(plan.fingerprint, num_documents=len(held_out))
 
 
-def decide(plan: Plan, folder: Path, progress: Callable[[int], None] = lambda n: None) -> None:
+def decide(plan: PreparationPlan, folder: Path, progress: Callable[[int], None] = lambda n: None) -> None:
     """From the signatures of all pieces, write for each piece which documents are dropped, with counts."""
     exact, held_out, minhashes, ends = _load(plan, folder)
     priority = np.argsort(held_out == 0, kind="stable")  # held out first, in order of the corpus otherwise
@@ -98,7 +100,7 @@ def decide(plan: Plan, folder: Path, progress: Callable[[int], None] = lambda n:
     assert num_exact + near.sum() == (drop | near).sum()
 
 
-def _load(plan: Plan, folder: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray | None, list[int]]:
+def _load(plan: PreparationPlan, folder: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray | None, list[int]]:
     exact, held_out, minhashes, ends = [], [], [], []
     for number in range(len(plan.pieces)):
         mark = finished_piece(folder, "signatures", number, plan.fingerprint)
@@ -137,14 +139,14 @@ def _near_duplicates(
     return dropped
 
 
-def dropped_documents(plan: Plan, number: int, folder: Path) -> np.ndarray | None:
+def dropped_documents(plan: PreparationPlan, number: int, folder: Path) -> np.ndarray | None:
     """Which documents of a piece are dropped, as bool; None where nothing is removed."""
     if plan.deduplicate == "none":
         return None
     return np.frombuffer(piece_paths(folder, "dropped", number)[0].read_bytes(), dtype=bool)
 
 
-def count_dropped(plan: Plan, folder: Path) -> Skipped:
+def count_dropped(plan: PreparationPlan, folder: Path) -> Skipped:
     """How many duplicates were removed; each kind is named at the first piece that has one."""
     skipped = Skipped()
     if plan.deduplicate != "none":

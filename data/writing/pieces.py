@@ -20,9 +20,9 @@ import numpy as np
 
 from ingot.data.corpus.manifest import token_dtype
 from ingot.data.sources.documents import Document, Skipped, names_of
-from ingot.data.sources.source_files import Source, read_documents
+from ingot.data.sources.file_parts import FilePart, read_documents
 from ingot.data.tokenizers.tokenizer import Tokenizer
-from ingot.data.writing.writer import CorpusWriter, Gathered, frame, write_json
+from ingot.data.writing.writer import BundleBuffer, CorpusWriter, add_special_tokens, write_json
 from ingot.durable_files import flush_to_disk, sync_folder
 
 PLAN, PLAN_FORMAT, PLAN_VERSION = "plan.json", "ingot-preparation", 1
@@ -30,7 +30,7 @@ BATCH_BYTES = 1_000_000  # of text encoded at once
 
 
 @dataclass
-class Plan:
+class PreparationPlan:
     """All that the work follows from. `asked` names the command, `fingerprint` also the content of its inputs."""
 
     asked: str
@@ -43,7 +43,7 @@ class Plan:
     deduplicate: str
     near_threshold: float
     finished: bool = False
-    pieces: list[list[Source]] = field(default_factory=list)
+    pieces: list[list[FilePart]] = field(default_factory=list)
     skipped: Skipped = field(default_factory=Skipped)
 
     def save(self, folder: Path) -> None:
@@ -54,16 +54,16 @@ class Plan:
         write_json(folder / PLAN, {"format": PLAN_FORMAT, "version": PLAN_VERSION, **values})
 
     @staticmethod
-    def load(folder: Path) -> Plan | None:
+    def load(folder: Path) -> PreparationPlan | None:
         """The plan in `folder`; None where there is none that this program wrote."""
         try:
             values = json.loads((folder / PLAN).read_bytes())
             if (values.pop("format"), values.pop("version")) != (PLAN_FORMAT, PLAN_VERSION):
                 return None
             values["skipped"] = Skipped(**values["skipped"])
-            source = lambda s: Source(**{**s, "path": Path(s["path"]), "where": tuple(s["where"])})  # noqa: E731
+            source = lambda s: FilePart(**{**s, "path": Path(s["path"]), "where": tuple(s["where"])})  # noqa: E731
             values["pieces"] = [[source(s) for s in sources] for sources in values["pieces"]]
-            return Plan(**values)
+            return PreparationPlan(**values)
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return None
 
@@ -74,9 +74,9 @@ class Plan:
                 yield source.split_of(document, self.validation_fraction), document
 
 
-def cut_pieces(sources: Sequence[Source], piece_bytes: int) -> list[list[Source]]:
+def group_into_pieces(sources: Sequence[FilePart], piece_bytes: int) -> list[list[FilePart]]:
     """Runs of consecutive sources with at least `piece_bytes` bytes each, but for the last."""
-    pieces: list[list[Source]] = []
+    pieces: list[list[FilePart]] = []
     size = piece_bytes
     for source in sources:
         if size >= piece_bytes:
@@ -151,7 +151,7 @@ def finished_piece(folder: Path, stage: str, number: int, fingerprint: str, *, w
 
 
 def tokenize_piece(
-    plan: Plan,
+    plan: PreparationPlan,
     number: int,
     folder: Path,
     tokenizer: Tokenizer,
@@ -166,11 +166,11 @@ def tokenize_piece(
     """
     dtype = token_dtype(tokenizer.vocab_size)
     skipped = Skipped()
-    splits: dict[str, Gathered] = {}
+    splits: dict[str, BundleBuffer] = {}
     bundles: list[dict] = []
     bos, eos = tokenizer.bos_id, tokenizer.eos_id
-    head = np.array(frame([], bos, eos)[:1], dtype=dtype)
-    tail = np.array(frame([], bos, eos)[1:], dtype=dtype)
+    head = np.array(add_special_tokens([], bos, eos)[:1], dtype=dtype)
+    tail = np.array(add_special_tokens([], bos, eos)[1:], dtype=dtype)
 
     with new_piece(folder, "tokens", number) as writer:
 
@@ -201,7 +201,7 @@ def tokenize_piece(
             for (split, document), ids in zip(batch, encoded, strict=True):
                 tokens = np.concatenate([head, ids, tail])
                 size = len(document.text.encode())
-                gathered = splits.setdefault(split, Gathered())
+                gathered = splits.setdefault(split, BundleBuffer())
                 gathered.add((document.source, document.row), tokens, size)
                 num_bytes, num_tokens = num_bytes + size, num_tokens + len(tokens)
                 if gathered.num_tokens >= plan.bundle_tokens:
@@ -226,7 +226,7 @@ def batches(documents: Iterable[tuple[str, Document]]) -> Iterator[list[tuple[st
 
 
 def assemble(
-    plan: Plan, folder: Path, writer: CorpusWriter, progress: Callable[[int], None] = lambda n: None
+    plan: PreparationPlan, folder: Path, writer: CorpusWriter, progress: Callable[[int], None] = lambda n: None
 ) -> Skipped:
     """Put the bundles of all pieces into `writer`, in order; what was left out on the way.
 

@@ -24,7 +24,7 @@ from ingot.data.tokenizers.tokenizer import Tokenizer
 from ingot.durable_files import flush_to_disk, sync_folder, write_atomically
 
 
-def frame(ids: Sequence[int], bos_id: int | None, eos_id: int | None) -> list[int]:
+def add_special_tokens(ids: Sequence[int], bos_id: int | None, eos_id: int | None) -> list[int]:
     """A document's tokens: [bos] ids [eos]. Where the two are one token, or only one exists, it stands once, in front;
     the start of the next document then serves as the end."""
     if bos_id is None or eos_id is None or bos_id == eos_id:
@@ -51,7 +51,7 @@ def check_output(output: Path, overwrite: bool = False) -> None:
 
 
 @contextlib.contextmanager
-def only_writer(folder: Path, output: Path) -> Iterator[None]:
+def locked_for_writing(folder: Path, output: Path) -> Iterator[None]:
     """Makes `folder` and locks it while the block runs; the lock ends with the process, however that ends."""
     folder.mkdir(parents=True, exist_ok=True)
     lock = os.open(folder, os.O_RDONLY)
@@ -65,7 +65,7 @@ def only_writer(folder: Path, output: Path) -> Iterator[None]:
         os.close(lock)
 
 
-def put_in_place(finished: Path, output: Path) -> None:
+def publish_corpus(finished: Path, output: Path) -> None:
     """Rename `finished` to `output`; a corpus that was there is there until then."""
     sync_folder(finished)
     replaced = beside(output, ".replaced")
@@ -77,12 +77,12 @@ def put_in_place(finished: Path, output: Path) -> None:
     shutil.rmtree(replaced, ignore_errors=True)
 
 
-def no_room(error: BaseException) -> bool:
+def is_disk_full(error: BaseException) -> bool:
     return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextlib.contextmanager
-def finished_or_nothing(output: Path, overwrite: bool = False) -> Iterator[Path]:
+def atomic_corpus_folder(output: Path, overwrite: bool = False) -> Iterator[Path]:
     """A folder to write into, beside `output`; it becomes `output` when the block ends well and is removed otherwise.
 
     Raises ValueError as `check_output` does. Files of a run that was killed are cleared away; two runs at once for one
@@ -91,15 +91,15 @@ def finished_or_nothing(output: Path, overwrite: bool = False) -> Iterator[Path]
     output = output.absolute()
     partial = beside(output, ".partial")
     check_output(output, overwrite)
-    with only_writer(partial, output):
+    with locked_for_writing(partial, output):
         try:
             for left in partial.iterdir():
                 shutil.rmtree(left) if left.is_dir() else left.unlink()
             yield partial
-            put_in_place(partial, output)
+            publish_corpus(partial, output)
         except BaseException as error:
             shutil.rmtree(partial, ignore_errors=True)
-            if no_room(error):
+            if is_disk_full(error):
                 raise OSError(
                     error.errno,
                     f"no room to write {output} ({os.strerror(error.errno)}): free some space or choose another "
@@ -109,7 +109,7 @@ def finished_or_nothing(output: Path, overwrite: bool = False) -> Iterator[Path]
 
 
 @dataclass
-class Gathered:
+class BundleBuffer:
     """Documents on their way into one bundle: framed tokens, (source, row) of each, UTF-8 bytes of their text."""
 
     documents: list[np.ndarray] = field(default_factory=list)
@@ -144,7 +144,9 @@ class CorpusWriter:
     def add(self, split: str, name: str, ids: Sequence[int], text_bytes: int) -> None:
         """Append one document of `text_bytes` UTF-8 bytes, its ids without special tokens."""
         tokenizer = self.tokenizer
-        tokens = np.array(frame(ids, tokenizer.bos_id, tokenizer.eos_id), dtype=token_dtype(tokenizer.vocab_size))
+        tokens = np.array(
+            add_special_tokens(ids, tokenizer.bos_id, tokenizer.eos_id), dtype=token_dtype(tokenizer.vocab_size)
+        )
         self.split(split).add(name, tokens, text_bytes)
 
     def split(self, name: str) -> SplitWriter:
@@ -208,7 +210,7 @@ class SplitWriter:
         self.counts = np.zeros(vocab_size, dtype=np.int64)
         self.text_bytes = self.num_documents = self.num_bundles = 0
         self.shards: list[Shard] = []
-        self._gathered = Gathered()
+        self._gathered = BundleBuffer()
         self._tar: _ShardWriter | None = None
 
     def add(self, name: str, tokens: np.ndarray, text_bytes: int) -> None:
@@ -224,7 +226,7 @@ class SplitWriter:
         return split_summary(self.shards, self.counts, self.text_bytes)
 
     def _write_gathered(self) -> None:
-        gathered, self._gathered = self._gathered, Gathered()
+        gathered, self._gathered = self._gathered, BundleBuffer()
         self.add_bundle(*gathered.arrays(), names_of(gathered.places), gathered.text_bytes)
 
     def add_bundle(self, tokens: np.ndarray, doclens: np.ndarray, names: list[str], text_bytes: int) -> None:

@@ -11,8 +11,9 @@ import torch
 
 from ingot.data.corpus.shards import Corpus
 from ingot.data.loader.batch_sharding import check_corpora
-from ingot.data.loader.reader import Reader
+from ingot.data.loader.reader import Reader, ReaderOptions
 from ingot.data.sequences.objectives import MaskedLanguageModel
+from ingot.launcher.config.aliases import modernize_manifest
 from ingot.launcher.config.evaluate import EvaluateOptions
 from ingot.launcher.inference.sliding_window import Window, blocks_of, micro_batches, windows_of
 from ingot.launcher.inference.texts import Texts, corpus_documents, framed, read_texts
@@ -90,27 +91,22 @@ class Scorer:
         """Over the sequences that a training run would cut and, for a masked model, with its masks."""
         options, data = self.options, self.data
         corpora = self._corpora()
-        readers = [
-            Reader(
-                [corpus],
-                [1.0],
-                shuffle=False,
-                seed=self.seed,
-                threads=1,
-                prefetch=2,
-                sequence_length=self.length,
-                objective="clm" if self.causal else "mlm",
-                tokenizer=self.tokenizer,
-                packing=data.get("packing", "concatenate"),
-                mlm_probability=self.probability,
-                mask_unit="token" if self.causal else data.get("mask_unit", "token"),
-                pairs="none" if self.causal else data.get("sentence_pairs", "none"),
-                fim_rate=data.get("fim_rate", 0.0) if self.causal else 0.0,
-                global_batch=options.batch_size,
-                micro_batch=options.batch_size,
-            )
-            for corpus in corpora
-        ]
+        reader_options = ReaderOptions(
+            sequence_length=self.length,
+            objective="clm" if self.causal else "mlm",
+            packing=data.get("packing", "concatenate"),
+            mlm_probability=self.probability,
+            mask_unit="token" if self.causal else data.get("mask_unit", "token"),
+            sentence_pairs="none" if self.causal else data.get("sentence_pairs", "none"),
+            fim_rate=data.get("fim_rate", 0.0) if self.causal else 0.0,
+            global_batch=options.batch_size,
+            micro_batch=options.batch_size,
+            seed=self.seed,
+            shuffle=False,
+            threads=1,
+            prefetch=2,
+        )
+        readers = [Reader([corpus], self.tokenizer, reader_options) for corpus in corpora]
         loss, num_targets, num_tokens = corpus_sums(self._forward, readers, options.max_samples, self.device)
         for reader in readers:
             reader.close()
@@ -198,6 +194,6 @@ class Scorer:
 def trained_with(checkpoint: str) -> dict:
     """The configuration of the run that wrote a checkpoint; empty for what is none of ours."""
     try:
-        return read_manifest(resolve(Path(checkpoint)))["config"]
+        return modernize_manifest(read_manifest(resolve(Path(checkpoint))))["config"]
     except (CheckpointError, KeyError):
         return {}

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ingot.data.sequences.objectives import IGNORE_INDEX, MaskedLanguageModel
-from ingot.data.sequences.packing import arrange
+from ingot.data.sequences.packing import describe_rows
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def _micro_batch(
             end = begin + len(window.input_ids)
             input_ids[row, begin:end], labels[row, begin:end] = window.input_ids, window.labels
             begin = end
-    starts, positions, cu_seqlens = arrange([[len(w.input_ids) for w in row] for row in rows], length)
+    starts, positions, cu_seqlens = describe_rows([[len(w.input_ids) for w in row] for row in rows], length)
     if masks is not None:
         input_ids, labels = masks(input_ids, first + np.arange(len(rows)), starts)
     return {"input_ids": input_ids, "labels": labels, "positions": positions, "cu_seqlens": cu_seqlens}

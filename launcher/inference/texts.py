@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 
 from ingot.data.corpus.shards import Corpus
-from ingot.data.sources.source_files import Source, kind_of, read_documents
+from ingot.data.sources.file_parts import FilePart, kind_of, read_documents
 from ingot.data.sources.text_files import read_text
 from ingot.data.tokenizers.tokenizer import Tokenizer
-from ingot.data.writing.writer import frame
+from ingot.data.writing.writer import add_special_tokens
 
 
 def read_texts(paths: list[str]) -> Iterator[str]:
@@ -24,7 +24,7 @@ def read_texts(paths: list[str]) -> Iterator[str]:
         if kind == "text":
             yield read_text(path, may_be_empty=True)
         elif kind == "lines":
-            source = Source(Path(path).name, Path(path), 0, "", kind=kind)
+            source = FilePart(Path(path).name, Path(path), 0, "", kind=kind)
             yield from (document.text for document in read_documents([source], refuse_bad=True))
         else:
             raise ValueError(f"{path} is a {kind} file; make a corpus of it with launcher/prepare.py first")
@@ -56,7 +56,7 @@ class Texts:
 def framed(texts: Iterator[str], tokenizer: Tokenizer) -> Iterator[np.ndarray]:
     """Tokenized texts with the marks that documents have in a corpus."""
     for text in texts:
-        yield np.array(frame(tokenizer.encode(text), tokenizer.bos_id, tokenizer.eos_id), dtype=np.int64)
+        yield np.array(add_special_tokens(tokenizer.encode(text), tokenizer.bos_id, tokenizer.eos_id), dtype=np.int64)
 
 
 def corpus_documents(corpus: Corpus) -> Iterator[np.ndarray]:

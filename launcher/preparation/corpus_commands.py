@@ -6,7 +6,7 @@ import argparse
 import shutil
 from pathlib import Path
 
-from ingot.launcher.preparation.worker_pool import Bar
+from ingot.launcher.preparation.worker_pool import ProgressBar
 from ingot.launcher.runtime.exit_codes import BAD_INPUT, DONE, BadInput, bad_input
 
 
@@ -35,7 +35,7 @@ def _index(options: argparse.Namespace) -> tuple[dict, Path]:
     from ingot.data.corpus.manifest import MANIFEST
     from ingot.data.tokenizers.tokenizer import load_tokenizer
     from ingot.data.writing.reindex import index_corpus
-    from ingot.data.writing.writer import finished_or_nothing
+    from ingot.data.writing.writer import atomic_corpus_folder
 
     tars = [tar for given in options.tars for tar in (sorted(given.glob("*.tar")) if given.is_dir() else [given])]
     for tar in tars:
@@ -44,10 +44,10 @@ def _index(options: argparse.Namespace) -> tuple[dict, Path]:
     folders = {tar.resolve().parent for tar in tars}
     if not tars or (options.output is None and len(folders) > 1):
         raise ValueError(f"{'tars of several folders' if tars else 'no tars'}: name a corpus folder with --output")
-    with Bar("indexing", sum(tar.stat().st_size for tar in tars)) as bar:
+    with ProgressBar("indexing", sum(tar.stat().st_size for tar in tars)) as bar:
         if options.output is not None and options.output.resolve() not in folders:
             tokenizer = load_tokenizer(_tokenizer_folder(options, folders))
-            with finished_or_nothing(options.output, options.overwrite) as partial:
+            with atomic_corpus_folder(options.output, options.overwrite) as partial:
                 tokenizer.save(partial / "tokenizer")
                 tokenizer = load_tokenizer(partial / "tokenizer")
                 return index_corpus(partial, tars, tokenizer, split=options.split, progress=bar.add), options.output
@@ -91,7 +91,7 @@ def verify(argv: list[str]) -> int:
             manifest = read_manifest(folder)
             splits = manifest["splits"].values()
             total = sum(shard["bytes"] for split in splits for shard in split.get("shards", []))
-            with Bar("verifying", total) as bar:
+            with ProgressBar("verifying", total) as bar:
                 problems = verify_corpus(folder, bar.add)
         for problem in problems:
             print(problem)

@@ -16,16 +16,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ingot.data.sources.documents import Skipped
-from ingot.data.sources.ingest import find_inputs, scan
-from ingot.data.sources.source_files import Source
+from ingot.data.sources.file_parts import FilePart
+from ingot.data.sources.ingest import find_input_files, scan
 from ingot.data.tokenizers.tokenizer import Tokenizer, hash_files, load_tokenizer, tokenizer_files
 from ingot.data.writing import deduplication
-from ingot.data.writing.pieces import PLAN, Plan, assemble, cut_pieces, finished_piece
-from ingot.data.writing.writer import CorpusWriter, check_output, no_room, only_writer, put_in_place
+from ingot.data.writing.pieces import PLAN, PreparationPlan, assemble, finished_piece, group_into_pieces
+from ingot.data.writing.writer import CorpusWriter, check_output, is_disk_full, locked_for_writing, publish_corpus
 from ingot.launcher.config.prepare import PrepareOptions, asked, cores, fingerprint, inputs_of, own_places, settings
-from ingot.launcher.preparation.shared_work import Team
+from ingot.launcher.preparation.rank_coordinator import RankCoordinator
 from ingot.launcher.preparation.vocabulary import make_tokenizer, tokenizer_is_there
-from ingot.launcher.preparation.worker_pool import Bar, do_pieces
+from ingot.launcher.preparation.worker_pool import ProgressBar, process_pieces
 
 
 @dataclass
@@ -38,7 +38,7 @@ class Outcome:
     reused: bool = False
 
 
-class Clock:
+class PhaseTimer:
     """Seconds from lap to lap."""
 
     def __init__(self):
@@ -50,9 +50,9 @@ class Clock:
         self.laps[name], self._last = now - self._last, now
 
 
-def lead(options: PrepareOptions, team: Team) -> Outcome:
+def lead(options: PrepareOptions, team: RankCoordinator) -> Outcome:
     """Rank 0's part: all of it where there is but one. Raises ValueError and OSError for what a user can mend."""
-    output, clock = Path(options.output), Clock()
+    output, clock = Path(options.output), PhaseTimer()
     existing = load_tokenizer(options.tokenizer.path) if options.tokenizer.path else None
     with ExitStack() as stack:
         if not team.alone:  # the others look for the plan meanwhile
@@ -75,14 +75,14 @@ def lead(options: PrepareOptions, team: Team) -> Outcome:
             return Outcome(manifest, skipped.describe(), clock.laps, reused=True)
         check_output(output, options.overwrite)
         if team.alone:
-            stack.enter_context(only_writer(team.folder, output))
+            stack.enter_context(locked_for_writing(team.folder, output))
         try:
             return _make(options, plan, team, existing, clock)
         except BaseException as error:
             kept = _kept_pieces(team.folder)
             if not kept:
                 shutil.rmtree(team.folder, ignore_errors=True)
-            if no_room(error):
+            if is_disk_full(error):
                 left = f"{kept} finished pieces are kept in {team.folder}" if kept else "what was written is removed"
                 raise OSError(
                     error.errno,
@@ -92,19 +92,21 @@ def lead(options: PrepareOptions, team: Team) -> Outcome:
             raise
 
 
-def _make(options: PrepareOptions, plan: Plan, team: Team, existing: Tokenizer | None, clock: Clock) -> Outcome:
+def _make(
+    options: PrepareOptions, plan: PreparationPlan, team: RankCoordinator, existing: Tokenizer | None, clock: PhaseTimer
+) -> Outcome:
     output, folder = Path(options.output), team.folder
     _clear_what_is_stale(folder, plan, options.overwrite)
     plan.save(folder)
     if plan.deduplicate != "none":
-        do_share(plan, "signatures", team, cores(options))
+        process_own_pieces(plan, "signatures", team, cores(options))
         _await_pieces(plan, "signatures", team)
         if missing(plan, "dropped", folder):
             deduplication.decide(plan, folder)
         clock.lap("duplicates")
     tokenizer = make_tokenizer(options, plan, folder, existing)
     clock.lap("vocabulary")
-    do_share(plan, "tokens", team, cores(options))
+    process_own_pieces(plan, "tokens", team, cores(options))
     _await_pieces(plan, "tokens", team)
     clock.lap("tokenizing")
 
@@ -118,7 +120,7 @@ def _make(options: PrepareOptions, plan: Plan, team: Team, existing: Tokenizer |
         shutil.rmtree(folder)  # nothing in it is worth keeping
         raise ValueError(f"no document is left: {left_out.describe()}. Look at text_column, where and the input")
     manifest = writer.finish(made_from=plan.fingerprint, settings=settings(options), skipped=left_out.counts)
-    put_in_place(corpus, output.absolute())
+    publish_corpus(corpus, output.absolute())
     clock.lap("assembling")
     if not team.alone:
         _await_leaving(team, plan)
@@ -126,12 +128,12 @@ def _make(options: PrepareOptions, plan: Plan, team: Team, existing: Tokenizer |
     return Outcome(manifest, left_out.describe(), clock.laps)
 
 
-def help_out(options: PrepareOptions, team: Team) -> None:
+def run_other_rank(options: PrepareOptions, team: RankCoordinator) -> None:
     """The part of every other rank: its share of the pieces, by rank 0's plan."""
     folder, question = team.folder, asked(options)
 
-    def new_plan() -> Plan | None:
-        plan = Plan.load(folder)
+    def new_plan() -> PreparationPlan | None:
+        plan = PreparationPlan.load(folder)
         if plan and plan.session != left and plan.num_ranks != team.num_ranks:
             return None
         return plan if plan and plan.asked == question and plan.session != left else None
@@ -151,14 +153,14 @@ class _AnotherPlan(Exception):
     """Rank 0 has started again, with another plan."""
 
 
-def _follow(plan: Plan, team: Team, options: PrepareOptions) -> None:
+def _follow(plan: PreparationPlan, team: RankCoordinator, options: PrepareOptions) -> None:
     folder = team.folder
 
     def until(find, what: str) -> None:
         def look():
             if found := find():
                 return found
-            if (folder / PLAN).exists() and (now := Plan.load(folder)) and now.session != plan.session:
+            if (folder / PLAN).exists() and (now := PreparationPlan.load(folder)) and now.session != plan.session:
                 raise _AnotherPlan
             return None
 
@@ -166,15 +168,15 @@ def _follow(plan: Plan, team: Team, options: PrepareOptions) -> None:
 
     if not plan.finished:
         if plan.deduplicate != "none":
-            do_share(plan, "signatures", team, cores(options))
+            process_own_pieces(plan, "signatures", team, cores(options))
             until(lambda: not missing(plan, "dropped", folder) or None, "the decision about duplicates")
         until(lambda: tokenizer_is_there(folder, plan) or None, "the tokenizer")
-        do_share(plan, "tokens", team, cores(options))
+        process_own_pieces(plan, "tokens", team, cores(options))
         until(lambda: unchanged(Path(options.output), plan.fingerprint), "the assembly of the corpus")
     (folder / f"left-{team.rank}").write_text(plan.session)
 
 
-def _await_leaving(team: Team, plan: Plan) -> None:
+def _await_leaving(team: RankCoordinator, plan: PreparationPlan) -> None:
     """The folder is removed when nobody looks there any more; a rank that has died is not waited for."""
     others = list(range(1, team.num_ranks))
     has_left = lambda rank: _text(team.folder / f"left-{rank}") == plan.session  # noqa: E731
@@ -184,7 +186,7 @@ def _await_leaving(team: Team, plan: Plan) -> None:
         print(f"warning: {error}", file=sys.stderr)
 
 
-def _await_pieces(plan: Plan, stage: str, team: Team) -> None:
+def _await_pieces(plan: PreparationPlan, stage: str, team: RankCoordinator) -> None:
     if not team.alone:
         what = f"pieces of {stage}"
         absent = lambda: {number % team.num_ranks for number in missing(plan, stage, team.folder)} - {0}  # noqa: E731
@@ -192,28 +194,28 @@ def _await_pieces(plan: Plan, stage: str, team: Team) -> None:
     assert not missing(plan, stage, team.folder)
 
 
-def do_share(plan: Plan, stage: str, team: Team, workers: int) -> None:
+def process_own_pieces(plan: PreparationPlan, stage: str, team: RankCoordinator, workers: int) -> None:
     """This rank's pieces of a stage that are not there yet."""
     mine = team.mine(range(len(plan.pieces)))
     todo = [n for n in mine if finished_piece(team.folder, stage, n, plan.fingerprint, whole=True) is None]
     if todo and len(todo) < len(mine):
         print(f"going on: {len(mine) - len(todo)} of {len(mine)} pieces of {stage} are there", file=sys.stderr)
-    do_pieces(plan, stage, todo, team.folder, workers, show=team.rank == 0)
+    process_pieces(plan, stage, todo, team.folder, workers, show=team.rank == 0)
 
 
-def missing(plan: Plan, stage: str, folder: Path) -> list[int]:
+def missing(plan: PreparationPlan, stage: str, folder: Path) -> list[int]:
     return [n for n in range(len(plan.pieces)) if finished_piece(folder, stage, n, plan.fingerprint) is None]
 
 
-def _scan(options: PrepareOptions) -> tuple[list[Source], Skipped]:
+def _scan(options: PrepareOptions) -> tuple[list[FilePart], Skipped]:
     inputs = inputs_of(options)
     exclude = [*options.exclude, *own_places(Path(options.output), inputs)]
     inputs = [
         each if each.exclude is None else replace(each, exclude=(*each.exclude, *exclude[len(options.exclude) :]))
         for each in inputs
     ]
-    total = sum(found.path.stat().st_size for found in find_inputs(inputs, options.include, exclude))
-    with Bar("reading", total) as bar:
+    total = sum(found.path.stat().st_size for found in find_input_files(inputs, options.include, exclude))
+    with ProgressBar("reading", total) as bar:
         return scan(
             inputs,
             options.include,
@@ -227,10 +229,12 @@ def _scan(options: PrepareOptions) -> tuple[list[Source], Skipped]:
         )
 
 
-def _plan(options: PrepareOptions, made_from: str, sources: list[Source], skipped: Skipped, team: Team) -> Plan:
+def _plan(
+    options: PrepareOptions, made_from: str, sources: list[FilePart], skipped: Skipped, team: RankCoordinator
+) -> PreparationPlan:
     if options.deduplicate == "near":
         deduplication.check_library()
-    return Plan(
+    return PreparationPlan(
         asked=asked(options),
         fingerprint=made_from,
         session=uuid.uuid4().hex,
@@ -240,14 +244,14 @@ def _plan(options: PrepareOptions, made_from: str, sources: list[Source], skippe
         refuse_bad=options.bad_records == "refuse",
         deduplicate=options.deduplicate,
         near_threshold=options.near_threshold,
-        pieces=cut_pieces(sources, options.piece_bytes),
+        pieces=group_into_pieces(sources, options.piece_bytes),
         skipped=skipped,
     )
 
 
-def _open_meeting_place(team: Team, stack: ExitStack, output: Path, options: PrepareOptions) -> None:
-    stack.enter_context(only_writer(team.folder, output))
-    before = Plan.load(team.folder)
+def _open_meeting_place(team: RankCoordinator, stack: ExitStack, output: Path, options: PrepareOptions) -> None:
+    stack.enter_context(locked_for_writing(team.folder, output))
+    before = PreparationPlan.load(team.folder)
     for path in [team.folder / PLAN, *team.folder.glob("left-*"), *team.folder.glob("alive-*")]:
         path.unlink(missing_ok=True)
     if before is not None:  # kept aside to know whose the pieces are
@@ -261,12 +265,12 @@ def _aside(folder: Path) -> Path:
     return place
 
 
-def _clear_what_is_stale(folder: Path, plan: Plan, overwrite: bool) -> None:
+def _clear_what_is_stale(folder: Path, plan: PreparationPlan, overwrite: bool) -> None:
     """Keep a killed run's work when it is of this plan, clear it when it is of another and little or `overwrite`.
 
     Raises ValueError when finished pieces of other input or settings would be lost.
     """
-    before = Plan.load(folder) or Plan.load(folder / "before")
+    before = PreparationPlan.load(folder) or PreparationPlan.load(folder / "before")
     if before and before.fingerprint == plan.fingerprint:
         return
     kept = _kept_pieces(folder) if before else 0

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from ingot.data.writing.writer import beside
 from ingot.launcher.config.prepare import PrepareOptions, check
-from ingot.launcher.preparation.pipeline import help_out, lead
-from ingot.launcher.preparation.shared_work import Team
+from ingot.launcher.preparation.pipeline import lead, run_other_rank
+from ingot.launcher.preparation.rank_coordinator import RankCoordinator
 
 
 @dataclass
@@ -44,9 +44,9 @@ def prepare(options: PrepareOptions) -> Summary | None:
 
     check(options)
     output = Path(options.output)
-    team = Team.from_environment(beside(output, ".partial"), options.timeout_seconds)
+    team = RankCoordinator.from_environment(beside(output, ".partial"), options.timeout_seconds)
     if team.rank:
-        help_out(options, team)
+        run_other_rank(options, team)
         return None
     outcome = lead(options, team)
     return Summary(output, outcome.manifest, outcome.skipped, outcome.seconds, outcome.reused)

@@ -9,17 +9,19 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ingot.data.sources.documents import TRAIN, hash64
-from ingot.data.sources.source_files import read_documents
+from ingot.data.sources.file_parts import read_documents
 from ingot.data.tokenizers.tokenizer import Tokenizer, hash_files, load_tokenizer, tokenizer_files
 from ingot.data.tokenizers.training import train_sentencepiece
-from ingot.data.writing.pieces import Plan
+from ingot.data.writing.pieces import PreparationPlan
 from ingot.data.writing.writer import write_json
 from ingot.launcher.config.prepare import PrepareOptions
 
 TOKENIZER_MARK = "tokenizer.json"
 
 
-def make_tokenizer(options: PrepareOptions, plan: Plan, folder: Path, existing: Tokenizer | None) -> Tokenizer:
+def make_tokenizer(
+    options: PrepareOptions, plan: PreparationPlan, folder: Path, existing: Tokenizer | None
+) -> Tokenizer:
     """The tokenizer in the partial folder: what a killed run left there, a copy of an existing one, or a new one."""
     place = folder / "tokenizer"
     if not tokenizer_is_there(folder, plan):
@@ -38,7 +40,7 @@ def make_tokenizer(options: PrepareOptions, plan: Plan, folder: Path, existing: 
     return load_tokenizer(place)
 
 
-def tokenizer_is_there(folder: Path, plan: Plan) -> bool:
+def tokenizer_is_there(folder: Path, plan: PreparationPlan) -> bool:
     try:
         mark = json.loads((folder / TOKENIZER_MARK).read_bytes())
     except (OSError, ValueError):
@@ -47,7 +49,7 @@ def tokenizer_is_there(folder: Path, plan: Plan) -> bool:
     return same and mark.get("fingerprint") == plan.fingerprint
 
 
-def vocabulary_texts(plan: Plan, sample_bytes: int) -> Iterator[str]:
+def vocabulary_texts(plan: PreparationPlan, sample_bytes: int) -> Iterator[str]:
     """Texts of the training split for the vocabulary, in the order of the corpus, which is a fair one for text files.
 
     Where sources hold records and are more than `sample_bytes` bytes in all, each gives its share, from its beginning.

@@ -11,10 +11,10 @@ from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
-from ingot.data.writing.pieces import Plan, tokenize_piece
+from ingot.data.writing.pieces import PreparationPlan, tokenize_piece
 
 
-class Bar:
+class ProgressBar:
     """Bytes on the left of the rate, tokens/s on its right."""
 
     def __init__(self, what: str, total_bytes: int, show: bool = True):
@@ -31,7 +31,7 @@ class Bar:
         )
         self._began, self._bytes, self._tokens = time.perf_counter(), 0, 0
 
-    def __enter__(self) -> Bar:
+    def __enter__(self) -> ProgressBar:
         return self
 
     def __exit__(self, *error) -> None:
@@ -50,7 +50,9 @@ class Bar:
         self.reach(self._bytes + num_bytes, self._tokens)
 
 
-def do_pieces(plan: Plan, stage: str, numbers: Sequence[int], folder: Path, workers: int, show: bool = True) -> None:
+def process_pieces(
+    plan: PreparationPlan, stage: str, numbers: Sequence[int], folder: Path, workers: int, show: bool = True
+) -> None:
     """Work on the pieces `numbers` of `plan` with `workers` cores: a process for each piece, as far as both go, and the
     cores that are left as threads inside of them. Raises what the work raises, the earliest piece's error first."""
     if not numbers:
@@ -59,7 +61,7 @@ def do_pieces(plan: Plan, stage: str, numbers: Sequence[int], folder: Path, work
     processes = min(workers, len(numbers))
     threads = max(1, workers // processes)
     what = {"tokens": "tokenizing", "signatures": "comparing"}[stage]
-    with Bar(what, total, show) as bar:
+    with ProgressBar(what, total, show) as bar:
         if processes == 1:
             work = _Work(plan, folder, threads)
             for number in numbers:
@@ -71,16 +73,16 @@ def do_pieces(plan: Plan, stage: str, numbers: Sequence[int], folder: Path, work
 class _Work:
     """What a worker keeps from piece to piece."""
 
-    def __init__(self, plan: Plan, folder: Path, threads: int):
+    def __init__(self, plan: PreparationPlan, folder: Path, threads: int):
         self.plan, self.folder, self.threads = plan, folder, threads
         self._tokenizer = None
 
     def do(self, stage: str, number: int, report) -> None:
         from ingot.data.tokenizers.tokenizer import load_tokenizer
-        from ingot.data.writing.deduplication import dropped_documents, sign_piece
+        from ingot.data.writing.deduplication import compute_signatures, dropped_documents
 
         if stage == "signatures":
-            sign_piece(self.plan, number, self.folder, report)
+            compute_signatures(self.plan, number, self.folder, report)
             return
         self._tokenizer = self._tokenizer or load_tokenizer(self.folder / "tokenizer")
         dropped = dropped_documents(self.plan, number, self.folder)
@@ -89,7 +91,9 @@ class _Work:
         )
 
 
-def _in_processes(plan: Plan, stage: str, numbers, folder: Path, processes: int, threads: int, bar: Bar) -> None:
+def _in_processes(
+    plan: PreparationPlan, stage: str, numbers, folder: Path, processes: int, threads: int, bar: ProgressBar
+) -> None:
     import multiprocessing
 
     context = multiprocessing.get_context("spawn")
@@ -124,7 +128,7 @@ _done = None
 def _start_worker(folder: str, threads: int, done, parent: int) -> None:
     global _work, _done
     os.environ["RAYON_NUM_THREADS"] = str(threads)  # for tokenizers of `transformers`
-    plan = Plan.load(Path(folder))
+    plan = PreparationPlan.load(Path(folder))
     assert plan is not None
     _work, _done = _Work(plan, Path(folder), threads), done
     threading.Thread(target=_end_with_parent, args=(parent,), daemon=True).start()

@@ -7,7 +7,7 @@ import pytest
 
 from ingot.data.tokenizers.tokenizer import load_tokenizer
 from ingot.data.tokenizers.training import train_sentencepiece
-from ingot.data.writing.writer import CorpusWriter, finished_or_nothing
+from ingot.data.writing.writer import CorpusWriter, atomic_corpus_folder
 
 WORDS = [
     *("for", "while", "return", "import", "value", "index", "token", "shard", "reader", "order"),
@@ -73,7 +73,7 @@ def write_corpus():
     """write_corpus(folder, tokenizer, texts) -> folder: every eighth text is held out."""
 
     def write(folder: Path, tokenizer, texts, *, bundle_tokens=1500, shard_bytes=12_000) -> Path:
-        with finished_or_nothing(folder) as partial:
+        with atomic_corpus_folder(folder) as partial:
             tokenizer.save(partial / "tokenizer")
             tokenizer = load_tokenizer(partial / "tokenizer")
             writer = CorpusWriter(partial, tokenizer, shard_bytes=shard_bytes, bundle_tokens=bundle_tokens)

@@ -21,7 +21,7 @@ from ingot.data.corpus.cache import Cache
 from ingot.data.corpus.quarantine import DamagedShard
 from ingot.data.corpus.shards import Corpus
 from ingot.data.corpus.storage import LocalFolder, RemoteFolder, open_storage
-from ingot.data.loader.reader import Reader
+from ingot.data.loader.reader import Reader, ReaderOptions
 from ingot.data.tokenizers.tokenizer import load_tokenizer
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -43,14 +43,13 @@ def steps(corpus, tokenizer, **changes):
     options = dict(
         sequence_length=LENGTH,
         objective="clm",
-        tokenizer=tokenizer,
         seed=3,
         shuffle=True,
         global_batch=8,
         micro_batch=8,
         threads=2,
     )
-    reader = Reader([corpus], None, **{**options, **changes})
+    reader = Reader([corpus], tokenizer, ReaderOptions(**{**options, **changes}))
     result = [step.fingerprint for step in islice(reader.steps(), 30)]
     reader.close()
     return result
@@ -60,7 +59,7 @@ def copies(folder):
     return sorted(p.name for p in Path(folder).glob("??/*"))
 
 
-class Source:
+class FilePart:
     """Shards that count how often they are downloaded."""
 
     def __init__(self, size=1000):
@@ -121,12 +120,15 @@ def test_coming_shards_are_fetched_ahead(remote, tokenizer, tmp_path):
     cache = Cache(tmp_path / "cache", 10**9)
     corpus = Corpus.open(remote, "train", cache=cache)
     wanted = []
-    fetch = corpus.fetch_ahead
-    corpus.fetch_ahead = lambda shard: wanted.append(shard) or fetch(shard)
+    fetch = corpus.prefetch_shard
+    corpus.prefetch_shard = lambda shard: wanted.append(shard) or fetch(shard)
     reader = Reader(
-        [corpus], None, sequence_length=LENGTH, objective="clm", tokenizer=tokenizer, seed=3, shuffle=True,
-        global_batch=1, micro_batch=1, threads=1, prefetch=1,
-    )  # fmt: skip
+        [corpus],
+        tokenizer,
+        ReaderOptions(
+            sequence_length=LENGTH, seed=3, shuffle=True, global_batch=1, micro_batch=1, threads=1, prefetch=1
+        ),
+    )
     next(reader.steps())
     assert set(wanted) == {shard for n in range(17) for _, shard in reader.shards_of(n, None, 1)}
     reader.close()
@@ -181,7 +183,7 @@ def test_a_shard_that_is_damaged_where_it_comes_from_loses_a_bundle_not_more(rem
 
 
 def test_a_budget_that_evicts_the_least_recently_used_but_nothing_in_use(tmp_path):
-    source, cache = Source(), Cache(tmp_path, 3500)
+    source, cache = FilePart(), Cache(tmp_path, 3500)
     for number in (0, 1, 2):
         assert source.open(cache, number) == source.content(number)
     cache.close()
@@ -224,7 +226,7 @@ def test_no_room_falls_back_to_reading_ranges(remote, corpus_folder, tokenizer, 
 
 
 def test_threads_download_once(tmp_path):
-    source, cache = Source(100_000), Cache(tmp_path, 10**9)
+    source, cache = FilePart(100_000), Cache(tmp_path, 10**9)
     results = []
     threads = [threading.Thread(target=lambda: results.append(source.open(cache, 7))) for _ in range(8)]
     for thread in threads:
@@ -237,7 +239,7 @@ def test_threads_download_once(tmp_path):
 
 def test_wrong_length_and_wrong_content_are_tried_again_and_not_kept(tmp_path):
     for wrong in (b"short", bytes(1000), bytes(2000)):
-        source, cache = Source(), Cache(tmp_path, 10**6)
+        source, cache = FilePart(), Cache(tmp_path, 10**6)
         with warnings.catch_warnings(record=True):
             assert source.open(cache, 1, content=wrong) is None
         assert source.count == 3

@@ -3,7 +3,7 @@ import pytest
 from ingot.data.corpus import shard_list
 from ingot.data.corpus.shard_list import Shard, ShardList
 from ingot.data.corpus.shards import Corpus
-from ingot.data.loader.reader import Reader
+from ingot.data.loader.reader import Reader, ReaderOptions
 
 
 def lines(number):
@@ -67,9 +67,10 @@ def test_opening_and_seeking_make_no_objects_of_shards(corpus_folder, tokenizer,
     monkeypatch.setattr(shard_list, "Shard", lambda *fields: made.append(fields) or Shard(*fields))
     corpus = Corpus.open(corpus_folder, "train", check=False)
     reader = Reader(
-        [corpus], None, sequence_length=48, objective="clm", tokenizer=tokenizer, seed=3, shuffle=shuffle,
-        global_batch=8, micro_batch=8, threads=0,
-    )  # fmt: skip
+        [corpus],
+        tokenizer,
+        ReaderOptions(sequence_length=48, seed=3, shuffle=shuffle, global_batch=8, micro_batch=8, threads=0),
+    )
     assert corpus.fingerprint
     assert reader.shards_of(80, None, 8)
     assert made == []

@@ -10,7 +10,7 @@ import pytest
 from ingot.data.corpus import shards
 from ingot.data.corpus.shards import Corpus, DamagedShard, token_dtype
 from ingot.data.tokenizers.tokenizer import load_tokenizer
-from ingot.data.writing.writer import frame
+from ingot.data.writing.writer import add_special_tokens
 
 
 def documents_of(corpus):
@@ -93,11 +93,11 @@ def test_plain_webdataset_reads_the_shards(corpus_folder):
 
 
 def test_frame():
-    assert frame([7, 8], 2, 3) == [2, 7, 8, 3]
-    assert frame([7, 8], 0, 0) == [0, 7, 8]
-    assert frame([7, 8], None, 3) == [3, 7, 8]
-    assert frame([7, 8], 2, None) == [2, 7, 8]
-    assert frame([7, 8], None, None) == [7, 8]
+    assert add_special_tokens([7, 8], 2, 3) == [2, 7, 8, 3]
+    assert add_special_tokens([7, 8], 0, 0) == [0, 7, 8]
+    assert add_special_tokens([7, 8], None, 3) == [3, 7, 8]
+    assert add_special_tokens([7, 8], 2, None) == [2, 7, 8]
+    assert add_special_tokens([7, 8], None, None) == [7, 8]
 
 
 def test_token_types():

@@ -9,7 +9,7 @@ import pytest
 
 from ingot.data.corpus.quarantine import WHOLE_SHARD, Damage, Quarantine
 from ingot.data.corpus.shards import Corpus, DamagedShard
-from ingot.data.loader.reader import NoSoundData, Reader
+from ingot.data.loader.reader import NoReadableData, Reader, ReaderOptions
 from ingot.data.sequences.objectives import IGNORE_INDEX
 
 LENGTH, GLOBAL, STEPS = 48, 8, 40
@@ -70,12 +70,11 @@ def folder(corpus_folder, tmp_path):
 def make(tokenizer):
     made = []
 
-    def make(folder, quarantine=None, **changes):
+    def make(folder, quarantine=None, rank=0, num_ranks=1, **changes):
         corpus = Corpus.open(folder, "train", check=False, quarantine=quarantine)
         options = dict(
             sequence_length=LENGTH,
             objective="clm",
-            tokenizer=tokenizer,
             seed=3,
             shuffle=True,
             global_batch=GLOBAL,
@@ -83,7 +82,8 @@ def make(tokenizer):
             strict=False,
             threads=0,
         )
-        made.append(Reader([corpus], None, **{**options, **changes}))
+        options = ReaderOptions(**{**options, **changes})
+        made.append(Reader([corpus], tokenizer, options, rank=rank, num_ranks=num_ranks))
         return made[-1]
 
     yield make
@@ -171,14 +171,14 @@ def test_a_quarantine_that_grows_counts_for_what_was_read_before(corpus_folder, 
 def test_a_rank_that_cannot_read_still_takes_its_steps(folder, make):
     for shard in Corpus.open(folder, "train").shards:
         (folder / shard.name).unlink()
-    with pytest.raises(NoSoundData, match=r"100 sequences in place of a damaged one are damaged too.*missing"):
+    with pytest.raises(NoReadableData, match=r"100 substitutes for it.*missing.*Copy or prepare"):
         run([make(folder)])
     reader = make(folder, errors="yield", micro_batch=4)
     batches = list(reader.steps(0, 20))
     assert [batch.cursor for batch in batches] == [8, 16, 20]
-    assert isinstance(reader.error, NoSoundData)
+    assert isinstance(reader.error, NoReadableData)
     for batch in batches:
-        assert isinstance(batch.error, NoSoundData)
+        assert isinstance(batch.error, NoReadableData)
         assert (batch.num_targets, batch.num_tokens, batch.fingerprint, len(batch.micro_batches)) == (0, 0, 0, 2)
         assert all((micro["labels"] == IGNORE_INDEX).all() for micro in batch.micro_batches)
         assert batch.micro_batches[0]["input_ids"].shape == (4, LENGTH)

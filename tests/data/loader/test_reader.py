@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from ingot.data.corpus.shards import Corpus, DamagedShard
-from ingot.data.loader.reader import Reader
+from ingot.data.loader.reader import Reader, ReaderOptions
 from ingot.data.sequences.objectives import IGNORE_INDEX
 from ingot.data.tokenizers.tokenizer import load_tokenizer
 from ingot.data.tokenizers.training import train_sentencepiece
@@ -24,21 +24,21 @@ def second_folder(tmp_path_factory, tokenizer, texts, write_corpus):
 def make(corpus_folder, second_folder, tokenizer):
     made = []
 
-    def make(split="train", mixture=True, **changes):
+    def make(split="train", mixture=True, rank=0, num_ranks=1, tokenizer=tokenizer, **changes):
         corpora = [
             Corpus.open(folder, split) for folder in ([corpus_folder, second_folder] if mixture else [corpus_folder])
         ]
         options = dict(
             sequence_length=LENGTH,
             objective="clm",
-            tokenizer=tokenizer,
+            weights=[3, 1] if mixture else None,
             seed=3,
             shuffle=True,
             global_batch=GLOBAL,
             micro_batch=2,
         )
-        weights = [3, 1] if mixture else None
-        made.append(Reader(corpora, weights, **{**options, **changes}))
+        options = ReaderOptions(**{**options, **changes})
+        made.append(Reader(corpora, tokenizer, options, rank=rank, num_ranks=num_ranks))
         return made[-1]
 
     yield make
@@ -206,17 +206,17 @@ def test_damage_reaches_the_consumer(make, corpus_folder, tmp_path, tokenizer, t
         file.seek(offset + 100)
         file.write(b"\xff\x00\xff")
     corpora = [Corpus.open(folder, "train")]
-    options = dict(sequence_length=LENGTH, objective="clm", seed=0, shuffle=True, global_batch=8, micro_batch=8)
-    reader = Reader(corpora, [1.0], tokenizer=tokenizer, threads=threads, **options)
+    options = dict(sequence_length=LENGTH, seed=0, shuffle=True, global_batch=8, micro_batch=8)
+    reader = Reader(corpora, tokenizer, ReaderOptions(threads=threads, **options))
     with pytest.raises(DamagedShard, match="checksum"):
         list(islice(reader.steps(), 50))
     assert not reader_threads()
 
 
-def test_batches_that_cannot_be_shared_out(make):
+def test_batches_that_cannot_be_divided(make):
     with pytest.raises(ValueError, match=r"8 sequences .* 3 data ranks: .* 6 or 9, or 2 or 4 data ranks"):
         make(num_ranks=3)
-    with pytest.raises(ValueError, match=r"micro-batch of 3 .* the 4 of each rank .* 2 or 4"):
+    with pytest.raises(ValueError, match=r"micro-batch of 3 .* the 4 sequences of each rank .* 2 or 4"):
         make(num_ranks=2, micro_batch=3)
     with pytest.raises(ValueError, match="must be positive"):
         make(micro_batch=0)
@@ -230,19 +230,13 @@ def test_wrong_tokenizer(make, corpus_folder, tmp_path, texts, gpt2_like, write_
     with pytest.raises(ValueError, match="no mask token"):
         Reader(
             [Corpus.open(folder, "train")],
-            None,
-            sequence_length=LENGTH,
-            objective="mlm",
-            tokenizer=load_tokenizer(gpt2_like),
-            seed=0,
-            shuffle=True,
-            global_batch=1,
-            micro_batch=1,
+            load_tokenizer(gpt2_like),
+            ReaderOptions(sequence_length=LENGTH, objective="mlm", seed=0, shuffle=True, global_batch=1, micro_batch=1),
         )
 
 
 def test_other_bad_input(make):
-    with pytest.raises(ValueError, match=r"tokens that one sequence takes: .* at most \d+"):
+    with pytest.raises(ValueError, match=r"one sequence needs 100001: .* at most \d+"):
         make(sequence_length=100_000)
-    with pytest.raises(ValueError, match="clm or mlm"):
+    with pytest.raises(ValueError, match="choose one of clm, mlm"):
         make(objective="nsp")

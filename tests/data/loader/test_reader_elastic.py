@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from ingot.data.corpus.shards import Corpus
-from ingot.data.loader.reader import Reader
+from ingot.data.loader.reader import Reader, ReaderOptions
 from ingot.data.writing.writer import CorpusWriter
 
 LENGTH, GLOBAL, STEPS = 48, 24, 200
@@ -24,21 +24,17 @@ def run(corpora, tokenizer):
     """run(steps, cursor, num_ranks, ...) -> the batch fingerprint of each step, over all ranks."""
 
     def run(steps=STEPS, cursor=0, *, num_ranks=1, micro_batch=1, threads=0):
+        options = ReaderOptions(
+            sequence_length=LENGTH,
+            weights=[2, 1],
+            seed=11,
+            shuffle=True,
+            global_batch=GLOBAL,
+            micro_batch=micro_batch,
+            threads=threads,
+        )
         streams = [
-            Reader(
-                corpora,
-                [2, 1],
-                sequence_length=LENGTH,
-                objective="clm",
-                tokenizer=tokenizer,
-                seed=11,
-                shuffle=True,
-                global_batch=GLOBAL,
-                micro_batch=micro_batch,
-                rank=rank,
-                num_ranks=num_ranks,
-                threads=threads,
-            ).steps(cursor, cursor + steps * GLOBAL)
+            Reader(corpora, tokenizer, options, rank=rank, num_ranks=num_ranks).steps(cursor, cursor + steps * GLOBAL)
             for rank in range(num_ranks)
         ]
         return [sum(batch.fingerprint for batch in step) % 2**64 for step in zip(*streams, strict=True)]
@@ -101,15 +97,10 @@ def test_golden_fingerprints(tmp_path):
     writer.finish()
     reader = Reader(
         [Corpus.open(tmp_path, "train")],
-        None,
-        sequence_length=LENGTH,
-        objective="clm",
-        tokenizer=ids,
-        seed=11,
-        shuffle=True,
-        global_batch=GLOBAL,
-        micro_batch=GLOBAL,
-        threads=0,
+        ids,
+        ReaderOptions(
+            sequence_length=LENGTH, seed=11, shuffle=True, global_batch=GLOBAL, micro_batch=GLOBAL, threads=0
+        ),
     )
     found = [batch.fingerprint for batch in reader.steps(0, STEPS * GLOBAL)]
     assert hashlib.sha256(repr(found).encode()).hexdigest()[:32] == GOLDEN

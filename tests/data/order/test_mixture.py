@@ -3,7 +3,7 @@ import hashlib
 import numpy as np
 import pytest
 
-from ingot.data.order.mixture import Mixture, Table, quotas, quotas_with_zeros
+from ingot.data.order.mixture import Mixture, PeriodTable, quotas, quotas_with_zeros
 from ingot.data.order.order import Order
 
 SEGMENTS = [(0, [3, 1, 0]), (1001, [1, 1, 2]), (1777, [0, 1, 1]), (5003, [0.6, 0.3, 0.1])]
@@ -59,7 +59,7 @@ def test_slot_is_the_inverse_of_locate():
 
 
 def test_count_goes_on_both_ways():
-    table = Table(quotas([5, 2, 1]))
+    table = PeriodTable(quotas([5, 2, 1]))
     pattern = np.tile(table.corpus, 9)
     for k in range(3):
         for slots in range(-4 * table.period, 5 * table.period):

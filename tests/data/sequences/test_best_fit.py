@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from ingot.data.sequences.best_fit import Bins, pack
-from ingot.data.sequences.packing import arrange
+from ingot.data.sequences.packing import describe_rows
 
 
 def doclens(number, kind="lognormal"):
@@ -94,7 +94,7 @@ def test_nothing_to_pack():
 
 
 def test_arrange():
-    starts, positions, cu_seqlens = arrange([[2, 3], [6], [], [1, 5]], 6)
+    starts, positions, cu_seqlens = describe_rows([[2, 3], [6], [], [1, 5]], 6)
     assert starts.astype(int).tolist() == [
         [1, 0, 1, 0, 0, 1],  # the padding begins a segment of its own
         [1, 0, 0, 0, 0, 0],

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from ingot.data.corpus.shards import Corpus
-from ingot.data.loader.reader import Reader
+from ingot.data.loader.reader import Reader, ReaderOptions
 from ingot.data.sequences.objectives import IGNORE_INDEX
 from ingot.data.tokenizers.training import train_sentencepiece
 
@@ -13,13 +13,13 @@ LENGTH, GLOBAL, STEPS = 48, 8, 12
 MODES = {
     "window": {"shuffle": "window", "window_shards": 2},
     "partitions": {"shuffle": "window", "window_shards": 1, "num_partitions": 4},
-    "segments": {"weights": None, "segments": [(0, [1, 0]), (40, [1, 3])]},
+    "mixture schedule": {"weights": None, "mixture_schedule": [(0, [1, 0]), (40, [1, 3])]},
     "best fit": {"packing": "best_fit"},
     "best fit, mlm": {"packing": "best_fit", "objective": "mlm"},
     "words": {"objective": "mlm", "mask_unit": "word"},
     "spans": {"objective": "mlm", "mask_unit": "span"},
-    "next sentence": {"objective": "mlm", "pairs": "nsp"},
-    "sentence order": {"objective": "mlm", "pairs": "sop", "mask_unit": "word"},
+    "next sentence": {"objective": "mlm", "sentence_pairs": "nsp"},
+    "sentence order": {"objective": "mlm", "sentence_pairs": "sop", "mask_unit": "word"},
     "fill in the middle": {"fim_rate": 0.5},
     "fill in the middle, best fit": {"fim_rate": 0.5, "packing": "best_fit"},
 }
@@ -40,20 +40,10 @@ def corpora(tmp_path_factory, fim_tokenizer, texts, write_corpus):
 @pytest.fixture
 def reader(corpora, fim_tokenizer):
     def make(mode: str, rank: int = 0, num_ranks: int = 1, micro_batch: int = 1, threads: int = 0) -> Reader:
-        settings = {"weights": [2, 1], "shuffle": "full", "objective": "clm", **MODES[mode]}
-        return Reader(
-            corpora,
-            settings.pop("weights"),
-            sequence_length=LENGTH,
-            tokenizer=fim_tokenizer,
-            seed=11,
-            global_batch=GLOBAL,
-            micro_batch=micro_batch,
-            rank=rank,
-            num_ranks=num_ranks,
-            threads=threads,
-            **settings,
-        )
+        fixed = {"sequence_length": LENGTH, "seed": 11, "global_batch": GLOBAL}
+        settings = {"weights": [2, 1], "shuffle": "full", **MODES[mode]}
+        options = ReaderOptions(micro_batch=micro_batch, threads=threads, **fixed, **settings)
+        return Reader(corpora, fim_tokenizer, options, rank=rank, num_ranks=num_ranks)
 
     return make
 
@@ -104,7 +94,7 @@ def test_padding_is_no_target_and_a_segment_of_its_own(reader, fim_tokenizer, mo
 
 
 def test_a_corpus_without_weight_comes_in_only_when_it_has_one(reader):
-    order = reader("segments").order
+    order = reader("mixture schedule").order
     corpus, _, _ = order.locate(np.arange(80))
     assert set(corpus[:40]) == {0}
     assert np.count_nonzero(corpus[40:]) == 30
@@ -136,12 +126,12 @@ def test_fill_in_the_middle_shows_its_tokens(reader, fim_tokenizer):
     ("settings", "message"),
     [
         ({"packing": "tight"}, "packing 'tight' is unknown: choose one of concatenate, best_fit"),
-        ({"objective": "clm", "pairs": "nsp"}, "go with objective mlm only"),
-        ({"objective": "mlm", "fim_rate": 0.5}, "goes with objective clm only"),
-        ({"objective": "rtd"}, "objective 'rtd' is unknown: choose clm or mlm"),
+        ({"objective": "clm", "sentence_pairs": "nsp"}, "sentence_pairs nsp need objective mlm"),
+        ({"objective": "mlm", "fim_rate": 0.5}, "fim_rate 0.5 needs objective clm: set fim_rate to 0"),
+        ({"objective": "rtd"}, "objective 'rtd' is unknown: choose one of clm, mlm"),
     ],
 )
 def test_what_does_not_go_together_is_refused(corpora, fim_tokenizer, settings, message):
-    fixed = {"tokenizer": fim_tokenizer, "seed": 1, "shuffle": True, "global_batch": 8, "micro_batch": 1}
+    fixed = {"sequence_length": LENGTH, "seed": 1, "shuffle": True, "global_batch": 8, "micro_batch": 1}
     with pytest.raises(ValueError, match=message):
-        Reader(corpora, [1, 1], sequence_length=LENGTH, **fixed, **{"objective": "clm", **settings})
+        Reader(corpora, fim_tokenizer, ReaderOptions(weights=[1, 1], **fixed, **settings))

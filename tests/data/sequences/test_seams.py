@@ -9,10 +9,10 @@ from ingot.data.corpus import shards
 from ingot.data.corpus.cache import Cache
 from ingot.data.corpus.quarantine import WHOLE_SHARD, DamagedShard, Quarantine
 from ingot.data.corpus.shards import Corpus
-from ingot.data.loader.reader import Reader
-from ingot.data.sequences.instances import Concatenated
+from ingot.data.loader.reader import Reader, ReaderOptions
 from ingot.data.sequences.objectives import IGNORE_INDEX
 from ingot.data.sequences.packing import instances_by_shard
+from ingot.data.sequences.packings import ConcatenatePacking
 from ingot.data.writing.writer import CorpusWriter
 
 IDS = SimpleNamespace(
@@ -39,11 +39,10 @@ def stream(corpus):
     return np.concatenate([tokens for tokens, _ in parts]), np.concatenate(begins)
 
 
-def reader(corpus, **changes):
+def reader(corpus, rank=0, num_ranks=1, **changes):
     settings = dict(
         sequence_length=LENGTH,
         objective="clm",
-        tokenizer=IDS,
         seed=3,
         shuffle=False,
         global_batch=1,
@@ -51,7 +50,7 @@ def reader(corpus, **changes):
         threads=0,
         strict=False,
     )
-    return Reader([corpus], None, **{**settings, **changes})
+    return Reader([corpus], IDS, ReaderOptions(**{**settings, **changes}), rank=rank, num_ranks=num_ranks)
 
 
 def crossing(corpus, length=LENGTH):
@@ -68,7 +67,7 @@ def test_sequences_are_consecutive_pieces_of_the_whole_corpus(folder, length):
     tokens, begins = stream(corpus)
     assert len(corpus.shards) > 3
     assert length != 5_000 or max(shard.tokens for shard in corpus.shards) < length
-    layout = Concatenated(corpus, length)
+    layout = ConcatenatePacking(corpus, length)
     places = [(shard, place) for shard, count in enumerate(layout.shard_instances) for place in range(count)]
     assert len(places) == (len(tokens) - 1) // length
     for number, (shard, place) in enumerate(places[:: 1 if length > 1 else 97]):
@@ -155,7 +154,7 @@ def test_the_shard_after_is_read_in_passing_and_not_downloaded(folder, tmp_path)
     local, cache = Corpus.open(folder, "train"), Cache(tmp_path, 10**9)
     corpus = Corpus.open("memory://seams", "train", cache=cache)
     tokens, _ = stream(local)
-    layout = Concatenated(corpus, LENGTH)
+    layout = ConcatenatePacking(corpus, LENGTH)
     before = 0
     for place in range(int(layout.shard_instances[0])):
         row = np.empty(LENGTH + 1, dtype=corpus.dtype)
@@ -175,7 +174,7 @@ def test_the_shard_after_is_read_in_passing_and_not_downloaded(folder, tmp_path)
 def test_a_corpus_of_shards_shorter_than_a_sequence_can_be_read(folder):
     corpus = Corpus.open(folder, "train")
     assert reader(corpus, sequence_length=corpus.num_tokens - 1).num_instances == 1
-    with pytest.raises(ValueError, match=rf"of the {corpus.num_tokens + 1} tokens .* at most {corpus.num_tokens - 1}"):
+    with pytest.raises(ValueError, match=rf"one sequence needs {corpus.num_tokens + 1}: .* at most {corpus.num_tokens - 1}"):
         reader(corpus, sequence_length=corpus.num_tokens)
 
 
@@ -193,7 +192,7 @@ def test_a_missing_shard_after_is_damage_like_any_other(folder, tmp_path):
     files.put(f"{folder}/", "/gap/", recursive=True)
     corpus = Corpus.open("memory://gap", "train", cache=Cache(tmp_path, 10**9))
     files.rm(f"/gap/{corpus.shards[1].name}")
-    layout = Concatenated(corpus, LENGTH)
+    layout = ConcatenatePacking(corpus, LENGTH)
     row = np.empty(LENGTH + 1, dtype=corpus.dtype)
     with pytest.raises(DamagedShard, match=rf"{corpus.shards[1].name}: shard is missing"):
         layout.read_into(row, 0, int(layout.shard_instances[0]) - 1)

@@ -20,7 +20,7 @@ def pairs(kind="nsp", **changes):
         special_ids=frozenset({PAD, CLS, SEP, MASK}),
         vocab_size=VOCAB,
         seed=9,
-        block=1000,
+        partner_slots=1000,
     )
     return SentencePairs(**{**settings, **changes})
 
@@ -110,7 +110,7 @@ def test_full_rows():
 
 
 def test_partners():
-    maker = pairs(block=100)
+    maker = pairs(partner_slots=100)
     slots = np.arange(50_000)
     found = np.array([maker.partner(int(slot)) for slot in slots[:3000]])
     assert (found // 100 == slots[:3000] // 100).all()
@@ -118,7 +118,7 @@ def test_partners():
     assert other.mean() == pytest.approx(0.5, abs=0.03)
     distance = (found - slots[:3000])[other] % 100
     assert len(np.unique(distance)) == 99
-    assert all(pairs(block=1).partner(slot) == slot for slot in range(20))
+    assert all(pairs(partner_slots=1).partner(slot) == slot for slot in range(20))
     for slot in range(100):
         again = [maker.partner(slot, attempt) for attempt in range(8)]
         assert len({n == slot for n in again}) == 1
@@ -128,7 +128,7 @@ def test_partners():
 def test_without_a_partner_another_document_of_the_row_is_taken():
     labels = []
     for slot in range(300):
-        maker = pairs(block=1)
+        maker = pairs(partner_slots=1)
         input_ids, token_types, label, _ = maker.build_pair(*A, *A, slot)
         a, b = split(input_ids, token_types)
         labels.append(label)

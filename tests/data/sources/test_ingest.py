@@ -3,8 +3,8 @@ import shutil
 
 import pytest
 
+from ingot.data.sources.file_parts import AUTO, FilePart, read_documents
 from ingot.data.sources.ingest import assign_splits, find_files, scan
-from ingot.data.sources.source_files import AUTO, Source, read_documents
 
 
 def names(found):
@@ -76,12 +76,12 @@ def test_max_bytes_takes_a_beginning_of_the_order(text_folder):
 @pytest.mark.parametrize("fraction", [1e-9, 0.5, 1 - 1e-9])
 @pytest.mark.parametrize("count", [2, 3, 10])
 def test_each_split_has_a_document(tmp_path, fraction, count):
-    sources = [Source(f"{i}.txt", tmp_path, 1, "", AUTO) for i in range(count)]
+    sources = [FilePart(f"{i}.txt", tmp_path, 1, "", AUTO) for i in range(count)]
     assert {s.split for s in assign_splits(sources, fraction)} == {"train", "validation"}
 
 
 def test_a_single_document_goes_to_training(tmp_path):
-    assert [s.split for s in assign_splits([Source("a", tmp_path, 1, "", AUTO)], 0.9)] == ["train"]
+    assert [s.split for s in assign_splits([FilePart("a", tmp_path, 1, "", AUTO)], 0.9)] == ["train"]
 
 
 def test_a_file_that_changes_meanwhile_is_noticed(tmp_path):

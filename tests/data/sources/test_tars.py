@@ -5,8 +5,8 @@ import tarfile
 
 import pytest
 
+from ingot.data.sources.file_parts import read_documents
 from ingot.data.sources.ingest import Input, scan
-from ingot.data.sources.source_files import read_documents
 from ingot.data.sources.tars import members
 
 

@@ -87,7 +87,7 @@ def test_we_open_what_was_exported(bpe, sources, tmp_path):
 
 
 def test_other_ids_are_refused(bpe, tmp_path, monkeypatch):
-    """A normalised text is another one."""
+    """A normalize_text text is another one."""
     monkeypatch.setattr(SentencePieceTokenizer, "encode_batch", lambda _self, texts, threads=1: [[5] for _ in texts])
     with pytest.raises(ValueError, match="with the same ids"):
         export_tokenizer(bpe, tmp_path, causal=True)

@@ -6,14 +6,14 @@ import pytest
 from ingot.data.sources.ingest import scan
 from ingot.data.writing.deduplication import (
     NUM_PERMUTATIONS,
+    compute_signatures,
     count_dropped,
     decide,
     dropped_documents,
-    normalised,
+    normalize_text,
     shingles,
-    sign_piece,
 )
-from ingot.data.writing.pieces import Plan, cut_pieces
+from ingot.data.writing.pieces import PreparationPlan, group_into_pieces
 from tests.data.conftest import make_text
 
 
@@ -21,15 +21,15 @@ def plan_of(folder, texts, deduplicate, piece_bytes, threshold=0.8, fraction=0.3
     path = folder / "a.jsonl"
     path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     sources, _ = scan([path], ["*"], validation_fraction=fraction, source_bytes=piece_bytes)
-    pieces = cut_pieces(sources, piece_bytes)
-    return Plan("", "f", "", 1, fraction, 1000, False, deduplicate, threshold, pieces=pieces)
+    pieces = group_into_pieces(sources, piece_bytes)
+    return PreparationPlan("", "f", "", 1, fraction, 1000, False, deduplicate, threshold, pieces=pieces)
 
 
 def kept(folder, plan):
     """Texts that stay, by split, in the order of the corpus."""
     folder.mkdir(exist_ok=True)
     for number in reversed(range(len(plan.pieces))):  # in whatever order the workers come
-        sign_piece(plan, number, folder)
+        compute_signatures(plan, number, folder)
     decide(plan, folder)
     result = []
     for number in range(len(plan.pieces)):
@@ -42,8 +42,8 @@ def kept(folder, plan):
 
 
 def test_what_counts_as_the_same():
-    assert normalised(" \uff33ame\n\ttext ") == normalised("same TEXT")
-    assert normalised("same text.") != normalised("same text")
+    assert normalize_text(" \uff33ame\n\ttext ") == normalize_text("same TEXT")
+    assert normalize_text("same text.") != normalize_text("same text")
     assert shingles("one two three") == {b"one two three"}
     assert len(shingles("a b c d e f")) == 2
     assert len(shingles("秦川雄帝宅函谷")) == 3  # characters where there are no spaces
@@ -56,15 +56,15 @@ def test_one_of_each_text_stays_the_held_out_one_first(tmp_path, piece_bytes):
     plan = plan_of(tmp_path, texts, "exact", piece_bytes)
     assert (len(plan.pieces) > 5) == (piece_bytes == 500)
     stay = kept(tmp_path / "pieces", plan)
-    assert sorted(normalised(text) for _, text in stay) == sorted(map(normalised, unique))
+    assert sorted(normalize_text(text) for _, text in stay) == sorted(map(normalize_text, unique))
     assert count_dropped(plan, tmp_path / "pieces").counts == {"exact duplicates": 40}
     held_out = {
-        normalised(d.text)
+        normalize_text(d.text)
         for number in range(len(plan.pieces))
         for split, d in plan.documents(number, count_dropped(plan, tmp_path / "pieces"))
         if split == "validation"
     }
-    assert {normalised(text) for split, text in stay if split == "validation"} == held_out
+    assert {normalize_text(text) for split, text in stay if split == "validation"} == held_out
 
 
 def test_near_duplicates_go_and_others_stay(tmp_path):

@@ -3,7 +3,7 @@ import multiprocessing
 import pytest
 
 from ingot.data.corpus.shards import Corpus
-from ingot.data.writing.writer import finished_or_nothing, write_json
+from ingot.data.writing.writer import atomic_corpus_folder, write_json
 
 
 def contents(folder):
@@ -26,7 +26,7 @@ def test_sizes_of_shards_and_bundles(corpus_folder, tokenizer, tmp_path, texts, 
 
 def test_nothing_is_left_of_a_failed_run(tmp_path):
     def fail():
-        with finished_or_nothing(tmp_path / "out") as folder:
+        with atomic_corpus_folder(tmp_path / "out") as folder:
             (folder / "train-000000.tar").write_bytes(b"half")
             raise RuntimeError
 
@@ -38,7 +38,7 @@ def test_nothing_is_left_of_a_failed_run(tmp_path):
 def test_leftovers_of_a_killed_run_are_cleared(tmp_path):
     (tmp_path / "out.partial" / "tokenizer").mkdir(parents=True)
     (tmp_path / "out.partial" / "train-000007.tar").write_bytes(b"half")
-    with finished_or_nothing(tmp_path / "out") as folder:
+    with atomic_corpus_folder(tmp_path / "out") as folder:
         write_json(folder / "manifest.json", {})
     assert list(contents(tmp_path)) == ["out/manifest.json"]
 
@@ -46,25 +46,25 @@ def test_leftovers_of_a_killed_run_are_cleared(tmp_path):
 def test_an_existing_corpus_is_replaced_only_on_request(tmp_path):
     out = tmp_path / "out"
     for number, overwrite in enumerate([False, True]):
-        with finished_or_nothing(out, overwrite) as folder:
+        with atomic_corpus_folder(out, overwrite) as folder:
             write_json(folder / "manifest.json", {"number": number})
-    with pytest.raises(ValueError, match="--overwrite"), finished_or_nothing(out):
+    with pytest.raises(ValueError, match="--overwrite"), atomic_corpus_folder(out):
         pass
     assert contents(tmp_path) == {"out/manifest.json": b'{\n "number": 1\n}\n'}
-    with pytest.raises(RuntimeError), finished_or_nothing(out, overwrite=True):
+    with pytest.raises(RuntimeError), atomic_corpus_folder(out, overwrite=True):
         raise RuntimeError  # the old one stays until the new one is whole
     assert list(contents(tmp_path)) == ["out/manifest.json"]
 
 
 def test_what_is_no_corpus_is_never_replaced(tmp_path):
     (tmp_path / "thesis.txt").write_text("years of work")
-    with pytest.raises(ValueError, match="not a corpus"), finished_or_nothing(tmp_path, overwrite=True):
+    with pytest.raises(ValueError, match="not a corpus"), atomic_corpus_folder(tmp_path, overwrite=True):
         pass
     assert (tmp_path / "thesis.txt").exists()
 
 
 def _hold(output, entered, leave):
-    with finished_or_nothing(output) as folder:
+    with atomic_corpus_folder(output) as folder:
         entered.set()
         leave.wait(20)
         write_json(folder / "manifest.json", {})
@@ -77,7 +77,7 @@ def test_two_runs_at_once_are_refused(tmp_path):
     other.start()
     try:
         assert entered.wait(20)
-        with pytest.raises(ValueError, match="another run"), finished_or_nothing(tmp_path / "out"):
+        with pytest.raises(ValueError, match="another run"), atomic_corpus_folder(tmp_path / "out"):
             pass
     finally:
         leave.set()

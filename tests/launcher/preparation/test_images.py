@@ -8,6 +8,7 @@ import pytest
 
 from ingot.data.tokenizers.image_patches import load_codebook
 from ingot.launcher import images as command
+from ingot.launcher.config.images import NAMES
 from ingot.launcher.runtime.exit_codes import BadInput
 from tests.data.tokenizers.test_image_patches import draw, idx, images
 
@@ -29,7 +30,7 @@ def test_the_command_writes_texts_with_labels_and_the_same_codes_for_the_next_fi
     assert train[:3] == few
     assert train[27:30] + train[57:60] == rest  # its copies too: what an image becomes does not depend on the others
     assert [record["label"] for record in train] == labels.tolist() * 3
-    assert train[0]["name"] == command.NAMES[labels[0]]
+    assert train[0]["name"] == NAMES[labels[0]]
     assert [record["text"] for record in train[30:60]] != [record["text"] for record in train[:30]]
     codebook = load_codebook(tmp_path / "out/codebook.json")
     codes = np.array([[int(word) for word in re.findall(r"p(\d+)", record["text"])] for record in train[:30]])
@@ -44,9 +45,9 @@ def test_the_command_writes_texts_with_labels_and_the_same_codes_for_the_next_fi
     [
         (["--first", "5"], "first 5 and count None name no images of the 5"),
         (["--first", "2", "--count", "4"], "first 2 and count 4 name no images of the 5"),
-        (["--count", "0"], "first 0 and count 0 name no images"),
-        (["--patch", "0"], "patch is 0; it must be at least 1"),
-        (["--copies", "-1"], "copies is -1; it must be at least 0"),
+        (["--count", "0"], "count is 0; it must be a whole number"),
+        (["--patch", "0"], "patch is 0; it must be a whole number"),
+        (["--copies", "-1"], "copies is -1; it must be a whole number"),
     ],
 )
 def test_options_that_mean_nothing_are_refused_and_nothing_is_written(given, message, tmp_path):

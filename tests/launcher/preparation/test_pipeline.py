@@ -7,13 +7,14 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import webdataset
 
 from ingot.data.corpus.shards import Corpus
-from ingot.data.writing.pieces import Plan
+from ingot.data.writing.pieces import PreparationPlan
 from ingot.launcher.config.prepare import InputOptions, PrepareOptions, TokenizerOptions
 from ingot.launcher.preparation.prepare import prepare
 from tests.data.conftest import make_text
@@ -146,7 +147,7 @@ def test_killed_in_the_middle_it_goes_on(tmp_path, large_folder, workers):
     assert run.returncode == -signal.SIGKILL, "it was done too soon"
     time.sleep(1.2)  # its workers notice
     done = {p: p.stat().st_mtime_ns for p in partial.glob("tokens-*.json")}
-    assert 2 <= len(done) < len(Plan.load(partial).pieces)
+    assert 2 <= len(done) < len(PreparationPlan.load(partial).pieces)
 
     (partial / "tokens-000099.123.tmp").write_bytes(b"half")  # as a writer that was killed leaves it
     damaged = sorted(done)[0].with_suffix(".bin")
@@ -192,8 +193,8 @@ def test_an_error_in_the_middle_keeps_what_is_done(tmp_path, texts):
     if kept:
         with pytest.raises(ValueError, match="other input"):
             prepare(strict)
-    strict.overwrite = True
-    assert prepare(strict).manifest["num_documents"] == 300
+    again = replace(strict, overwrite=True)
+    assert prepare(again).manifest["num_documents"] == 300
 
 
 def test_splits_of_a_configuration(tmp_path, texts):

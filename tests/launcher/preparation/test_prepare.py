@@ -152,7 +152,7 @@ def test_help_is_quick_and_complete():
     [
         (["--outptu", "x"], "output"),
         (["--tokenizer.vocab_size", "many"], "vocab_size"),
-        (["--validation_fraction", "2"], "validation_fraction must be in"),
+        (["--validation_fraction", "2"], "validation_fraction is 2; it must be a number"),
         (["--input", "nowhere"], "nowhere does not exist"),
         (["--include", "*.nothing"], "no text in"),
         (["--tokenizer.vocab_size", "60000"], "largest possible value is"),

@@ -20,21 +20,21 @@ BEAT_SECONDS = 2.0
 POLL_SECONDS = 0.2
 
 
-class Team:
+class RankCoordinator:
     """`rank` of `num_ranks`, and the folder where they meet."""
 
     def __init__(self, folder: Path, rank: int, num_ranks: int, timeout: float):
         self.folder, self.rank, self.num_ranks, self.timeout = folder, rank, num_ranks, timeout
 
     @staticmethod
-    def from_environment(folder: Path, timeout: float) -> Team:
+    def from_environment(folder: Path, timeout: float) -> RankCoordinator:
         """Raises ValueError for a RANK and WORLD_SIZE that do not fit together."""
         words = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
         if not (words[0].isdigit() and words[1].isdigit() and int(words[0]) < int(words[1])):
             raise ValueError(
                 f"RANK={words[0]} and WORLD_SIZE={words[1]} in the environment: expected 0 <= RANK < WORLD_SIZE"
             )
-        return Team(folder, int(words[0]), int(words[1]), timeout)
+        return RankCoordinator(folder, int(words[0]), int(words[1]), timeout)
 
     @property
     def alone(self) -> bool:

@@ -11,8 +11,8 @@ import pytest
 import zstandard
 
 from ingot.data.sources.documents import Skipped, names_of
-from ingot.data.sources.ingest import Input, find_inputs, scan
-from ingot.data.sources.source_files import kind_of, read_documents
+from ingot.data.sources.file_parts import kind_of, read_documents
+from ingot.data.sources.ingest import Input, find_input_files, scan
 
 RECORDS = [{"text": f"text number {i} grüße\n", "lang": "en" if i % 3 else "de", "score": i / 10} for i in range(30)]
 TEXTS = [record["text"] for record in RECORDS]
@@ -90,7 +90,7 @@ def test_saved_datasets(tmp_path):
     train.select(range(5, 15)).save_to_disk(tmp_path / "one")
     assert [d.text for d in documents(tmp_path / "one")] == TEXTS[5:15]
     datasets.DatasetDict(train=train, test=test).save_to_disk(tmp_path / "both")
-    found = find_inputs([tmp_path / "both"], ["*"])
+    found = find_input_files([tmp_path / "both"], ["*"])
     assert [(f.split, f.name) for f in found] == [
         ("test", "test/data-00000-of-00001.arrow"),
         ("train", "train/data-00000-of-00001.arrow"),

@@ -11,13 +11,13 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from ingot.data.sources.documents import Skipped
+from ingot.data.sources.file_parts import AUTO, FilePart, kind_of, table_columns
 from ingot.data.sources.filters import parse_filter
-from ingot.data.sources.source_files import AUTO, Source, kind_of, table_columns
 
 Progress = Callable[[int], None]
 
 
-def cut_file(
+def scan_file(
     name: str,
     path: Path,
     skipped: Skipped,
@@ -27,7 +27,7 @@ def cut_file(
     where: Sequence[str] = (),
     split: str = AUTO,
     progress: Progress = lambda num_bytes: None,
-) -> list[Source]:
+) -> list[FilePart]:
     """The sources of a file, reading it once; none when it is no text, empty or unreadable (`skipped` counts it).
 
     Plain JSON lines are cut at the first line end after each `source_bytes` bytes, tables between row groups (record
@@ -54,7 +54,7 @@ def cut_file(
         skipped.add("unreadable", name)
         return []
     return [
-        Source(
+        FilePart(
             name=name if len(parts) == 1 else f"{name}#{number:05d}",
             path=Path(path),
             size=size,
@@ -73,7 +73,7 @@ def cut_file(
     ]
 
 
-def _whole_text(name: str, path: Path, split: str, skipped: Skipped, progress: Progress) -> list[Source]:
+def _whole_text(name: str, path: Path, split: str, skipped: Skipped, progress: Progress) -> list[FilePart]:
     content = path.read_bytes()
     progress(len(content))
     try:
@@ -84,7 +84,7 @@ def _whole_text(name: str, path: Path, split: str, skipped: Skipped, progress: P
     if empty:
         skipped.add("empty", name)
         return []
-    return [Source(name, path, len(content), hashlib.sha256(content).hexdigest(), split)]
+    return [FilePart(name, path, len(content), hashlib.sha256(content).hexdigest(), split)]
 
 
 Part = tuple[int, int, int, int, str]  # start, stop, first row, bytes, sha256

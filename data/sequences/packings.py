@@ -1,6 +1,6 @@
-"""Which tokens of a corpus its instances are, under each packing.
+"""Which tokens of a corpus each of its instances has, for each kind of packing.
 
-A layout numbers the instances of a corpus, shard after shard. The order (data/order) deals with these numbers only.
+A packing numbers the instances of a corpus, shard after shard. The order (data/order) uses only these numbers.
 """
 
 from __future__ import annotations
@@ -12,29 +12,33 @@ import numpy as np
 
 from ingot.data.corpus.shards import Corpus
 from ingot.data.sequences.best_fit import pack
+from ingot.data.sequences.options import PACKINGS
 from ingot.data.sequences.packing import instances_by_shard
 
-PACKINGS = ("concatenate", "best_fit")
 
-
-class Layout(Protocol):
-    """`shard_instances`: instances of each shard, int64. `locate` turns instances into places: (shard, place in it)."""
+class Packing(Protocol):
+    """`shard_instances` is the number of instances of each shard, int64 [shards]."""
 
     shard_instances: np.ndarray
 
-    def read_into(self, tokens: np.ndarray, shard: int, place: int) -> tuple[np.ndarray, int, int]:
-        """Fill the row `tokens` with the instance at a place. Returns where documents begin in it (int64), what to
-        subtract from these, and how many tokens the row has; what is behind them is left as it was.
+    def read_into(self, tokens: np.ndarray, shard: int, index: int) -> tuple[np.ndarray, int, int]:
+        """Fill the row `tokens` with instance `index` of a shard.
 
-        Raises what Corpus.read_into does."""
+        Returns:
+            Where documents begin in the row (int64), the number to subtract from these to get indices of the row, and
+            the number of tokens of the instance. The row behind them is not changed.
+
+        Raises:
+            What `Corpus.read_into` raises.
+        """
         ...
 
 
-class Concatenated:
-    """Instance i of a corpus is the tokens [i L, i L + L + 1) of its stream, which goes on from shard to shard.
+class ConcatenatePacking:
+    """Instance i of a corpus is the tokens [i L, i L + L + 1) of its stream, which goes through all shards.
 
-    An instance counts as one of the shard in which it begins. The part that lies in the next is read in passing, so
-    that whoever reads a part of the shards does not fetch their neighbours too.
+    An instance belongs to the shard in which it begins. If it ends in a later shard, only the beginning of that shard
+    is read: a rank that reads some of the shards does not fetch their neighbours too.
     """
 
     def __init__(self, corpus: Corpus, sequence_length: int):
@@ -42,8 +46,8 @@ class Concatenated:
         self.shard_instances, first = instances_by_shard(corpus.shards.tokens, sequence_length)
         self._first, self._tokens = first.tolist(), corpus.shards.tokens.tolist()
 
-    def read_into(self, tokens: np.ndarray, shard: int, place: int) -> tuple[np.ndarray, int, int]:
-        start = self._first[shard] + place * self.sequence_length
+    def read_into(self, tokens: np.ndarray, shard: int, index: int) -> tuple[np.ndarray, int, int]:
+        start = self._first[shard] + index * self.sequence_length
         left = self._tokens[shard] - start
         if left >= len(tokens):
             starts, shift = self.corpus.read_into(tokens, shard, start)
@@ -60,16 +64,16 @@ class Concatenated:
         return np.concatenate(parts), 0, len(tokens)
 
 
-class BestFit:
-    """An instance is one row of best-fit packing, of a shard's documents alone. Reads all document lengths at once."""
+class BestFitPacking:
+    """An instance is one row of the best-fit packing of one shard. All document lengths are read at the start."""
 
     def __init__(self, corpus: Corpus, sequence_length: int):
         self.corpus = corpus
         self._bins = [pack(corpus.document_lengths(n), sequence_length) for n in range(len(corpus.shards))]
         self.shard_instances = np.array([bins.num_bins for bins in self._bins], dtype=np.int64)
 
-    def read_into(self, tokens: np.ndarray, shard: int, place: int) -> tuple[np.ndarray, int, int]:
-        pieces, at, starts = self._bins[shard].pieces(place), 0, []
+    def read_into(self, tokens: np.ndarray, shard: int, index: int) -> tuple[np.ndarray, int, int]:
+        pieces, at, starts = self._bins[shard].pieces(index), 0, []
         for start, stop in pieces:
             starts.append(at)
             self.corpus.read_into(tokens[at : at + stop - start], shard, start)
@@ -79,9 +83,9 @@ class BestFit:
         return np.array(starts, dtype=np.int64), 0, at
 
 
-def make_layouts(corpora: Sequence[Corpus], packing: str, sequence_length: int) -> list[Concatenated | BestFit]:
-    """Raises ValueError for an unknown packing."""
+def make_packings(corpora: Sequence[Corpus], packing: str, sequence_length: int) -> list[Packing]:
+    """One for each corpus. Raises ValueError for an unknown packing."""
     if packing not in PACKINGS:
         raise ValueError(f"packing {packing!r} is unknown: choose one of {', '.join(PACKINGS)}")
-    kind = Concatenated if packing == "concatenate" else BestFit
+    kind = ConcatenatePacking if packing == "concatenate" else BestFitPacking
     return [kind(corpus, sequence_length) for corpus in corpora]

@@ -30,7 +30,7 @@ ENDINGS = {
 
 
 @dataclass(frozen=True)
-class Source:
+class FilePart:
     """`name` inside the input, `path`, bytes, sha256 of the bytes (hex), and split: a name, or auto.
 
     The rest is for files of records: `file` is the name of the whole file; `start` and `stop` bound the part (bytes of
@@ -71,7 +71,7 @@ def kind_of(name: str) -> str:
 
 
 def read_documents(
-    sources: Iterable[Source], skipped: Skipped | None = None, *, refuse_bad: bool = False
+    sources: Iterable[FilePart], skipped: Skipped | None = None, *, refuse_bad: bool = False
 ) -> Iterator[Document]:
     """The documents of each source in order; of lines and tables those whose record passes the filter.
 
@@ -89,7 +89,7 @@ def read_documents(
             yield from _read_records(source, skipped, refuse_bad)
 
 
-def _read_text(source: Source) -> Document:
+def _read_text(source: FilePart) -> Document:
     content = Path(source.path).read_bytes()
     if len(content) != source.size or hashlib.sha256(content).hexdigest() != source.sha256:
         raise ValueError(_changed(source))
@@ -105,7 +105,7 @@ def _filter(where: tuple[str, ...]) -> Filter:
     return parse_filter(where)
 
 
-def _read_records(source: Source, skipped: Skipped, refuse_bad: bool) -> Iterator[Document]:
+def _read_records(source: FilePart, skipped: Skipped, refuse_bad: bool) -> Iterator[Document]:
     status = os.stat(source.path)
     if source.modified and status.st_mtime_ns != source.modified:
         raise ValueError(_changed(source))
@@ -149,7 +149,7 @@ def _read_records(source: Source, skipped: Skipped, refuse_bad: bool) -> Iterato
         )
 
 
-def _read_lines(source: Source, condition: Filter) -> Iterator[tuple[str, Mapping | BrokenRecord]]:
+def _read_lines(source: FilePart, condition: Filter) -> Iterator[tuple[str, Mapping | BrokenRecord]]:
     with open_lines(source.path) as file:
         if source.start:
             file.seek(source.start)
@@ -198,7 +198,7 @@ def table_columns(source_columns: Iterable[str], wanted: Iterable[str]) -> list[
     return list(dict.fromkeys(top for top in tops if top in have))
 
 
-def _read_parquet(source: Source, condition: Filter) -> Iterator[tuple[str, Mapping]]:
+def _read_parquet(source: FilePart, condition: Filter) -> Iterator[tuple[str, Mapping]]:
     import pyarrow.parquet as pq
 
     with pq.ParquetFile(source.path) as file:
@@ -207,7 +207,7 @@ def _read_parquet(source: Source, condition: Filter) -> Iterator[tuple[str, Mapp
         yield from _rows(file.iter_batches(256, row_groups=groups, columns=columns, use_threads=False), source)
 
 
-def _read_arrow(source: Source, condition: Filter) -> Iterator[tuple[str, Mapping]]:
+def _read_arrow(source: FilePart, condition: Filter) -> Iterator[tuple[str, Mapping]]:
     import pyarrow as pa
 
     with pa.memory_map(str(source.path)) as file, pa.ipc.open_stream(file) as stream:
@@ -216,7 +216,7 @@ def _read_arrow(source: Source, condition: Filter) -> Iterator[tuple[str, Mappin
         yield from _rows((batch.select(columns) for batch in batches), source)
 
 
-def _rows(batches, source: Source) -> Iterator[tuple[str, Mapping]]:
+def _rows(batches, source: FilePart) -> Iterator[tuple[str, Mapping]]:
     row = source.first_row
     for batch in batches:
         for record in batch.to_pylist():
@@ -224,7 +224,7 @@ def _rows(batches, source: Source) -> Iterator[tuple[str, Mapping]]:
             row += 1
 
 
-def _read_tar(source: Source, condition: Filter) -> Iterator[tuple[str, Mapping | BrokenRecord]]:
+def _read_tar(source: FilePart, condition: Filter) -> Iterator[tuple[str, Mapping | BrokenRecord]]:
     """Samples of a webdataset tar: neighbours of one key. Their columns: those of KEY.json, and KEY.txt as the text."""
     with open(source.path, "rb") as file:
         key, sample = None, {}
@@ -254,5 +254,5 @@ def _sample(parts: dict[str, bytes], text_column: str) -> Mapping | BrokenRecord
 _READERS = {"lines": _read_lines, "parquet": _read_parquet, "arrow": _read_arrow, "tar": _read_tar}
 
 
-def _changed(source: Source) -> str:
+def _changed(source: FilePart) -> str:
     return f"{source.path} changed while the corpus was being made: run again"
