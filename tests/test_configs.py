@@ -83,11 +83,11 @@ def test_the_demo_corpus_fits_the_demo():
         ),
         (
             {"parallel.tensor": 4, "model.num_attention_heads": 2, "model.hidden_size": 64},
-            "model.num_attention_heads 2 is no multiple of it",
+            "model.num_attention_heads 2 is not a multiple of it",
         ),
         (
             {"parallel.tensor": 2, "data.sequence_length": 63},
-            "data.sequence_length 63 is no multiple of it",
+            "data.sequence_length 63 is not a multiple of it",
         ),
         ({"parallel.data_shard": 2}, "engine zero cuts over all data ranks; leave it out, or set parallel.engine fsdp"),
         (

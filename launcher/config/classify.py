@@ -43,7 +43,11 @@ class ClassifyOptions:
 
     def words(self) -> dict[str, str]:
         """The words of each label."""
-        return dict(part.split("=", 1) if "=" in part else (part, part) for part in self.labels)
+        found = {}
+        for part in self.labels:
+            label, equals, words = part.partition("=")
+            found[label] = words if equals else label
+        return found
 
     def check(self) -> None:
         """Looks for mistakes that can be seen without the model.

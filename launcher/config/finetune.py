@@ -6,6 +6,7 @@ from typing import Any, Literal
 from ingot.launcher.config.distillation import Distillation
 from ingot.launcher.config.pretrain import Loss, Optimizer, Parallel, Run
 from ingot.launcher.config.types import (
+    ColumnNumber,
     NonNegativeCount,
     NonNegativeFloat,
     PositiveCount,
@@ -88,9 +89,9 @@ class Task:
     """Column of the label; for regression several, with commas between."""
     labels: list[str] | None = None
     """The set of labels; by default all that the training file has."""
-    conll_word_column: NonNegativeCount = 0
+    conll_word_column: ColumnNumber = 0
     """Column of the word in CoNLL files, counted from 0."""
-    conll_label_column: int = -1
+    conll_label_column: ColumnNumber = -1
     """Column of the label in CoNLL files; -1 is the last."""
     template: str = "{input}"
     """What a generation task puts around its input; must contain {input}."""

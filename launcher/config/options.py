@@ -39,12 +39,17 @@ class Kind:
             text = f"list of {self.items[0].plural}"
         elif self.type is tuple:
             text = f"{len(self.items)} {self.items[0].plural}"
-        elif is_dataclass(self.type):
+        elif self.is_record:
             text = "{" + ", ".join(each.name for each in dataclasses.fields(self.type)) + "}"
         else:
             names = {int: "whole number", float: "number", str: "text", bool: "true, false", dict: "mapping"}
             text = names[self.type] + (f" {self.range}" if self.range is not None and str(self.range) else "")
         return f"{text}, null" if self.optional else text
+
+    @property
+    def is_record(self) -> bool:
+        """Whether its values are dataclasses."""
+        return is_dataclass(self.type)
 
     @property
     def plural(self) -> str:
@@ -83,6 +88,9 @@ def kinds(cls: type) -> dict[str, Kind]:
         for name, kind in found.items():
             if kind.type in (int, float):
                 found[name] = dataclasses.replace(kind, range=Range(*limits_of(name, kind.type)))
+            elif kind.type is list:
+                items = tuple(Kind(each.type, Range(*limits_of(name, each.type))) for each in kind.items)
+                found[name] = dataclasses.replace(kind, items=items)
     return found
 
 
@@ -113,7 +121,7 @@ def options(cls: type, prefix: str = "", start: object = None) -> Iterator[Optio
             continue
         kind, name = kinds(cls)[field.name], f"{prefix}{field.name}"
         default = getattr(start, field.name) if start is not None else default_of(field)
-        section = is_dataclass(kind.type)
+        section = kind.is_record
         yield Option(name, kind, default, said.get(field.name, ""), section)
         if section:
             yield from options(kind.type, f"{name}.", default if is_dataclass(default) else None)
@@ -138,7 +146,7 @@ def meanings(cls: type) -> dict[str, str]:
             for name in part.arg_name.split(", "):
                 found[name] = text
     for field in dataclasses.fields(cls):
-        if not found.get(field.name) and is_dataclass(kinds(cls)[field.name].type):
+        if not found.get(field.name) and kinds(cls)[field.name].is_record:
             found[field.name] = " ".join((kinds(cls)[field.name].type.__doc__ or "").split("\n\n")[0].split())
     return found
 

@@ -4,6 +4,7 @@ import dataclasses
 import difflib
 import re
 from collections import deque
+from collections.abc import Iterable, Iterator
 from typing import Any, TypeVar
 
 from ingot.launcher.config import aliases, yaml_file
@@ -151,7 +152,7 @@ class _Sources:
         option = self.names.get(name)
         return option.kind if option else None
 
-    def _leaves(self, tree: dict, prefix: str):
+    def _leaves(self, tree: dict, prefix: str) -> Iterator[tuple[str, Any]]:
         """The values of a file by dotted name; a section is entered, the value of an option is left as it is."""
         for key, value in tree.items():
             name = f"{prefix}{key}"
@@ -197,7 +198,8 @@ class _Sources:
             before = place.get(key, [])
             if isinstance(before, Words) and len(before) == 1 and before[0].startswith("["):
                 before = yaml_file.parse_text(before[0], new)
-            current = Words([*(before if isinstance(before, list) else [before]), *current])
+            more: Iterable[Any] = current if isinstance(current, list) else [current]
+            current = Words([*(before if isinstance(before, list) else [before]), *more])
         place[key] = current
         return new
 
@@ -212,11 +214,13 @@ class _Sources:
         in the same section first."""
         section, _, last = name.rpartition(".")
         leaves = [option.name for option in self.names.values() if not option.section]
-        meant = aliases.SYNONYMS.get(last, last)
+        synonyms = aliases.SYNONYMS.get(last, ())
 
         def likeness(option: str) -> float:
             own_section, _, own = option.rpartition(".")
-            alike = difflib.SequenceMatcher(None, meant, own).ratio()
+            alike = difflib.SequenceMatcher(None, last, own).ratio()
+            if own in synonyms:
+                alike = max(alike, 0.95 - 0.01 * synonyms.index(own))
             return alike + (0.1 if own_section == section else 0)
 
         best = max(leaves, key=likeness, default="")

@@ -116,8 +116,10 @@ class PrepareOptions:
 
 
 # They say where to read and write and how the work is distributed; they do not change the corpus.
-_NEUTRAL = ("input", "inputs", "output", "include", "exclude", "text_column", "where")
-_NEUTRAL += ("workers", "timeout_seconds", "overwrite")
+_NEUTRAL = [
+    *("input", "inputs", "output", "include", "exclude", "text_column", "where"),
+    *("workers", "timeout_seconds", "overwrite"),
+]
 
 
 def check(options: PrepareOptions) -> None:

@@ -27,7 +27,9 @@ class Range:
         return above and below
 
     def __str__(self) -> str:
-        """As words: "of at least 1", "above 0 and at most 1"."""
+        """As words: "from 1 to 10^9", "above 0 and below 1"."""
+        if self.low is not None and self.high is not None and not self.open_low and not self.open_high:
+            return f"from {_number(self.low)} to {_number(self.high)}"
         parts = []
         if self.low is not None:
             parts.append(f"{'above' if self.open_low else 'of at least'} {_number(self.low)}")
@@ -59,6 +61,8 @@ Ranks = Annotated[int, Range(1, 10**6)]
 """A number of processes."""
 Threads = Annotated[int, Range(1, 1024)]
 """A number of threads of one process."""
+ColumnNumber = Annotated[int, Range(-1000, 1000)]
+"""A column of a file, counted from 0, or from the end: -1 is the last."""
 Seed = Annotated[int, Range(0, 2**28 - 1)]
 """A seed that, combined with any step and rank, fits into the 64 bits of a generator's seed."""
 

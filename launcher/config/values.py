@@ -44,7 +44,7 @@ def build(cls: type[T], tree: dict, problems: list[Problem], *, name: str = "", 
     """
     before, values = len(problems), {}
     prefix = f"{name}." if name else ""
-    known = kinds(cls)
+    known = kinds(cls)  # type: ignore[arg-type]  # a class is hashable; mypy does not believe it of type[T]
     for key in tree:
         if key not in known:
             problems.append(Problem(f"{prefix}{key}", "is no option"))
@@ -69,16 +69,16 @@ def construct(cls: type[T], tree: dict) -> T:
         ValueError: an option that this version does not have.
     """
     values: dict[str, Any] = {}
-    known = kinds(cls)
+    known = kinds(cls)  # type: ignore[arg-type]  # as above
     for key, value in tree.items():
         if key not in known:
             raise ValueError(
                 f"{cls.__name__} has no option {key}; the checkpoint was written by another version of Ingot"
             )
         kind = known[key]
-        if is_dataclass(kind.type) and isinstance(value, dict):
+        if kind.is_record and isinstance(value, dict):
             value = construct(kind.type, value)
-        elif kind.type is list and is_dataclass(kind.items[0].type) and isinstance(value, list):
+        elif kind.type is list and kind.items[0].is_record and isinstance(value, list):
             value = [construct(kind.items[0].type, each) for each in value]
         elif kind.type is tuple and isinstance(value, list):
             value = tuple(value)
@@ -91,18 +91,18 @@ def _read(kind: Kind, value: Any, name: str, default: Any, problems: list[Proble
     if isinstance(value, Words):
         if kind.type is not list:
             value = value[0] if len(value) == 1 else Argument(" ".join(value))
-        elif len(value) == 1 and value[0].lstrip().startswith(("[", "{")):
+        elif len(value) == 1 and (value[0].lstrip().startswith(("[", "{")) or value[0] in (*NULLS[1:], "None")):
             value = value[0]
+    if kind.optional and (value is None or (isinstance(value, Plain) and value in (*NULLS[1:], "None"))):
+        return None
+    if kind.optional and isinstance(value, Plain) and not isinstance(value, Argument) and value == "":
+        return None
     if isinstance(value, Argument) and kind.type not in (str, Literal):
         try:
             value = _yaml(kind, value, name)
         except ValueError as error:
             problems.append(Problem(name, str(error).removeprefix(f"{name}: ")))
             return None
-    if kind.optional and (value is None or (isinstance(value, Plain) and value in (*NULLS[1:], "None"))):
-        return None
-    if kind.optional and isinstance(value, Plain) and not isinstance(value, Argument) and value == "":
-        return None
     reader = _READERS.get(kind.type)
     try:
         if reader is not None:
@@ -119,7 +119,7 @@ def _read(kind: Kind, value: Any, name: str, default: Any, problems: list[Proble
 
 def _yaml(kind: Kind, text: str, name: str) -> Any:
     if kind.type is list and kind.items[0].type in (str, Literal) and not text.lstrip().startswith("["):
-        return text if text in NULLS[1:] else [text]  # a text that may hold : or {
+        return [text]  # a text that may hold : or {
     if kind.type in (int, float, bool):
         return Plain(text.strip())
     return parse_text(text, name)

@@ -7,6 +7,7 @@ A scalar without quotes stays text here, as `Plain`. What it means follows from 
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, NoReturn
 
 MAX_BYTES = 4_000_000
 MAX_DEPTH = 50
@@ -109,7 +110,7 @@ def _parse(text: str, place: Callable[[int], str], places: Places) -> object:
 class _Builder:
     """Reads the events of PyYAML's parser; its own loader resolves scalars and lets a duplicate key win."""
 
-    def __init__(self, events, place: Callable[[int], str], places: Places):
+    def __init__(self, events: Any, place: Callable[[int], str], places: Places):
         self.events, self.place, self.places = events, place, places
         self.anchors: dict[str, object] = {}
         self.num_aliases = 0
@@ -127,7 +128,7 @@ class _Builder:
             self._refuse(self.events.get_event(), "a second document begins here; a configuration is one")
         return value
 
-    def _refuse(self, event, problem: str):
+    def _refuse(self, event: Any, problem: str) -> NoReturn:
         raise ValueError(f"{self.place(event.start_mark.line + 1)}: {problem}")
 
     def _node(self, path: tuple[str, ...], depth: int) -> object:
@@ -142,13 +143,13 @@ class _Builder:
                 self._refuse(event, f"more than {MAX_ALIASES} aliases (*{event.anchor}); write the values out")
             if event.anchor not in self.anchors:
                 self._refuse(event, f"alias *{event.anchor} has no anchor before it")
-            return self.anchors[event.anchor]
+            return self.anchors[str(event.anchor)]
         if event.tag not in (None, "!", "tag:yaml.org,2002:str"):
             self._refuse(event, f"the tag {event.tag} is not read; leave it out")
         if isinstance(event, yaml.ScalarEvent):
             value: object = Plain(event.value) if event.implicit[0] and event.style is None else event.value
         elif isinstance(event, yaml.SequenceStartEvent):
-            items = []
+            items: list[object] = []
             while not self.events.check_event(yaml.SequenceEndEvent):
                 items.append(self._node((*path, str(len(items))), depth + 1))
             self.events.get_event()

@@ -1,6 +1,7 @@
 """From a configuration to what the planner asks: a model's footprint on a rank, and the sizes of a layout."""
 
 import math
+from typing import Any
 
 from ingot.launcher.config.pretrain import TrainConfig
 from ingot.model.costs.memory import held_shapes, kept_activations, kept_by_block
@@ -57,7 +58,7 @@ def footprint_of(
             rest += count
     targets = 1.0 if config.data.objective == "clm" else config.data.mlm_probability
     tokens = config.batch.micro_size * length
-    common = {"sequence_length": length, "tensor": tensor, "element": element, "mask": mask}
+    common: dict[str, Any] = {"sequence_length": length, "tensor": tensor, "element": element, "mask": mask}
     how = config.parallel.activation_checkpointing
     activations = kept_activations(model, tokens=tokens, activation_checkpointing=how, targets=targets, **common)
     if how != "none" and not recompute_peak:

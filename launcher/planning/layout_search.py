@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 from ingot.launcher.config.plan import Plan
 from ingot.launcher.config.pretrain import TrainConfig
@@ -112,7 +113,7 @@ def _variants(config: TrainConfig, tensor: int, devices: Plan) -> Iterator[Train
     share, rest = divmod(config.batch.global_size, num_data)
     if rest or not share:
         return
-    engines = [("zero", stage, None) for stage in range(4)]
+    engines: list[tuple[Any, Any, int | None]] = [("zero", stage, None) for stage in range(4)]
     inner = max(1, devices.devices_per_node // tensor)
     shards = sorted({1, num_data, *([inner] if num_data % inner == 0 else [])})
     engines += [("fsdp", 1, shard) for shard in shards]

@@ -27,7 +27,7 @@ def refusal(capsys, arguments: list, main=pretrain.main) -> str:
     ("arguments", "message"),
     [
         (["--run.stps", "3"], r"unknown option run.stps; did you mean run.steps\?"),
-        (["--run.steps", "many"], r"run.steps is many; it must be a whole number of at least 1 and at most 10\^9"),
+        (["--run.steps", "many"], r"run.steps is many; it must be a whole number from 1 to 10\^9"),
         (["--data.objective", "rtd"], r"data.objective is rtd; it must be one of clm, mlm"),
         (
             ["--batch.global_size", "10", "--batch.micro_size", "4"],
