@@ -36,7 +36,8 @@ def open_cache(config: TrainConfig) -> Cache | None:
 def open_corpora(
     sources: list[CorpusSource], default_split: str, config: TrainConfig, cache: Cache | None, quarantine: Quarantine
 ) -> list[Corpus]:
-    """With data.strict a missing or cut shard is an error now, otherwise damage like any other, once it is met."""
+    """Opens the corpora. With data.strict, a shard that is missing or too short is an error now. Without it, that is
+    damage like any other, found when the shard is read."""
     return [
         Corpus.open(
             source.path,
@@ -53,8 +54,8 @@ def open_tokenizer(config: TrainConfig, corpora: list[Corpus]) -> Tokenizer:
     """The tokenizer that the corpora were made with.
 
     Raises:
-        ValueError: they were made with different ones, one of them holds no whole sequence, or the tokenizer has more
-            ids than the model's vocabulary.
+        ValueError: the corpora were made with different tokenizers, one of them is shorter than a sequence, or the
+            tokenizer has more ids than the model's vocabulary.
     """
     tokenizer = load_tokenizer(corpora[0].tokenizer_folder)
     check_corpora(corpora, tokenizer, config.data.sequence_length)
@@ -76,7 +77,7 @@ def batch_sizes(batch: Batch) -> BatchSizes:
 
 
 def weight_segments(config: TrainConfig) -> list[tuple[int, list[float]]]:
-    """The corpora's weights from each slot on at which they change."""
+    """(first slot, weights of the corpora) for each part of the run between two changes of the weights."""
     changes = sorted(config.data.mixture_schedule, key=lambda change: change.step)
     sizes = batch_sizes(config.batch)
     first = (0, [source.weight for source in config.data.train])
@@ -123,10 +124,10 @@ def reader_options(config: TrainConfig) -> ReaderOptions:
 
 
 def engine_of(config: TrainConfig, mesh: Mesh, tokenizer: Tokenizer | None = None) -> Engine:
-    """The model under its engine, with its first weights, which are the same in every layout.
+    """The model under its engine, with initial weights that are the same in every layout.
 
     Args:
-        tokenizer: with it the model learns from the teacher that is configured, whose tokenizer must be the same.
+        tokenizer: of the data. It must be that of the configured teacher. None: the model has no teacher.
     """
     with torch.device("meta"):
         model = LanguageModel(copy.copy(config.model))
@@ -166,15 +167,16 @@ def put_under_engine(
     num_micro_batches: int = 1,
     pace_of: Callable[[str], tuple[float, int]] = lambda name: (1.0, 1),
 ) -> Engine:
-    """The engine that the configuration asks for, its parameters still to be filled.
+    """The engine that the configuration names; its parameters have no values yet.
 
     Args:
-        model: on the meta device; it is changed: cut for tensor ranks, recomputed and compiled as configured.
-        plan: of the cut over tensor ranks.
-        micro_batch, num_micro_batches: what DeepSpeed is told of the batch.
+        model: on the meta device. It is changed: parallelized over tensor ranks, with activation checkpointing and
+            compiled, as the configuration says.
+        plan: how tensor ranks share the layers.
+        micro_batch, num_micro_batches: the sizes that DeepSpeed is given.
         pace_of: as in `parameter_groups`.
     """
-    assert parallel.precision != "auto"  # start_mesh settles it
+    assert parallel.precision != "auto"  # start_mesh has chosen
     decaying = matrices(model)
     common = {"learning_rate": settings.learning_rate, "betas": tuple(settings.betas), "eps": settings.eps}
 

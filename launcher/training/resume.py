@@ -1,4 +1,4 @@
-"""Where a run starts: anew, or from a checkpoint, and whether its data are still the ones it was trained on."""
+"""Where a run starts: at step 0 or from a checkpoint, and whether its data are still those of the checkpoint."""
 
 import hashlib
 import json
@@ -19,7 +19,7 @@ from ingot.parallel.mesh import sum_over_ranks
 
 
 def choose_start(resume: str, folder: Path) -> list[Path]:
-    """The checkpoints to try, in order; none means a fresh start.
+    """The checkpoints to try, in this order; an empty list means a start at step 0.
 
     Args:
         resume: `auto`, `never`, or the path of a run or checkpoint.
@@ -50,19 +50,19 @@ def resume(
     allow_changed: bool | None = None,
     init_from: str | None = None,
 ) -> tuple[Progress, list[str]]:
-    """Loads the first sound checkpoint of `starts` into the engine. Each rank must call it.
+    """Loads the first intact checkpoint of `starts` into the engine. Each rank must call it.
 
     Args:
-        stamp: what the data of this run are, from `data_stamp`.
-        model: the model's configuration, for a message where it is another.
-        allow_changed: whether the data may be others; None where there is no such setting.
-        init_from: run or checkpoint for the weights of a run without checkpoints.
+        stamp: the identity of the run's data, from `data_stamp`.
+        model: the model's configuration, for the message when the checkpoint has another one.
+        allow_changed: whether the data may have changed; None where there is no such option.
+        init_from: run, checkpoint or Hugging Face folder with the weights of a run that has no checkpoints.
 
     Returns:
-        The progress to go on from, and what a log should say about it.
+        The progress of that checkpoint, and what a log should say about it.
 
     Raises:
-        CheckpointError: there are checkpoints and none is sound, or one belongs to another model.
+        CheckpointError: none of the checkpoints is intact, or one belongs to another model.
         ValueError: the data are not those of the checkpoint.
     """
     errors = []
@@ -71,7 +71,7 @@ def resume(
             manifest = modernize_manifest(checkpoint.read_manifest(path))
             changed = _changes(manifest.get("data", {}), stamp)
             if changed and not allow_changed:
-                remedy = "Choose another run.name to start anew with these"
+                remedy = "Choose another run.name to start a new run with these data"
                 if allow_changed is not None:
                     remedy = (
                         "To go on with the data of this configuration, from the same count of sequences on, set "

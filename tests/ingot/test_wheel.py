@@ -43,7 +43,6 @@ def test_nothing_but_ingot_stands_on_the_import_path(installed, tmp_path):
     assert sorted(path.name for path in installed.iterdir() if path.name != "bin" and "-info" not in path.name) == [
         "ingot"
     ]
-    names = "launcher", "model", "data", "parallel"
     code = f"import importlib.util as u, ingot; print(ingot.__file__, *(u.find_spec(name) for name in {ROOMS}))"
     path, *found = run(installed, tmp_path, sys.executable, "-c", code).stdout.split()
     assert Path(path).is_relative_to(installed)

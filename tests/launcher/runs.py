@@ -13,13 +13,12 @@ BIN = Path(sys.executable).parent
 
 TINY = """
 run: {{name: tiny, dir: {runs}, seed: 7, steps: 20, log_every: 1, eval_every: 0, save_every: 10, device: cpu}}
-model: {{vocab_size: 512, num_hidden_layers: 2, num_attention_heads: 2, hidden_size: 32, max_position_embeddings: 64, causal: {causal}, positions:
-rotary,
-        norm: rmsnorm, gated_mlp: true, activation: silu, bias: false}}
+model: {{vocab_size: 512, num_hidden_layers: 2, num_attention_heads: 2, hidden_size: 32, max_position_embeddings: 64,
+        causal: {causal}, positions: rotary, norm: rmsnorm, gated_mlp: true, activation: silu, bias: false}}
 data: {{train: [{{path: {corpus}}}], validation: [{{path: {corpus}}}], sequence_length: 32, objective: {objective}}}
 batch: {{global_size: 8, micro_size: 2}}
 optimizer: {{learning_rate: 1.0e-2, warmup_steps: 5, lr_decay_steps: 20}}
-parallel: {{precision: bf16}}
+parallel: {{precision: fp32}}
 """
 
 

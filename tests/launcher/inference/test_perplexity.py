@@ -34,7 +34,7 @@ def gpt(corpus, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def bert(corpus, tmp_path_factory):
-    more = ["--data.mlm_probability", 0.3, "--run.seed", 11, "--data.mask_unit", "word", *LEARNED]
+    more = ["--parallel.precision", "bf16", "--data.mlm_probability", 0.3, "--run.seed", 11, "--data.mask_unit", "word", *LEARNED]
     return trained(corpus, tmp_path_factory.mktemp("bert"), "mlm", *more)
 
 
