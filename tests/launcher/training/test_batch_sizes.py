@@ -47,6 +47,6 @@ def test_a_ramp_trains_the_same_in_another_layout_and_after_a_stop(corpus, tmp_p
 def test_a_size_that_cannot_be_shared_is_refused_before_anything_starts(corpus, tmp_path):
     config = write_config(tmp_path, corpus)
     result = launch("python", "--config", config, "--batch.ramp", "[{steps: 2, global_size: 3}]", code=2)
-    assert "a micro-batch of 2 sequences does not divide the 3 of each rank" in result.stderr
+    assert "a micro-batch of 2 sequences does not divide the 3 sequences of each rank" in result.stderr
     result = launch("python", "--config", config, "--batch.ramp", "[{steps: 0, global_size: 4}]", code=2)
     assert "batch.ramp[0].steps is 0; it must be positive" in result.stderr
