@@ -1,1 +1,1 @@
-"""Tokenizing, shards, order, packing and objectives; knows no cluster and no model."""
+"""Tokenizers, corpora, data order, packing and objectives. Nothing here knows a cluster or a model."""

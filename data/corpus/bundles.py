@@ -1,4 +1,4 @@
-"""One bundle of a shard: checked against its index, and where its documents begin."""
+"""One bundle of a shard: the check against its index, and where its documents begin."""
 
 from __future__ import annotations
 
@@ -15,21 +15,26 @@ BLOCK = 1024  # tokens
 
 
 class VerifiedBundle:
-    """What reading from a bundle takes: where its tokens lie in the file (`offset`, bytes) and in the shard's stream
-    (from `origin` to `end`, tokens), and the first token of each document, int64."""
+    """A bundle whose checksums were right, with what reading from it needs.
+
+    Attributes:
+        offset: where its tokens begin in the file, in bytes.
+        origin, end: the range of its tokens in the shard's stream.
+        starts: first token of each document, int64.
+    """
 
     __slots__ = ("_blocks", "_sorted", "end", "offset", "origin", "starts")
 
     def __init__(self, bundle: Bundle, end: int, starts: np.ndarray):
         self.offset, self.origin, self.end = bundle.tokens_offset, end - bundle.num_tokens, end
-        self._sorted = array("q", starts.tobytes())  # bisect is faster on this than on numpy's
+        self._sorted = array("q", starts.tobytes())  # bisect is faster on this than on a numpy array
         self.starts = np.frombuffer(self._sorted, dtype=np.int64)
-        # Documents that start before each block of tokens: few are left to search.
+        # Number of documents that start before each block of tokens: few remain to be searched.
         edges = np.arange(0, bundle.num_tokens + 2 * BLOCK, BLOCK)
         self._blocks = array("q", self.starts.searchsorted(edges).tobytes())
 
     def between(self, first: int, last: int) -> np.ndarray:
-        """The starts in [first, last), tokens of the bundle."""
+        """The starts in [first, last), counted in tokens of the bundle."""
         block, end_block = first // BLOCK, last // BLOCK
         low = bisect_left(self._sorted, first, self._blocks[block], self._blocks[block + 1])
         high = bisect_left(self._sorted, last, self._blocks[end_block], self._blocks[end_block + 1])
@@ -37,7 +42,7 @@ class VerifiedBundle:
 
 
 class ChecksumMismatch(ValueError):
-    """A part of a bundle, at byte `offset` of the file, is not what was written."""
+    """The part of a bundle at byte `offset` of the file is not what was written."""
 
     def __init__(self, part: str, bundle: Bundle, size: int, offset: int):
         super().__init__(
@@ -49,20 +54,20 @@ class ChecksumMismatch(ValueError):
 def read_bundle(
     file: OpenFile | RemoteFile, bundle: Bundle, end: int, dtype: np.dtype, *, check: bool
 ) -> VerifiedBundle:
-    """`end` is where it ends in the shard's stream, in tokens. With `check`, all its tokens are read too.
+    """The bundle that ends at token `end` of the shard's stream. With `check`, all its tokens are read and verified.
 
-    Raises ChecksumMismatch, and OSError when the file cannot be read.
+    Raises ChecksumMismatch, and OSError if the file cannot be read.
     """
     doclens = np.empty(bundle.num_documents, dtype="<u4")
     file.read_into(doclens, bundle.doclens_offset)
     if check:
         tokens = np.empty(bundle.num_tokens, dtype=dtype)
         file.read_into(tokens, bundle.tokens_offset)
-        if zlib.crc32(tokens) != bundle.tokens_crc32:
+        if zlib.crc32(tokens.data) != bundle.tokens_crc32:
             raise ChecksumMismatch("tokens", bundle, tokens.nbytes, bundle.tokens_offset)
-        if zlib.crc32(doclens) != bundle.doclens_crc32:
+        if zlib.crc32(doclens.data) != bundle.doclens_crc32:
             raise ChecksumMismatch("doclens", bundle, doclens.nbytes, bundle.doclens_offset)
-        file.keep(bundle.tokens_offset, tokens)
+        file.remember(bundle.tokens_offset, tokens)
     ends = np.cumsum(doclens, dtype=np.int64)
     if (ends[-1] if len(ends) else 0) != bundle.num_tokens:
         raise ChecksumMismatch("doclens", bundle, doclens.nbytes, bundle.doclens_offset)

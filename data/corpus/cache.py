@@ -1,13 +1,13 @@
-"""Copies of remote shards on this machine's disk, shared by all its processes.
+"""Copies of remote shards on the disk of this machine, shared by all its processes.
 
-    CACHE/ab/ab01...             a whole shard, named by its sha256: equal ones are kept once, equal names never collide
-    CACHE/ab/ab01....part-1234   being downloaded by a process that holds a lock on it; without that lock, left behind
-    CACHE/locks/ab01...          who holds this lock downloads that shard; the others wait and find it there
-    CACHE/locks/room             who holds this lock counts, evicts and reserves
+    CACHE/ab/ab01...             a whole shard, named by its sha256: equal shards are stored once
+    CACHE/ab/ab01....part-1234   a download; the process that downloads has a lock on it. Without that lock: a leftover
+    CACHE/locks/ab01...          the holder of this lock downloads that shard; the others wait, then use its copy
+    CACHE/locks/room             the holder of this lock counts bytes, evicts files and reserves space
 
-A file has its final name once its length and sha256 were right and it was synced, so a process may be killed at any
-point. All locks are the kernel's (flock), and end with the process that holds them. A file that is open for reading is
-locked (shared) and never evicted; of the others the least recently opened go first.
+A file gets its final name after its length and sha256 were right and it was synced: a process may be killed at any
+moment. All locks are locks of the kernel (flock), which end with the process that holds them. A file that is open for
+reading has a shared lock and is never evicted. Of the other files the least recently opened are evicted first.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ from pathlib import Path
 from ingot.data.corpus.storage import ATTEMPTS, FIRST_WAIT, OpenFile
 from ingot.durable_files import sync_folder
 
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-MAX_OPEN_FILES = 128  # cached files that this process keeps open, and so in the cache
-DOWNLOADS = 2  # at once, ahead of their use
-MAX_PREFETCHES = 8  # downloads that are waiting or under way, ahead of their use
-RETRY_SECONDS = 60  # after which it is tried again whether there is room for a shard
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+MAX_OPEN_FILES = 128  # cached files that this process keeps open, so that they are not evicted
+DOWNLOADS = 2  # threads that prefetch
+MAX_PREFETCHES = 8  # prefetches that are waiting or running
+RETRY_SECONDS = 60  # until a shard that did not fit into the cache is tried again
 
-Download = Callable[[Callable[[bytes], None]], None]  # gives the content, piece by piece, to a function
+Download = Callable[[Callable[[bytes], None]], None]  # passes the content, in chunks, to a function
 
 
 class Cache:
-    """A folder of at most `max_bytes`, what is being downloaded included. Raises ValueError where it cannot be made."""
+    """A folder of at most `max_bytes`, downloads included. Raises ValueError if the folder cannot be made."""
 
     def __init__(self, folder: str | Path, max_bytes: int):
         self.folder, self.max_bytes = Path(folder), max_bytes
@@ -50,23 +50,27 @@ class Cache:
             raise ValueError(f"cache folder {folder} cannot be used ({error}): choose another data.cache_dir") from None
         self._lock = threading.Lock()
         self._open: OrderedDict[str, OpenFile] = OrderedDict()
-        self._left_out: dict[str, float] = {}  # shards that are read where they are, and until when (monotonic seconds)
-        self._ahead: set[str] = set()
+        self._uncached_until: dict[str, float] = {}  # shards that are not cached, and until when (monotonic seconds)
+        self._prefetching: set[str] = set()
         self._pool: ThreadPoolExecutor | None = None
         self._warned = False
 
     def open(self, sha256: str, size: int, download: Download | None) -> OpenFile | None:
-        """The copy of a shard of `size` bytes, downloaded first if it is not there. None when there is no room for it,
-        or what is downloaded is, again and again, not that shard, or it is not there and `download` is None: then it
-        has to be read where it is.
+        """The copy of a shard of `size` bytes. It is downloaded if it is not in the cache.
 
-        Raises FileNotFoundError when `download` does, and OSError when it fails otherwise, at each of several attempts.
+        Returns:
+            None if there is no space for the shard, if each download gave other bytes than the shard's, or if it is not
+            in the cache and `download` is None. Then the shard must be read from where it is stored.
+
+        Raises:
+            FileNotFoundError: `download` raised it.
+            OSError: several downloads failed.
         """
         with self._lock:
             if (file := self._open.get(sha256)) is not None:
                 self._open.move_to_end(sha256)
                 return file
-            if self._left_out.get(sha256, 0) > time.monotonic():
+            if self._uncached_until.get(sha256, 0) > time.monotonic():
                 return None
         file = self._open_copy(sha256, size)
         if file is None:
@@ -76,38 +80,38 @@ class Cache:
                 file = self._open_copy(sha256, size) or self._download(sha256, size, download)
         with self._lock:
             if file is None:
-                self._left_out.setdefault(sha256, time.monotonic() + RETRY_SECONDS)
+                self._uncached_until.setdefault(sha256, time.monotonic() + RETRY_SECONDS)
                 return None
             file = self._open.setdefault(sha256, file)
             while len(self._open) > MAX_OPEN_FILES:
                 self._open.popitem(last=False)
         return file
 
-    def ahead(self, sha256: str, size: int, download: Download) -> bool:
-        """Begin to download, in the background, what will be wanted soon. False when enough is under way already."""
+    def prefetch(self, sha256: str, size: int, download: Download) -> bool:
+        """Start to download a shard in the background. False if enough downloads are running already."""
         with self._lock:
-            if sha256 in self._ahead or sha256 in self._open or sha256 in self._left_out:
+            if sha256 in self._prefetching or sha256 in self._open or sha256 in self._uncached_until:
                 return True
-            if len(self._ahead) >= MAX_PREFETCHES:
+            if len(self._prefetching) >= MAX_PREFETCHES:
                 return False
-            self._ahead.add(sha256)
+            self._prefetching.add(sha256)
             if self._pool is None:
                 self._pool = ThreadPoolExecutor(DOWNLOADS, thread_name_prefix="download")
             pool = self._pool
 
         def fetch() -> None:
             try:
-                with suppress(OSError):  # whoever needs it will meet the problem again, and report it
+                with suppress(OSError):  # the reader of the shard meets the error again, and reports it
                     self.open(sha256, size, download)
             finally:
                 with self._lock:
-                    self._ahead.discard(sha256)
+                    self._prefetching.discard(sha256)
 
         pool.submit(fetch)
         return True
 
     def discard(self, sha256: str, bad: OpenFile) -> None:
-        """Remove a copy that turned out to be damaged, unless another process has already replaced it."""
+        """Remove a damaged copy, unless another process has replaced it already."""
         with self._lock:
             if self._open.get(sha256) is bad:
                 del self._open[sha256]
@@ -117,14 +121,14 @@ class Cache:
                 path.unlink()
 
     def close(self) -> None:
-        """Let go of all files, and of downloads that have not begun; a later `open` opens again."""
+        """Close all files and cancel downloads that have not begun. A later `open` opens files again."""
         with self._lock:
             pool, self._pool = self._pool, None
             self._open.clear()
         if pool is not None:
             pool.shutdown(wait=True, cancel_futures=True)
         with self._lock:
-            self._ahead.clear()
+            self._prefetching.clear()
             self._open.clear()
 
     def _path(self, sha256: str) -> Path:
@@ -149,7 +153,7 @@ class Cache:
             return None
         fcntl.flock(file.descriptor, fcntl.LOCK_SH)
         status = os.fstat(file.descriptor)
-        if not status.st_nlink:  # evicted between opening and locking
+        if not status.st_nlink:  # it was evicted between opening and locking
             return None
         if status.st_size != size:
             path.unlink(missing_ok=True)
@@ -159,25 +163,27 @@ class Cache:
         return file
 
     def _download(self, sha256: str, size: int, download: Download) -> OpenFile | None:
-        """The caller holds the shard's lock."""
+        """Download a shard into the cache. The caller holds the shard's lock."""
+        problem: OSError | None = None
         for attempt in range(ATTEMPTS):
             part = self._reserve(sha256, size)
             if part is None:
                 return None
             path, descriptor = part
-            problem: OSError | None = None
+            problem = None
             try:
                 if self._fill(descriptor, sha256, size, download):
                     os.fsync(descriptor)
                     os.rename(path, self._path(sha256))
                     sync_folder(path.parent)
-                    fcntl.flock(descriptor, fcntl.LOCK_SH)  # the next line locks the same file once more
+                    fcntl.flock(descriptor, fcntl.LOCK_SH)  # the next line locks the same file again
                     return self._open_copy(sha256, size)
             except FileNotFoundError:
                 raise
             except OSError as error:
-                if error.errno in NO_ROOM:
-                    return self._no_room(f"{os.strerror(error.errno)} while writing to it")
+                if error.errno in DISK_FULL:
+                    self._warn_full(f"{os.strerror(error.errno)} while writing to it")
+                    return None
                 problem = error
             finally:
                 with suppress(FileNotFoundError):
@@ -187,19 +193,22 @@ class Cache:
                 time.sleep(FIRST_WAIT * 2**attempt)
         if problem is not None:
             raise problem
-        self._left_out[sha256] = math.inf
-        warnings.warn(f"shard {sha256[:16]} is damaged where it comes from; its bundles are read singly", stacklevel=2)
+        self._uncached_until[sha256] = math.inf
+        warnings.warn(
+            f"shard {sha256[:16]} is damaged at its source, so it is not cached; its bundles are read over the network",
+            stacklevel=2,
+        )
         return None
 
     def _fill(self, descriptor: int, sha256: str, size: int, download: Download) -> bool:
-        """Whether what came was the shard."""
+        """Download into the file; False if the bytes are not those of the shard."""
         digest, length = hashlib.sha256(), 0
 
-        def write(piece: bytes) -> None:
+        def write(chunk: bytes) -> None:
             nonlocal length
-            digest.update(piece)
-            length += len(piece)
-            rest = memoryview(piece)
+            digest.update(chunk)
+            length += len(chunk)
+            rest = memoryview(chunk)
             while len(rest):
                 rest = rest[os.write(descriptor, rest) :]
 
@@ -207,20 +216,22 @@ class Cache:
             download(write)
         except OSError:
             raise
-        except Exception as error:  # each driver has its own kinds
+        except Exception as error:  # each driver has its own classes of errors
             raise OSError(f"{type(error).__name__}: {error}") from error
         return length == size and digest.hexdigest() == sha256
 
     def _reserve(self, sha256: str, size: int) -> tuple[Path, int] | None:
-        """A locked file of `size` bytes to write into, others evicted for it as need be; None if there is no room."""
+        """A locked file of `size` bytes to write into. Other files are evicted for it. None if there is no space."""
         if size > self.max_bytes:
-            return self._no_room(f"a shard has {size:,} bytes and the cache may have {self.max_bytes:,}")
+            self._warn_full(f"a shard has {size:,} bytes and the cache may have {self.max_bytes:,}")
+            return None
         path = self._path(sha256).with_name(f"{sha256}.part-{os.getpid()}-{threading.get_ident()}")
         with self._locked("room"):
             while self._evict(self.max_bytes - size):
-                with self._lock:  # what this process holds open without need, the oldest first
+                with self._lock:  # close files that this process keeps open, the oldest first
                     if not self._open:
-                        return self._no_room(f"the files in use leave no {size:,} bytes of {self.max_bytes:,}")
+                        self._warn_full(f"the files in use leave less than {size:,} of {self.max_bytes:,} bytes")
+                        return None
                     self._open.popitem(last=False)
             descriptor = None
             try:
@@ -234,12 +245,13 @@ class Cache:
                 if descriptor is not None:
                     os.unlink(path)
                     os.close(descriptor)
-                if error.errno in NO_ROOM:
-                    return self._no_room(os.strerror(error.errno))
+                if error.errno in DISK_FULL:
+                    self._warn_full(os.strerror(error.errno))
+                    return None
                 raise
 
     def _evict(self, most: int) -> bool:
-        """Remove leftovers, and then files not in use until `most` bytes are left; True when there are still more."""
+        """Remove leftovers, then unused files until at most `most` bytes are left. True if more bytes are left."""
         files = []
         for folder in os.scandir(self.folder):
             if len(folder.name) == 2 and folder.is_dir(follow_symlinks=False):
@@ -255,12 +267,13 @@ class Cache:
                 total -= status.st_size
         return total > most
 
-    def _no_room(self, reason: str) -> None:
+    def _warn_full(self, reason: str) -> None:
+        """Warn once that shards are not cached."""
         if not self._warned:
             self._warned = True
             warnings.warn(
-                f"cache {self.folder} has no room: {reason}. Shards are read over the network, range by range; "
-                f"raise data.cache_bytes or free some space",
+                f"cache {self.folder} is full: {reason}. Shards are read over the network, in ranges; "
+                f"increase data.cache_bytes or free some disk space",
                 stacklevel=2,
             )
 
@@ -270,7 +283,7 @@ def _unless_unsupported() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in NO_ROOM:
+        if error.errno in DISK_FULL:
             raise
 
 

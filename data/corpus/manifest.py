@@ -1,7 +1,7 @@
-"""Manifest and index of a corpus folder: read as plain data, and believed only where it makes sense.
+"""Manifest and index of a corpus folder: read as plain data, and checked before use.
 
-Both are JSON that anybody may have written. Each name, number and offset is checked before it is used, so that nothing
-outside the folder is opened and nothing outside a file is asked for.
+Both are JSON and may come from anybody. Each name, number and offset is checked before it is used: nothing outside the
+folder is opened, and nothing outside a file is read.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from ingot.data.corpus.storage import LocalFolder, RemoteFolder, open_storage
 CORPUS_FORMAT, INDEX_FORMAT, VERSION = "ingot-corpus", "ingot-shard-index", 1
 MANIFEST = "manifest.json"
 
-MAX_MANIFEST_BYTES = 2**30  # a million shards take some 400 MB
-MAX_INDEX_BYTES = 2**28  # a million bundles, and so a million million tokens
+MAX_MANIFEST_BYTES = 2**30  # a million shards need about 400 MB
+MAX_INDEX_BYTES = 2**28  # enough for a million bundles, about 10^12 tokens
 
 
 def token_dtype(vocab_size: int) -> np.dtype:
-    """Little-endian uint16 where all ids fit, else uint32."""
+    """Little-endian uint16 if all ids fit, else uint32."""
     return np.dtype("<u2" if vocab_size <= 65_536 else "<u4")
 
 
 @dataclass(frozen=True, slots=True)
 class Bundle:
-    """A line of an index. Offsets are those of the payload in the tar, after the npy header, in bytes."""
+    """An entry of an index. Offsets, in bytes, are those of the data in the tar, behind the npy header."""
 
     key: str
     tokens_offset: int
@@ -45,7 +45,7 @@ class Bundle:
 
 @dataclass(frozen=True)
 class Split:
-    """A split's part of the manifest; `text_bytes` of UTF-8, `unigram_entropy` in nats per token."""
+    """A split's part of the manifest; `text_bytes` counts UTF-8, `unigram_entropy` is in nats per token."""
 
     shards: ShardList
     num_tokens: int
@@ -55,18 +55,18 @@ class Split:
 
 
 def read_manifest(folder: str | Path | LocalFolder | RemoteFolder) -> dict:
-    """The manifest of a finished corpus folder. Raises ValueError, saying what to do, for anything else."""
+    """The manifest of a finished corpus folder. Raises ValueError, with the remedy, for anything else."""
     storage = open_storage(folder) if isinstance(folder, str | Path) else folder
     if isinstance(storage, LocalFolder) and not storage.path.is_dir():
         raise ValueError(f"corpus folder {storage} does not exist: make it with launcher/prepare.py --output {storage}")
-    where = storage.locate(MANIFEST)
+    where = storage.full_path(MANIFEST)
     try:
         manifest = json.loads(storage.read(MANIFEST, MAX_MANIFEST_BYTES))
     except FileNotFoundError:
         if isinstance(storage, LocalFolder) and not any(storage.path.iterdir()):
             raise ValueError(f"corpus folder {storage} is empty: fill it with launcher/prepare.py") from None
         raise ValueError(
-            f"corpus folder {storage} has no {MANIFEST}, so it is unfinished or no corpus: "
+            f"corpus folder {storage} has no {MANIFEST}, so it is unfinished or not a corpus: "
             f"run launcher/prepare.py again"
         ) from None
     except (ValueError, RecursionError) as error:
@@ -76,7 +76,7 @@ def read_manifest(folder: str | Path | LocalFolder | RemoteFolder) -> dict:
     if manifest.get("version") != VERSION:
         raise ValueError(
             f"corpus {storage} has format version {manifest.get('version')}, this program reads version {VERSION}: "
-            f"make it anew with launcher/prepare.py"
+            f"make it again with launcher/prepare.py"
         )
     if not isinstance(manifest.get("splits"), dict) or not isinstance(manifest.get("tokenizer"), dict):
         raise ValueError(f"{where} is damaged (no splits, or no tokenizer): run launcher/prepare.py again")
@@ -84,7 +84,7 @@ def read_manifest(folder: str | Path | LocalFolder | RemoteFolder) -> dict:
 
 
 def read_split(manifest: dict, split: str, where: str) -> Split:
-    """Raises ValueError, with `where` and the entry, for anything that no program could have meant."""
+    """Raises ValueError, with `where` and the entry, for values that are impossible."""
     try:
         check_hash("sha256", manifest["tokenizer"]["sha256"])
         width = token_dtype(check_count("vocab_size", manifest["tokenizer"]["vocab_size"], least=1)).itemsize
@@ -93,15 +93,19 @@ def read_split(manifest: dict, split: str, where: str) -> Split:
         if not isinstance(entropy, int | float) or not math.isfinite(entropy):
             raise ValueError(f"unigram_entropy is {entropy!r}")
         shards = ShardList(content["shards"], width)
-        totals = [check_count(name, content[name]) for name in ("num_tokens", "num_documents", "text_bytes")]
-        if sum(shards.tokens.tolist()) != totals[0]:
-            raise ValueError(f"num_tokens is {totals[0]}, its shards hold {sum(shards.tokens.tolist())}")
-        return Split(shards, *totals, entropy)
+        num_tokens, num_documents, text_bytes = (
+            check_count(name, content[name]) for name in ("num_tokens", "num_documents", "text_bytes")
+        )
+        if sum(shards.tokens.tolist()) != num_tokens:
+            raise ValueError(f"num_tokens is {num_tokens}, its shards hold {sum(shards.tokens.tolist())}")
+        return Split(shards, num_tokens, num_documents, text_bytes, entropy)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise ValueError(f"{where}, split {split}, makes no sense: {_say(error)}; copy or prepare it again") from None
+        raise ValueError(
+            f"{where}, split {split}, is not valid: {_describe(error)}; copy the corpus or prepare it again"
+        ) from None
 
 
-def _say(error: Exception) -> str:
+def _describe(error: Exception) -> str:
     return f"{error} is missing" if isinstance(error, KeyError) else str(error)
 
 
@@ -115,9 +119,9 @@ class ShardIndex:
 
     @staticmethod
     def load(storage: LocalFolder | RemoteFolder, shard: Shard, dtype: np.dtype) -> ShardIndex:
-        """Raises DamagedShard when the index is missing, not the one that the manifest lists, or senseless, and OSError
-        when it cannot be read."""
-        where = storage.locate(shard.index)
+        """Raises DamagedShard if the index is missing, is not the one that the manifest lists, or is not valid. Raises
+        OSError if it cannot be read."""
+        where = storage.full_path(shard.index)
 
         def damaged(reason: str) -> DamagedShard:
             return DamagedShard(
@@ -136,12 +140,12 @@ class ShardIndex:
         try:
             index = json.loads(content)
             if (index["format"], index["version"], index["dtype"]) != (INDEX_FORMAT, VERSION, dtype.name):
-                raise ValueError(f"it is not {INDEX_FORMAT} version {VERSION} of {dtype.name} tokens")
+                raise ValueError(f"the format is not {INDEX_FORMAT} version {VERSION} of {dtype.name} tokens")
             bundles = [_bundle(entry, shard, dtype.itemsize) for entry in index["bundles"]]
             if sum(b.num_tokens for b in bundles) != shard.tokens:
                 raise ValueError(f"its bundles do not add up to the {shard.tokens} tokens that {MANIFEST} lists")
         except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
-            raise damaged(f"makes no sense ({_say(error)})") from None
+            raise damaged(f"is not valid ({_describe(error)})") from None
         return ShardIndex(bundles)
 
 

@@ -1,8 +1,8 @@
-"""What is damaged, and so is not read: the one piece of data state that is no function of configuration and slot.
+"""The damaged bundles, which are not read: the only data state that is not a function of configuration and slot.
 
-A bundle is named by its content, (sha256 of its shard, number in the shard), so the names mean the same on every rank,
-wherever a corpus lies. A bundle gets in when its bytes do not fit their checksum and fetching them again did not help;
-a whole shard when it is missing or its index cannot be used.
+A bundle is named by its content: (sha256 of its shard, number in the shard). So a name means the same on every rank,
+wherever the corpus is stored. A bundle is added if its bytes do not match their checksum, also after they were fetched
+again. A whole shard is added if it is missing or its index cannot be used.
 """
 
 from __future__ import annotations
@@ -11,13 +11,14 @@ import threading
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-WHOLE_SHARD = -1  # as the number of a bundle
+WHOLE_SHARD = -1  # in place of the number of a bundle
 
 
 @dataclass(frozen=True)
 class Damage:
-    """A bundle that cannot be read, or a whole shard (`bundle` is WHOLE_SHARD). `offset`, in bytes, is the place in the
-    shard's file, where one can be named."""
+    """A bundle that cannot be read, or a whole shard (`bundle` is WHOLE_SHARD).
+
+    `offset` is where the damage is in the shard's file, in bytes; None if that is not known."""
 
     corpus: str
     shard: str
@@ -32,7 +33,7 @@ class Damage:
 
 
 class DamagedShard(ValueError):
-    """A shard's bytes are not those that were written. `damage` says which, where that is known."""
+    """A shard's bytes are not those that were written. `damage` says which bytes, if that is known."""
 
     def __init__(self, message: str, damage: Damage | None = None):
         super().__init__(message)
@@ -40,9 +41,9 @@ class DamagedShard(ValueError):
 
 
 class Quarantine:
-    """A set of bundles, for several corpora and any number of threads. It only grows.
+    """A set of bundles, for several corpora and any number of threads. Bundles are added, never removed.
 
-    `version` changes whenever the set does, so that what was derived from it can be forgotten.
+    `version` changes with the set: whoever caches something derived from the set compares it.
     """
 
     def __init__(self, names: Iterable[tuple[str, int]] = ()):
@@ -55,15 +56,14 @@ class Quarantine:
         return len(self._damage)
 
     def find(self, sha256: str, bundle: int) -> tuple[bool, Damage | None]:
-        """Whether the bundle is in it, and what is known about its damage (nothing, when another rank or an earlier
-        run saw it)."""
+        """Whether the bundle is in the set, and its damage; None if another rank or an earlier run found the damage."""
         for name in ((sha256, bundle), (sha256, WHOLE_SHARD)):
             if name in self._damage:
                 return True, self._damage[name]
         return False, None
 
     def add(self, damage: Damage) -> None:
-        """For whoever finds a damage. It holds for this process at once."""
+        """Add damage that this process found. It counts for this process at once."""
         with self._lock:
             if damage.name not in self._damage:
                 self._damage[damage.name] = damage
@@ -71,13 +71,13 @@ class Quarantine:
                 self.version += 1
 
     def take_found(self) -> list[Damage]:
-        """What `add` got since the last call: to be told to the other ranks."""
+        """The damage that `add` got since the last call, for the other ranks."""
         with self._lock:
             found, self._found = self._found, []
         return found
 
     def adopt(self, names: Iterable[tuple[str, int]]) -> None:
-        """Take over what other ranks or an earlier run have found."""
+        """Add what other ranks or an earlier run have found."""
         with self._lock:
             new = [(str(sha256), int(bundle)) for sha256, bundle in names]
             new = [name for name in new if name not in self._damage]

@@ -161,9 +161,9 @@ class Reader:
         Each step has `size` slots (None: `global_batch`). The number of ranks must divide `size`. The content of a slot
         does not depend on `size`.
 
-        If the last step before `stop` is not full, filler rows (all labels IGNORE_INDEX) complete it. They count neither
-        as tokens nor in the fingerprint. So every rank gets the same number of steps and micro-batches, and sums over
-        targets stay exact.
+        If the last step before `stop` is not full, filler rows (all labels IGNORE_INDEX) complete it. They count
+        neither as tokens nor in the fingerprint. So every rank gets the same number of steps and micro-batches, and
+        sums over targets stay exact.
         """
         size = size or self.options.global_batch
         check_batch_sizes(size, self.options.micro_batch, self.num_ranks)

@@ -1,7 +1,7 @@
-"""Mixing corpora in exact proportions: which corpus a slot belongs to, and how many slots of it came before.
+"""Mixing corpora in exact proportions: the corpus of each slot, and how many earlier slots belong to that corpus.
 
-The proportions hold from a slot on until the next segment of weights begins; counts go on over that border, so that
-changing weights neither repeat nor leave out an instance.
+A segment of weights holds from its first slot until the next segment begins. Counts continue over that border: a change
+of weights neither repeats nor skips an instance.
 """
 
 from __future__ import annotations
@@ -12,18 +12,18 @@ from itertools import pairwise
 
 import numpy as np
 
-PERIOD = 65_536  # slots after which the mixture's proportions come out exactly; weights are rounded to 1/65,536
+PERIOD = 65_536  # after so many slots the proportions are exact; weights are rounded to 1/65,536
 
 
 def quotas(weights: Sequence[float]) -> np.ndarray:
-    """Slots of each corpus in one period: integers in the proportion of `weights` (largest remainder), in lowest terms.
+    """Slots of each corpus in one period: integers in proportion to `weights` (largest remainder), in lowest terms.
 
-    Their sum, the period, divides 65,536. Raises ValueError for a weight that is not positive, or too small to get one
-    slot of 65,536.
+    Their sum, the period, divides 65,536. Raises ValueError for a weight that is not positive, or that is too small for
+    one slot of 65,536.
     """
     if not weights or any(not math.isfinite(w) or w <= 0 for w in weights):
         raise ValueError(
-            f"the weights of a mixture must be positive numbers, are {weights}: leave out a corpus instead"
+            f"the weights of a mixture must be positive numbers, are {weights}: to use no data of a corpus, remove it"
         )
     total = math.fsum(weights)
     exact = [w / total * PERIOD for w in weights]
@@ -33,13 +33,13 @@ def quotas(weights: Sequence[float]) -> np.ndarray:
     if (result == 0).any():
         least = total / PERIOD
         raise ValueError(
-            f"weights {weights}: the smallest that has an effect here is {least:.3g}, 1/{PERIOD} of the sum"
+            f"weights {weights}: a weight must be at least {least:.3g}, 1/{PERIOD} of their sum, to have an effect"
         )
     return result // np.gcd.reduce(result)
 
 
 def quotas_with_zeros(weights: Sequence[float]) -> np.ndarray:
-    """`quotas` where some weights, not all, may be 0. Raises ValueError like it."""
+    """As `quotas`, but some of the weights (not all) may be 0."""
     present = [k for k, weight in enumerate(weights) if weight != 0]
     if not present:
         raise ValueError(f"weights {list(weights)}: at least one of a segment must be positive")
@@ -51,17 +51,17 @@ def quotas_with_zeros(weights: Sequence[float]) -> np.ndarray:
 class PeriodTable:
     """One period of a mixture with `quotas[k]` slots of corpus k: `corpus` and `ordinal` of each of its slots.
 
-    `ordinal` is how many slots of the same corpus came before in the period. Greedy: each slot goes to the corpus that
-    is furthest behind its share, in integers (ties: the first).
+    `ordinal` is the number of earlier slots of the same corpus in the period. Greedy: each slot goes to the corpus that
+    is furthest behind its quota, in integer arithmetic (ties: the first corpus).
     """
 
     def __init__(self, quotas: np.ndarray):
         self.quotas, self.period = quotas, int(quotas.sum())
-        if np.count_nonzero(quotas) == 1:  # in lowest terms: one slot
+        if np.count_nonzero(quotas) == 1:  # then the period is one slot
             self.corpus = np.flatnonzero(quotas)
         else:
             self.corpus = np.array(_greedy(quotas.tolist(), self.period), dtype=np.int64)
-        # Slots of each corpus one after another, corpus by corpus; `_first[k]` is where those of corpus k begin.
+        # The slots sorted by corpus; `_first[k]` is where those of corpus k begin.
         by_corpus = np.argsort(self.corpus, kind="stable")
         self._first = np.cumsum(quotas) - quotas
         self._slots = by_corpus
@@ -69,9 +69,10 @@ class PeriodTable:
         self.ordinal = np.empty(self.period, dtype=np.int64)
         self.ordinal[by_corpus] = np.arange(self.period) - self._first[self.corpus[by_corpus]]
 
-    def count(self, corpus, slots) -> np.ndarray:
-        """How many of the slots [0, slots) belong to `corpus`; arrays that broadcast. Goes on periodically both ways:
-        for negative `slots` it is minus the number in [slots, 0)."""
+    def count(self, corpus: int | np.ndarray, slots: int | np.ndarray) -> np.ndarray:
+        """How many of the slots [0, slots) belong to `corpus`; arrays that broadcast.
+
+        The period repeats in both directions: for negative `slots` the result is minus the number in [slots, 0)."""
         period, phase = np.divmod(slots, self.period)
         return (
             period * self.quotas[corpus]
@@ -97,10 +98,14 @@ def _greedy(quotas: list[int], period: int) -> list[int]:
 
 
 class Mixture:
-    """Corpora mixed with weights that may change: `segments` are (first slot, weight of each corpus).
+    """Corpora mixed with weights that may change.
 
-    Raises ValueError unless the first segment starts at 0, starts ascend, each has one weight for each corpus, and each
-    corpus has a positive weight somewhere.
+    Args:
+        segments: (first slot, weight of each corpus) pairs.
+
+    Raises:
+        ValueError: unless the first segment starts at 0, the starts ascend, each segment has one weight for each
+            corpus, and each corpus has a positive weight in some segment.
     """
 
     def __init__(self, segments: Sequence[tuple[int, Sequence[float]]], num_corpora: int):
@@ -120,11 +125,11 @@ class Mixture:
         self.before = np.cumsum([np.zeros(num_corpora, dtype=np.int64), *gone], axis=0)  # [segments, corpora]
 
     def segment(self, slots: np.ndarray) -> np.ndarray:
-        """The segment of weights that each slot lies in."""
+        """The segment of each slot."""
         return np.searchsorted(self.starts, slots, side="right") - 1
 
     def locate(self, slots: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(corpus, ordinal) of each of `slots` (int64, >= 0): how many slots before it belong to its corpus."""
+        """(corpus, ordinal) of each of `slots` (int64, >= 0): the number of earlier slots that belong to its corpus."""
         corpus, ordinal = np.empty_like(slots), np.empty_like(slots)
         segment = self.segment(slots)
         for s in np.unique(segment):
@@ -136,7 +141,7 @@ class Mixture:
         return corpus, ordinal
 
     def slot(self, corpus: int, ordinal: int) -> int | None:
-        """The slot of a corpus's `ordinal`-th instance; None where its weight is 0 before it would come."""
+        """The slot of a corpus's `ordinal`-th instance; None if the corpus has weight 0 before it is reached."""
         s = int(np.searchsorted(self.before[:, corpus], ordinal, side="right")) - 1
         if not self.tables[s].quotas[corpus]:
             return None
@@ -146,10 +151,13 @@ class Mixture:
 def _check_segments(segments: Sequence[tuple[int, Sequence[float]]], num_corpora: int) -> None:
     starts = [start for start, _ in segments]
     if not starts or starts[0] != 0 or any(a >= b for a, b in pairwise(starts)):
-        raise ValueError(f"segments of weights must start at slot 0 and then at ever later slots, start at {starts}")
+        raise ValueError(
+            f"the first segment of weights must start at slot 0 and each other one at a later slot than the one before "
+            f"it; they start at {starts}"
+        )
     for start, weights in segments:
         if len(weights) != num_corpora:
-            raise ValueError(f"{num_corpora} corpora but {len(weights)} weights from slot {start} on")
+            raise ValueError(f"there are {num_corpora} corpora but {len(weights)} weights from slot {start} on")
     for k in range(num_corpora):
         if len(segments) > 1 and not any(weights[k] for _, weights in segments):
-            raise ValueError(f"corpus {k} has weight 0 in every segment: leave it out instead")
+            raise ValueError(f"corpus {k} has weight 0 in every segment: remove it")

@@ -1,7 +1,7 @@
 """The order of the data as a pure function: slot n -> (corpus, epoch, instance).
 
-Nothing here keeps state, and nothing depends on a library's random generator (keyed_random.py): the order is the same
-on every machine, for every version of every library. A golden test watches over it.
+Nothing here keeps state or uses the random generator of a library (keyed_random.py): the order is the same on every
+machine and with every version of every library. A golden test checks it.
 """
 
 from __future__ import annotations
@@ -14,28 +14,33 @@ from ingot.data.order.keyed_random import as_uint64, mix, permute
 from ingot.data.order.mixture import Mixture
 from ingot.data.order.windowed_shuffle import ShardWindows, WindowShuffle
 
-_ORDER = 1  # keeps the streams of random numbers for order and for masks (data/sequences/objectives.py) apart
+_ORDER = 1  # number of a random stream; the masks (data/sequences/objectives.py) use others
 _SHUFFLES = {True: "full", False: None, "full": "full", "window": "window"}
 
 
 class Order:
-    """The order of a mixture of corpora with `num_instances[k]` instances and `weights[k]` each.
+    """The order of a mixture of corpora.
 
-    In every period the corpora appear exactly in proportion, evenly spread: at any slot each has had its share to
-    within about one instance. Each epoch of a corpus takes all its instances once.
+    In every period the corpora appear exactly in proportion to their weights, and evenly spread: at any slot the number
+    of instances of each corpus is right to within about one instance. Each epoch of a corpus has all its instances
+    once.
 
-    `shuffle`: "full" or True takes each epoch in a new random order of all instances; "window" in one that has only a
-    few shards under way at a time, as `windows` says, one for each corpus; False in the corpus's own.
+    Ranks do not enter here. With window shuffle, P partitions and a global batch of G, slot n belongs to partition
+    (n mod G) * P // G. Rank r of D reads the slots [r G / D, (r + 1) G / D) of each global batch. With D = P this is
+    one partition, and so a P-th of the shards per epoch.
 
-    `segments`, a list of (first slot, weights), gives weights that change at slots, and stands in for `weights`, which
-    may then be None. Proportions are exact from the start of each segment. Each corpus goes on where it was, so that
-    its epochs stay whole. A weight may be 0 in a segment, though not in all.
+    Args:
+        num_instances: instances of each corpus.
+        weights: weight of each corpus.
+        shuffle: "full" or True gives each epoch a new random order of all instances. "window" gives it an order that
+            reads only a few shards at a time. False keeps the order of the corpus.
+        segments: weights that change, as (first slot, weights) pairs. They replace `weights`. Proportions are exact
+            from the start of each segment. Each corpus continues where it was: its epochs stay whole. A weight may be
+            0 in some of the segments.
+        windows: one for each corpus, for shuffle "window".
 
-    Ranks: with window shuffle, P partitions and a global batch of G, slot n belongs to partition (n mod G) * P // G.
-    Rank r of D reads the slots [r G / D, (r + 1) G / D) of each global batch: with D = P just one partition, and thus
-    a P-th of the shards per epoch. Nothing about ranks enters here.
-
-    Raises ValueError for weights, windows and numbers of instances that do not fit together.
+    Raises:
+        ValueError: weights, windows and numbers of instances that do not fit together.
     """
 
     def __init__(
@@ -53,7 +58,7 @@ class Order:
                 raise ValueError(f"{len(num_instances)} corpora but {0 if weights is None else len(weights)} weights")
             segments = [(0, weights)]
         if any(n < 1 for n in num_instances):
-            raise ValueError(f"every corpus of a mixture needs at least one instance, have {num_instances}")
+            raise ValueError(f"every corpus of a mixture needs at least one instance, they have {num_instances}")
         if shuffle not in _SHUFFLES:
             raise ValueError(f"shuffle {shuffle!r} is unknown: choose full, window or false")
         self.num_instances = np.array(num_instances, dtype=np.int64)
@@ -61,7 +66,8 @@ class Order:
         self.seed, self.shuffle = seed, _SHUFFLES[shuffle]
         self._windows = None
         if self.shuffle == "window":
-            counts = [int(np.sum(w.shard_instances)) for w in windows or ()]
+            windows = windows or []
+            counts = [int(np.sum(w.shard_instances)) for w in windows]
             if counts != list(num_instances):
                 raise ValueError(f"window shuffle: shards of {counts} instances for corpora of {list(num_instances)}")
             self._windows = WindowShuffle(windows, self.mixture, seed)
@@ -82,7 +88,7 @@ class Order:
         epoch, instance = np.divmod(ordinal, self.num_instances[corpus])
         if self.shuffle is None:
             return corpus, epoch, instance
-        # One permutation per corpus and epoch; a batch rarely meets more than a few.
+        # One permutation for each corpus and epoch; a batch rarely has more than a few of them.
         group = epoch * len(self.num_instances) + corpus
         for number in np.unique(group):
             mine = group == number

@@ -1,8 +1,8 @@
-"""Packing by best fit: whole documents share a row, and the little that stays empty is padding.
+"""Best-fit packing: a row holds several whole documents, and the rest of the row is padding.
 
 Best-fit decreasing (Ding et al. 2024, "Fewer Truncations Improve Language Modeling"): documents longer than a row are
-first cut into pieces of a row; then, longest piece first, each goes into the row where it leaves least space. A pure
-function of the document lengths.
+first split into pieces of the length of a row. Then each piece, the longest first, goes into the row where it leaves
+the least space. A pure function of the document lengths.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ import numpy as np
 class Bins:
     """Rows of at most `length` tokens, each a list of pieces of documents.
 
-    The pieces of bin b are offsets[b] to offsets[b + 1]; piece i is the tokens [starts[i], starts[i] + lengths[i]) of
-    the stream that the documents make end to end. Within a bin they keep the stream's order.
+    The pieces of bin b are offsets[b] to offsets[b + 1]. Piece i is the tokens [starts[i], starts[i] + lengths[i]) of
+    the stream of all documents, one after another. Within a bin the pieces keep the stream's order.
     """
 
     length: int
@@ -36,7 +36,7 @@ class Bins:
 
     @property
     def efficiency(self) -> float:
-        """Share of the rows' places that hold tokens; the rest is padding. 1 where there are no rows."""
+        """Tokens divided by the capacity of all rows; the rest is padding. 1 if there are no rows."""
         return self.num_tokens / (self.num_bins * self.length) if self.num_bins else 1.0
 
     def pieces(self, number: int) -> list[tuple[int, int]]:
@@ -46,7 +46,7 @@ class Bins:
         return list(zip(starts.tolist(), (starts + self.lengths[here]).tolist(), strict=True))
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """What numpy.savez keeps of it, without pickle; `Bins.from_arrays` takes it back."""
+        """Arrays for numpy.savez, without pickle; `Bins.from_arrays` reads them."""
         return {
             "length": np.array(self.length, dtype=np.int64),
             "offsets": self.offsets,
@@ -60,14 +60,14 @@ class Bins:
 
 
 def pack(doclens: np.ndarray, length: int) -> Bins:
-    """Best-fit decreasing of documents of `doclens` tokens into rows of `length`. Empty documents are left out.
+    """Best-fit decreasing of documents with `doclens` tokens into rows of `length`. Empty documents are skipped.
 
-    Every token is in exactly one bin. Full rows come first, then the others as they were opened. Raises ValueError for
-    a `length` below 1.
+    Every token is in exactly one bin. Full rows come first, then the others in the order in which they were opened.
+    Raises ValueError for a `length` below 1.
     """
     if length < 1:
         raise ValueError(f"rows must hold at least one token, length is {length}")
-    starts, lengths = _cut(np.asarray(doclens, dtype=np.int64), length)
+    starts, lengths = _split_documents(np.asarray(doclens, dtype=np.int64), length)
     full = np.flatnonzero(lengths == length)
     rest = np.flatnonzero(lengths < length)
     rest = rest[np.argsort(-lengths[rest], kind="stable")]
@@ -81,7 +81,7 @@ def pack(doclens: np.ndarray, length: int) -> Bins:
     return Bins(length, offsets, starts[order], lengths[order].astype(np.int32))
 
 
-def _cut(doclens: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
+def _split_documents(doclens: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
     """Start and length of each piece, in the stream's order."""
     num_pieces = -(-doclens // length)
     document = np.repeat(np.arange(len(doclens)), num_pieces)
@@ -94,8 +94,8 @@ def _cut(doclens: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
 def _best_fit(sizes: list[int], length: int) -> list[int]:
     """The bin of each piece, in descending order of `sizes`.
 
-    `open_bins[space]` are the bins with that much left, and bit `space` of `spaces` says whether there is one: the
-    smallest space that is large enough is then the lowest bit above.
+    `open_bins[space]` are the bins with so much space left. Bit `space` of `spaces` is set if there is one: the
+    smallest sufficient space is the lowest set bit from `size` on.
     """
     open_bins: list[list[int]] = [[] for _ in range(length)]
     spaces = 0

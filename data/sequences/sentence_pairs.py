@@ -1,6 +1,7 @@
 """Pairs of text segments: BERT's next-sentence prediction (NSP) and ALBERT's sentence-order prediction (SOP).
 
-A row is `[CLS] A [SEP] B [SEP]` and then padding. Token types are 0 up to the first [SEP], then 1, and 0 in the padding.
+A row is `[CLS] A [SEP] B [SEP]` and then padding. Token types are 0 up to the first [SEP], then 1, and 0 in the
+padding.
 
 - NSP (Devlin et al. 2019, section 3.1): half of the time B is the text that follows A in its document (label 0). Else
   B comes from another document (label 1).
@@ -54,8 +55,8 @@ class SentencePairs:
         """
         if kind not in KINDS:
             raise ValueError(f"sentence pairs of kind {kind!r} are unknown: choose nsp or sop")
-        missing = [name for name, i in (("CLS", cls_id), ("SEP", sep_id), ("PAD", pad_id)) if i is None]
-        if missing:
+        if cls_id is None or sep_id is None or pad_id is None:
+            missing = [name for name, i in (("CLS", cls_id), ("SEP", sep_id), ("PAD", pad_id)) if i is None]
             raise ValueError(
                 f"sentence pairs need begin, end and padding tokens, and the tokenizer has no {', '.join(missing)}: "
                 f"set sentence_pairs to none, or use another tokenizer"

@@ -174,7 +174,7 @@ def test_a_shard_that_is_damaged_where_it_comes_from_loses_a_bundle_not_more(rem
     content = bytearray(fsspec.filesystem("memory").cat(f"/bucket/corpus/{shard.name}"))
     content[bundle["tokens_offset"] + 5] ^= 1
     fsspec.filesystem("memory").pipe(f"/bucket/corpus/{shard.name}", bytes(content))
-    with pytest.warns(UserWarning, match="damaged where it comes from"):
+    with pytest.warns(UserWarning, match="damaged at its source"):
         corpus.read(0, 0, 100)
     with pytest.raises(DamagedShard, match=f"bundle {bundle['key']}"):
         corpus.read(0, 0, shard.tokens)
@@ -197,7 +197,7 @@ def test_a_budget_that_evicts_the_least_recently_used_but_nothing_in_use(tmp_pat
     assert source.open(Cache(tmp_path, 3500), 4) == source.content(4)
     assert copies(tmp_path) == sorted(source.sha256(n) for n in (0, 1, 4))
     assert all(mine)
-    with pytest.warns(UserWarning, match="has no room"):
+    with pytest.warns(UserWarning, match="is full"):
         assert source.open(Cache(tmp_path, 2500), 5) is None
     assert copies(tmp_path) == sorted(source.sha256(n) for n in (0, 1))
     # What this process holds open without reading gives way.
@@ -211,7 +211,7 @@ def test_a_budget_that_evicts_the_least_recently_used_but_nothing_in_use(tmp_pat
 
 def test_no_room_falls_back_to_reading_ranges(remote, corpus_folder, tokenizer, tmp_path, monkeypatch):
     expected = steps(Corpus.open(corpus_folder, "train"), tokenizer)
-    with pytest.warns(UserWarning, match=r"has no room: a shard has .* bytes and the cache may have 100.*range"):
+    with pytest.warns(UserWarning, match=r"is full: a shard has .* bytes and the cache may have 100.*range"):
         assert steps(Corpus.open(remote, "train", cache=Cache(tmp_path / "small", 100)), tokenizer) == expected
     real = os.posix_fallocate
 

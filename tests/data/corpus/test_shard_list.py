@@ -47,8 +47,8 @@ def test_the_digest_tells_everything_apart():
     ("change", "message"),
     [
         ({"name": "../x"}, "name '../x' is not the plain name"),
-        ({"index_sha256": "F" * 64}, "index_sha256 'F.* is no sha256"),
-        ({"tokens": True}, "tokens is True, which is no count"),
+        ({"index_sha256": "F" * 64}, "index_sha256 'F.* is not a sha256"),
+        ({"tokens": True}, "tokens is True, which is not a count"),
         ({"bytes": 5}, "train-70.tar of 5 bytes cannot hold 210 tokens"),
         ({"name": "train-3.tar"}, "listed twice"),
     ],

@@ -7,8 +7,8 @@ import tarfile
 import numpy as np
 import pytest
 
-from ingot.data.corpus.quarantine import WHOLE_SHARD, Damage, Quarantine
-from ingot.data.corpus.shards import Corpus, DamagedShard
+from ingot.data.corpus.quarantine import WHOLE_SHARD, Damage, DamagedShard, Quarantine
+from ingot.data.corpus.shards import Corpus
 from ingot.data.loader.reader import NoReadableData, Reader, ReaderOptions
 from ingot.data.sequences.objectives import IGNORE_INDEX
 

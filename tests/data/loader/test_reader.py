@@ -6,7 +6,8 @@ from itertools import islice
 import numpy as np
 import pytest
 
-from ingot.data.corpus.shards import Corpus, DamagedShard
+from ingot.data.corpus.quarantine import DamagedShard
+from ingot.data.corpus.shards import Corpus
 from ingot.data.loader.reader import Reader, ReaderOptions
 from ingot.data.sequences.objectives import IGNORE_INDEX
 from ingot.data.tokenizers.tokenizer import load_tokenizer

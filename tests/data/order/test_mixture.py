@@ -79,10 +79,10 @@ def test_zero_weights():
     [
         ([], "start at slot 0"),
         ([(5, [1, 1])], "start at slot 0"),
-        ([(0, [1, 1]), (7, [1, 1]), (7, [1, 2])], "ever later"),
+        ([(0, [1, 1]), (7, [1, 1]), (7, [1, 2])], "each other one at a later slot"),
         ([(0, [1, 1]), (7, [1])], "2 corpora but 1 weights from slot 7"),
         ([(0, [1, 0]), (7, [2, 0])], "corpus 1 has weight 0 in every segment"),
-        ([(0, [1, 0])], "leave out"),
+        ([(0, [1, 0])], "remove it"),
         ([(0, [1, 1]), (7, [1, -1])], "positive"),
     ],
 )

@@ -8,9 +8,9 @@ from ingot.data.sequences.masking import (
     MAX_WORD,
     choose_spans,
     choose_words,
+    row_word_starts,
     span_lengths,
     word_starts,
-    words,
 )
 from ingot.data.sequences.objectives import IGNORE_INDEX, MaskedLanguageModel
 
@@ -91,12 +91,12 @@ def test_word_starts_of_real_tokenizers(tokenizer, gpt2_like):
 
     pieces = [tokenizer._model.id_to_piece(i) for i in range(tokenizer.vocab_size)]
     ids = np.array(tokenizer.encode("the index of token reader"))
-    begins = words(ids, np.ones(len(ids), bool), np.zeros(len(ids), bool), word_starts(pieces))
+    begins = row_word_starts(ids, np.ones(len(ids), bool), np.zeros(len(ids), bool), word_starts(pieces))
     assert begins.sum() == 5
     other = AutoTokenizer.from_pretrained(gpt2_like)
     pieces = other.convert_ids_to_tokens(list(range(len(other))))
     ids = np.array(other("the index of token reader")["input_ids"])
-    assert words(ids, np.ones(len(ids), bool), np.zeros(len(ids), bool), word_starts(pieces)).sum() == 5
+    assert row_word_starts(ids, np.ones(len(ids), bool), np.zeros(len(ids), bool), word_starts(pieces)).sum() == 5
 
 
 def test_words_end_at_documents_specials_and_after_sixteen_tokens():
@@ -104,13 +104,13 @@ def test_words_end_at_documents_specials_and_after_sixteen_tokens():
     tokens = np.array([5, 6, 2, 7, 8, 9] + [5] * 20)
     starts = np.zeros(26, dtype=bool)
     starts[4] = True
-    assert np.flatnonzero(words(tokens, tokens != 2, starts, on)).tolist() == [0, 3, 4, 20]
+    assert np.flatnonzero(row_word_starts(tokens, tokens != 2, starts, on)).tolist() == [0, 3, 4, 20]
 
 
 def test_words_as_defined():
     tokens, starts = rows()
     for row in range(len(tokens)):
-        begins = words(tokens[row], tokens[row] > 4, starts[row], IS_WORD_START)
+        begins = row_word_starts(tokens[row], tokens[row] > 4, starts[row], IS_WORD_START)
         number = np.where(tokens[row] > 4, np.cumsum(begins) - 1, -1)
         assert np.array_equal(number, units(tokens[row], starts[row]))
 

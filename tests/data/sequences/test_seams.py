@@ -174,7 +174,8 @@ def test_the_shard_after_is_read_in_passing_and_not_downloaded(folder, tmp_path)
 def test_a_corpus_of_shards_shorter_than_a_sequence_can_be_read(folder):
     corpus = Corpus.open(folder, "train")
     assert reader(corpus, sequence_length=corpus.num_tokens - 1).num_instances == 1
-    with pytest.raises(ValueError, match=rf"one sequence needs {corpus.num_tokens + 1}: .* at most {corpus.num_tokens - 1}"):
+    message = rf"one sequence needs {corpus.num_tokens + 1}: .* at most {corpus.num_tokens - 1}"
+    with pytest.raises(ValueError, match=message):
         reader(corpus, sequence_length=corpus.num_tokens)
 
 

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 import webdataset
 
-from ingot.data.corpus.shards import MANIFEST, Corpus
+from ingot.data.corpus.manifest import MANIFEST
+from ingot.data.corpus.shards import Corpus
 from ingot.data.writing.reindex import index_corpus
 from ingot.data.writing.verify import verify_corpus
 
