@@ -32,7 +32,8 @@ METHODS = {
     "full, FreeLB": ["--optimizer.learning_rate", 1e-4, "--method.adversarial", "freelb"],
     "full, half of the blocks' weights 0": ["--optimizer.learning_rate", 1e-4, "--method.sparsity", 0.5],
     "LoRA, rank 8, attention": [
-        "--optimizer.learning_rate", 1e-3, "--method.kind", "lora", "--method.target_modules", "[query, key, value, output]",
+        "--optimizer.learning_rate", 1e-3, "--method.kind", "lora",
+        "--method.target_modules", "[query, key, value, output]",
     ],
     "LoRA, rank 4": [
         "--optimizer.learning_rate", 1e-3, "--method.kind", "lora", "--method.r", 4, "--method.lora_alpha", 8,
@@ -43,10 +44,10 @@ METHODS = {
     ],
     "IA3": ["--optimizer.learning_rate", 5e-3, "--method.kind", "ia3"],
     "adapters, hidden_size 8": ["--optimizer.learning_rate", 1e-3, "--method.kind", "adapters"],
-    "prompt tuning, 20 tokens": ["--optimizer.learning_rate", 1e-2, "--method.kind", "prompt"],
+    "prompt tuning, 20 tokens": ["--optimizer.learning_rate", 1e-2, "--method.kind", "prompt_tuning"],
     "P-tuning, 20 tokens": ["--optimizer.learning_rate", 2e-3, "--method.kind", "p_tuning"],
-    "prefix tuning, 20 tokens": ["--optimizer.learning_rate", 1e-2, "--method.kind", "prefix"],
-    "head": ["--optimizer.learning_rate", 2e-3, "--method.kind", "head"],
+    "prefix tuning, 20 tokens": ["--optimizer.learning_rate", 1e-2, "--method.kind", "prefix_tuning"],
+    "linear probe": ["--optimizer.learning_rate", 2e-3, "--method.kind", "linear_probe"],
 }  # fmt: skip
 
 
@@ -75,13 +76,14 @@ class Theirs:
         import transformers
 
         from ingot.data.tasks.reader import TaskReader
-        from ingot.data.tasks.tasks import TaskSettings, read_task
+        from ingot.data.tasks.task_data import TaskSettings
         from ingot.data.tokenizers.tokenizer import load_tokenizer
-        from ingot.launcher.loading.base_model import open_start
+        from ingot.launcher.loading.base_model import open_base_model
+        from ingot.launcher.tasks.classification import Classification
 
         transformers.utils.logging.disable_progress_bar()
-        settings = TaskSettings("classification", ["sentence"], max_length=128)
-        data = read_task(options.train, settings, load_tokenizer(options.model))
+        kind, settings = Classification(), TaskSettings(["sentence"], max_length=128)
+        data = kind.read(options.train, settings, load_tokenizer(options.model))
         reader = TaskReader(data.examples, global_size=BATCH, micro_tokens=4096, labels="targets", seed=seed)
         order = reader.order(np.arange(steps * BATCH))
         self.rows = [
@@ -93,11 +95,11 @@ class Theirs:
         self.model = transformers.AutoModelForSequenceClassification.from_pretrained(
             options.model, num_labels=len(data.labels), dtype=torch.float32, **extra
         )
-        start = open_start(options.model, "classification", data.labels, seed=seed)
+        base = open_base_model(options.model, kind, data.labels, seed=seed)
         with torch.no_grad():
             for name, parameter in (("weight", self.model.classifier.weight), ("bias", self.model.classifier.bias)):
                 shape = tuple(parameter.shape)
-                parameter.copy_(start.part(f"head.classifier.{name}", (0,) * len(shape), shape))
+                parameter.copy_(base.part(f"head.classifier.{name}", (0,) * len(shape), shape))
         self.tokenizer = transformers.AutoTokenizer.from_pretrained(options.model)
         self.losses, self.marks, self.seed, self.steps = [], [], seed, steps
 

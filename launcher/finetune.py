@@ -13,11 +13,12 @@ import os
 from ingot.launcher.config.finetune import FinetuneConfig
 from ingot.launcher.config.parser import parse
 from ingot.launcher.runtime.exit_codes import bad_input, run_main
+from ingot.launcher.tasks.registry import described
 
 
 def main(argv: list[str]) -> int:
     with bad_input():
-        config = parse(FinetuneConfig, argv, __doc__)
+        config = parse(FinetuneConfig, argv, f"{__doc__}\n{described()}")
         config.check(int(os.environ.get("WORLD_SIZE", 1)))
     # torch and all the rest only now: --help and mistakes are answered at once
     from ingot.launcher.finetuning.finetune_run import finetune

@@ -16,6 +16,7 @@ ROOMS = {"launcher": {"model", "data", "parallel"}, "model": set(), "data": set(
 # Inside launcher each package imports itself and those before it; those of one line do not import each other.
 LAUNCHER = [
     {"runtime"},
+    {"tasks"},
     {"config"},
     {"loading"},
     {"training"},

@@ -1,4 +1,4 @@
-"""Sentences of words with a label each, in columns as the CoNLL shared tasks have them, and the schemes of labels."""
+"""Sentences whose words have a label each, in the columns of the CoNLL shared tasks, and the schemes of labels."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MIXED = "IOB2 and IOB1"
 
 @dataclass(frozen=True)
 class TaggedSentence:
-    """`words` and as many `labels`; `where` the first word is; `document` counts the documents of the file from 0."""
+    """`words`, one of `labels` for each, `where` the first word is, and the document's number in the file, from 0."""
 
     words: list[str]
     labels: list[str]
@@ -30,8 +30,8 @@ def read_conll(path: str | Path, word_column: int = 0, label_column: int | None 
 
     Columns are separated by tabs where each line has one, otherwise by spaces or tabs. Only a file with tabs has
     comments, lines that begin with "# " or with "#" and have no tab: elsewhere "# ..." is a word and its label.
-    Lines with -DOCSTART- begin a document and are no sentence. Of CoNLL-U's ten columns, with the words in column 1,
-    ranges of words ("3-4") and empty nodes ("3.1") are left out.
+    Lines with -DOCSTART- begin a document and are not a sentence. In CoNLL-U, with ten columns and the words in column
+    1, ranges of words ("3-4") and empty nodes ("3.1") are skipped.
 
     Args:
         word_column: counted from 0, or from the end where it is negative; so is `label_column`. Without a label column
@@ -46,7 +46,9 @@ def read_conll(path: str | Path, word_column: int = 0, label_column: int | None 
     has_tabs = _has_tabs(lines)
     sentences: list[TaggedSentence] = []
     first: tuple[int, int] | None = None  # the number of the first word's line, and that of its columns
-    document, words, labels, start = 0, [], [], 0
+    words: list[str] = []
+    labels: list[str] = []
+    document = start = 0
 
     def finish() -> None:
         nonlocal words, labels
@@ -65,16 +67,16 @@ def read_conll(path: str | Path, word_column: int = 0, label_column: int | None 
         if has_tabs and line.startswith("#") and (line.startswith("# ") or "\t" not in line):
             continue
         columns = line.split("\t") if has_tabs else re.split(r"[ \t]+", line.strip("\t "))
-        place = f"{path}, line {number}"
+        location = f"{path}, line {number}"
         if first is None:
             first = number, len(columns)
-            _check_columns(place, len(columns), word_column, label_column)
+            _check_columns(location, len(columns), word_column, label_column)
         if len(columns) != first[1]:
-            raise ValueError(f"{place}: {len(columns)} columns, and line {first[0]} has {first[1]}")
+            raise ValueError(f"{location}: {len(columns)} columns, and line {first[0]} has {first[1]}")
         if len(columns) == 10 and word_column == 1 and re.fullmatch(r"\d+[-.]\d+", columns[0]):
             continue
         if not columns[word_column] or (label_column is not None and not columns[label_column]):
-            raise ValueError(f"{place}: no {'label' if columns[word_column] else 'word'} in its column")
+            raise ValueError(f"{location}: no {'label' if columns[word_column] else 'word'} in its column")
         start = start if words else number
         words.append(columns[word_column])
         if label_column is not None:
@@ -92,9 +94,9 @@ def scheme_of(sentences: Sequence[Sequence[str]]) -> str:
     IOB1   entities have I-; B- only begins one right after another of its type (Ramshaw and Marcus 1995)
     BIOES  B- begins, I- goes on and E- ends an entity; S- is one of a single word
 
-    with O outside of entities. Two of them fit only where there is no entity. Labels of one type may leave out "-TYPE".
-    Where none fits and all labels are O, B- or I-, it is MIXED: an I- that continues nothing of its type begins an
-    entity, as conlleval of CoNLL-2000 reads it.
+    with O outside of entities. Two of them can fit only where there is no entity. Labels of one type may omit "-TYPE".
+    If none fits and all labels are O, B- or I-, the scheme is MIXED: an I- that does not continue an entity of its type
+    begins one, as in conlleval of CoNLL-2000.
 
     Raises:
         ValueError: none fits; it says where each does not.
@@ -111,10 +113,10 @@ def scheme_of(sentences: Sequence[Sequence[str]]) -> str:
 
 
 def to_bio(sentences: Sequence[Sequence[str]], scheme: str | None = None) -> list[list[str]]:
-    """The labels of all sentences in IOB2, from `scheme` or, without one, from that which `scheme_of` finds.
+    """The labels of all sentences in IOB2, converted from `scheme`, by default the one that `scheme_of` finds.
 
     Raises:
-        ValueError: labels that do not follow the scheme, or any.
+        ValueError: the labels do not follow the scheme, or follow none.
     """
     if scheme is None:
         return to_bio_counted(sentences)[0]
@@ -126,10 +128,10 @@ def to_bio(sentences: Sequence[Sequence[str]], scheme: str | None = None) -> lis
 
 
 def to_bio_counted(sentences: Sequence[Sequence[str]]) -> tuple[list[list[str]], int]:
-    """As `to_bio`, and how many I- of MIXED schemes became B-; 0 where one scheme fits.
+    """As `to_bio`, and how many I- of the MIXED scheme became B-; 0 if another scheme fits.
 
     Raises:
-        ValueError: labels that follow no scheme.
+        ValueError: the labels follow no scheme.
     """
     scheme = scheme_of(sentences)
     found = _converted(sentences, scheme)
@@ -159,17 +161,17 @@ def _has_tabs(lines: Sequence[str]) -> bool:
     return bool(rows) and all("\t" in line for line in rows)
 
 
-def _check_columns(place: str, num_columns: int, word_column: int, label_column: int | None) -> None:
+def _check_columns(location: str, num_columns: int, word_column: int, label_column: int | None) -> None:
     columns = [word_column] if label_column is None else [word_column, label_column]
     wanted = f"word_column {word_column}" + ("" if label_column is None else f" and label_column {label_column}")
     if not all(-num_columns <= column < num_columns for column in columns):
-        raise ValueError(f"{place}: {num_columns} columns, too few for {wanted}")
+        raise ValueError(f"{location}: {num_columns} columns, too few for {wanted}")
     if len({column % num_columns for column in columns}) < len(columns):
-        raise ValueError(f"{place}: {num_columns} columns, of which {wanted} are the same")
+        raise ValueError(f"{location}: {num_columns} columns, of which {wanted} are the same")
 
 
 def _misfit(scheme: str, sentences: Sequence[Sequence[str]]) -> str | None:
-    """The first place that breaks `scheme`, or None."""
+    """The first label that breaks `scheme`, in words, or None."""
     prefixes = "BIOES" if scheme == "BIOES" else "BIO"
     last = "O"  # of the sentence before: an entity that IOB1 begins with B- may follow it there
     for number, labels in enumerate(sentences, 1):

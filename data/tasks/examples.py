@@ -15,22 +15,23 @@ class Example:
     """One example, or one window of a long one.
 
     Attributes:
-        ids, types: int64 [tokens], of all its documents end to end.
+        ids, types: int64 [tokens], of all its documents one after the other.
         target: int64 () for a class or choice, (2,) for the first and last token of an answer, (tokens,) for labels or
             next tokens; float64 (C,) for labels that are 0 or 1, or numbers.
         num_targets: how many losses it has: targets that are not -100.
-        source: number of the record that it is of.
-        documents: tokens of each document; one, but for choices.
-        places: int64 (tokens, ...), where in its source each token stands, for those who read the model's answer.
+        record_index: index of the record that it was made from.
+        documents: tokens of each document; one, except for multiple choice.
+        alignment: int64 (tokens, ...), the part of its record that each token stands for, and -1 for none: the index of
+            a word, or the first character and the one after the last. A prediction is read from it.
     """
 
     ids: np.ndarray
     types: np.ndarray
     target: np.ndarray
     num_targets: int
-    source: int
+    record_index: int
     documents: tuple[int, ...]
-    places: np.ndarray | None = None
+    alignment: np.ndarray | None = None
 
     @property
     def is_per_token(self) -> bool:
@@ -38,12 +39,12 @@ class Example:
         return self.target.dtype.kind == "i" and self.target.shape == self.ids.shape
 
     def without_target(self) -> Example:
-        """The same, without a loss: a model still computes it."""
+        """The same example without a loss: a model still computes it."""
         nothing = np.nan if self.target.dtype.kind == "f" else IGNORE_INDEX
         return replace(self, target=np.full_like(self.target, nothing), num_targets=0)
 
     def filler(self, num_tokens: int) -> Example:
-        """An example of the same form with so many tokens, at least one a document, and without a loss."""
+        """An example of the same form with `num_tokens` tokens, at least one per document, and without a loss."""
         others = len(self.documents) - 1
         target = self.without_target().target
         return Example(
@@ -51,29 +52,30 @@ class Example:
             np.zeros(num_tokens, np.int64),
             np.full(num_tokens, IGNORE_INDEX) if self.is_per_token else target,
             0,
-            self.source,
+            self.record_index,
             (num_tokens - others, *[1] * others),
         )
 
 
-def with_prompts(example: Example, count: int, at: int) -> Example:
-    """The same with the ids -1 to -count put in at place `at` of each document: tokens that a model learns."""
+def insert_virtual_tokens(example: Example, count: int, position: int) -> Example:
+    """The example with the ids -1 to -count inserted at `position` of each document: tokens whose embeddings are
+    learned. Targets and alignment move along."""
     starts = np.cumsum([0, *example.documents[:-1]])
-    places = np.repeat(starts + at, count)  # in the ids as they were
-    ids = np.insert(example.ids, places, np.tile(-1 - np.arange(count), len(starts)))
+    positions = np.repeat(starts + position, count)  # in the ids before
+    ids = np.insert(example.ids, positions, np.tile(-1 - np.arange(count), len(starts)))
     target = example.target
     if example.is_per_token:
-        target = np.insert(target, places, IGNORE_INDEX)
+        target = np.insert(target, positions, IGNORE_INDEX)
     elif target.shape == (2,) and target.dtype.kind == "i":
-        target = np.where(target >= at, target + count, target)
-    found = None if example.places is None else np.insert(example.places, places, -1, axis=0)
+        target = np.where(target >= position, target + count, target)
+    alignment = None if example.alignment is None else np.insert(example.alignment, positions, -1, axis=0)
     return replace(
         example,
         ids=ids,
-        types=np.insert(example.types, places, 0),
+        types=np.insert(example.types, positions, 0),
         target=target,
         documents=tuple(length + count for length in example.documents),
-        places=found,
+        alignment=alignment,
     )
 
 

@@ -1,4 +1,4 @@
-"""Labels of a task: the set of them, and a record's own as numbers."""
+"""The set of labels of a task, and the labels of a record as numbers."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ingot.data.tasks.records import Record
 
 
 def find_labels(values: Iterable[str]) -> list[str]:
-    """All that occur, in order of their numbers where all are integers, else of the alphabet."""
+    """All labels that occur, in numeric order if all are integers, otherwise in alphabetical order."""
     found = set(values)
     try:
         return sorted(found, key=int)
@@ -18,10 +18,10 @@ def find_labels(values: Iterable[str]) -> list[str]:
 
 
 def class_name(record: Record, column: str) -> str:
-    """The label of a record with one.
+    """The label of a record with one label.
 
     Raises:
-        ValueError: it is neither text, integer nor bool, or empty.
+        ValueError: it is not a text, integer or bool, or it is empty.
     """
     value = record.values[column]
     if isinstance(value, bool | int):
@@ -35,7 +35,7 @@ def label_names(record: Record, column: str, separator: str = ",") -> list[str]:
     """The labels of a record with any number of them: a list, or a text with commas.
 
     Raises:
-        ValueError: neither of these.
+        ValueError: the value is neither.
     """
     value = record.values[column]
     if isinstance(value, str):
@@ -46,10 +46,10 @@ def label_names(record: Record, column: str, separator: str = ",") -> list[str]:
 
 
 def number_of(name: str, labels: Sequence[str], where: str) -> int:
-    """The place of a label in the set.
+    """The index of a label in the set.
 
     Raises:
-        ValueError: it is not in it.
+        ValueError: the set does not have it.
     """
     try:
         return labels.index(name)
@@ -59,10 +59,10 @@ def number_of(name: str, labels: Sequence[str], where: str) -> int:
 
 
 def number(record: Record, column: str) -> float:
-    """A value of a regression.
+    """The value in a column, as a number.
 
     Raises:
-        ValueError: it is no finite number.
+        ValueError: it is not a finite number.
     """
     value: Any = record.values[column]
     try:
@@ -70,5 +70,5 @@ def number(record: Record, column: str) -> float:
     except (TypeError, ValueError):
         result = float("nan")
     if result != result or result in (float("inf"), float("-inf")):
-        raise ValueError(f"{record.where}: {column!r} is {value!r}, and no number")
+        raise ValueError(f"{record.where}: {column!r} is {value!r}, which is not a number")
     return result

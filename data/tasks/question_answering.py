@@ -2,82 +2,91 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from ingot.data.tasks.encoding import Framer, text_of
+from ingot.data.sequences.objectives import IGNORE_INDEX
+from ingot.data.tasks.encoding import TextEncoder, text_of
 from ingot.data.tasks.examples import Example
 from ingot.data.tasks.records import Record, read_records
 from ingot.data.tasks.squad import Question, read_squad
+from ingot.data.tasks.task_data import TaskData, TaskSettings
+from ingot.data.tokenizers.tokenizer import Tokenizer
+
+ANSWERS = "answers"
+"""Column of records, as `datasets` has it for SQuAD: an object with lists `text` and `answer_start`."""
 
 
-def read_answers(
-    path: str, columns: Sequence[str], framer: Framer, stride: int, labelled: bool
-) -> tuple[list[Example], list[Question]]:
+def read_question_answering(
+    path: str, settings: TaskSettings, tokenizer: Tokenizer, *, labelled: bool = True
+) -> TaskData:
     """The questions of a JSON file of SQuAD, or of records with the columns question, context and, as in `datasets`,
     id and answers.
 
-    Each window of the paragraph is an example; its target are the first and last token of the first answer, counted
-    from the example's first token, and (0, 0) where the window has no answer in whole (Devlin et al. 2019).
+    Each window of the paragraph is an example, which overlaps the one before by `doc_stride` tokens. Its target, int64
+    (2,), is the first and last token of the first answer, counted from the example's first token, and (0, 0) where the
+    window does not hold the whole answer (Devlin et al. 2019, arXiv 1810.04805). Its `alignment` is, for each token of
+    the paragraph, its first character and the one after its last.
 
-    Args:
-        columns: of records: question and context.
-        stride: tokens by which one window overlaps the one before.
-
-    Returns:
-        Examples, whose `places` are for each token of the paragraph its first character and the one behind its last,
-        and -1 for others; the questions.
+    `text_columns` are, of records, question and context. See `ReadTask`.
 
     Raises:
-        ValueError: no room for a paragraph beside a question.
+        ValueError: a question leaves no room for its paragraph.
     """
-    if Path(path).suffix.lower() == ".json":
-        questions = read_squad(path, labelled)
-    else:
-        names = list(columns) or ["question", "context"]
-        questions = [_question(r, names, labelled) for r in read_records(path, [*names, *(["answers"] * labelled)])]
+    encoder = TextEncoder(tokenizer, settings)
+    questions = _read_questions(path, settings.text_columns, labelled)
     contexts = list(dict.fromkeys(question.context for question in questions))
-    encoded = dict(zip(contexts, framer.tokenizer.encode_with_offsets(contexts), strict=True))
-    asked = framer.tokenizer.encode_batch([question.question.strip() for question in questions])
-    template, examples = framer.two, []
-    frame = len(template.before) + len(template.between) + len(template.after)
-    for source, (question, ids) in enumerate(zip(questions, asked, strict=True)):
-        room = framer.max_length - frame - len(ids)
-        if room <= stride:
+    encoded = dict(zip(contexts, tokenizer.encode_with_offsets(contexts), strict=True))
+    asked = tokenizer.encode_batch([question.question.strip() for question in questions])
+    template, examples, num_truncated = encoder.pair, [], 0
+    for index, (question, ids) in enumerate(zip(questions, asked, strict=True)):
+        room = encoder.pair_room - len(ids)
+        if room <= settings.doc_stride:
             raise ValueError(
                 f"{question.where}: the question has {len(ids)} tokens, which leaves {room} for the paragraph; "
-                f"task.doc_stride is {stride}: raise task.max_length ({framer.max_length}) or lower task.doc_stride"
+                f"task.doc_stride is {settings.doc_stride}: raise task.max_length ({settings.max_length}) or lower "
+                f"task.doc_stride"
             )
         context, offsets = encoded[question.context]
-        framer.truncated += len(context) > room
-        start = 0
-        while True:
-            end = min(start + room, len(context))
-            part = context[start:end]
-            framed, types = template.frame(ids, part)
-            before = len(template.before) + len(ids) + len(template.between)
-            places = np.full((len(framed), 2), -1)
-            places[before : before + len(part)] = offsets[start:end]
-            target = np.array(_span(question, offsets[start:end], before) if labelled else (-100, -100))
-            examples.append(Example(framed, types, target, int(labelled), source, (len(framed),), places))
-            if end == len(context):
-                break
-            start = end - stride
-    return examples, questions
+        num_truncated += len(context) > room
+        before = len(template.before) + len(ids) + len(template.between)
+        for start, end in _windows(len(context), room, settings.doc_stride):
+            framed, types = template.frame(ids, context[start:end])
+            alignment = np.full((len(framed), 2), -1)
+            alignment[before : before + end - start] = offsets[start:end]
+            target = _span(question, offsets[start:end], before) if labelled else (IGNORE_INDEX, IGNORE_INDEX)
+            examples.append(Example(framed, types, np.array(target), int(labelled), index, (len(framed),), alignment))
+    return TaskData(examples, questions, settings, num_truncated=num_truncated)
+
+
+def _read_questions(path: str, columns: Sequence[str], labelled: bool) -> list[Question]:
+    if Path(path).suffix.lower() == ".json":
+        return read_squad(path, labelled)
+    needed = [*columns, ANSWERS] if labelled else columns
+    return [_question(record, columns, labelled) for record in read_records(path, needed)]
+
+
+def _windows(length: int, room: int, stride: int) -> Iterator[tuple[int, int]]:
+    """Begin and end of each window of at most `room` tokens; it overlaps the one before by `stride`."""
+    start = 0
+    while start + room < length:
+        yield start, start + room
+        start += room - stride
+    yield start, length
 
 
 def _question(record: Record, names: Sequence[str], labelled: bool) -> Question:
     question, context = (text_of(record.values, name, record.where) for name in names)
     answers = []
     if labelled:
-        given = record.values["answers"]
+        given = record.values[ANSWERS]
         try:
             answers = list(zip(map(str, given["text"]), map(int, given["answer_start"]), strict=True))
         except (TypeError, KeyError, ValueError):
             raise ValueError(
-                f"{record.where}: 'answers' is {given!r}; it must be an object with lists text and answer_start"
+                f"{record.where}: {ANSWERS!r} is {given!r}; it must be an object with lists text and answer_start"
             ) from None
         for text, start in answers:
             if not text or not context.startswith(text, start):

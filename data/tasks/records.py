@@ -1,6 +1,6 @@
-"""Records of a downstream task, as they lie in a table or in JSON: named values, and where each record is.
+"""Records of a downstream task, from a table or JSON: named values, and the location of each record.
 
-Nothing is guessed: a row that does not fit its header, or a column that is not there, is refused with its place.
+Nothing is guessed: a row that does not fit its header, or a missing column, is refused with its location.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ LONGEST_FIELD = 2**31 - 1  # of a .csv; the csv module's own limit is 131,072 ch
 
 @dataclass(frozen=True)
 class Record:
-    """`values` by column; `where` is the name of the file and the place in it, such as "train.tsv, line 3"."""
+    """`values` by column; `where` is the name of the file and the location in it, such as "train.tsv, line 3"."""
 
     values: dict[str, Any]
     where: str
@@ -29,22 +29,22 @@ class Record:
 def read_records(path: str | Path, columns: Sequence[str]) -> list[Record]:
     """The records of a file, or of a folder that `datasets` saved, with all their columns, in order.
 
-    What the name of the file ends in decides:
-    .tsv      a header line, then rows; no quoting, as in GLUE (Wang et al. 2018): a quote is a character like others
+    The ending of the file's name decides how it is read:
+    .tsv      a header line, then rows; no quoting, as in GLUE (Wang et al. 2018): a quote is an ordinary character
     .csv      a header line, then rows, quoted as in RFC 4180
     .jsonl    an object a line
     .json     a list of objects
     .parquet  a table
     folder    what `Dataset.save_to_disk` wrote; FOLDER:SPLIT for one split of a `DatasetDict`
 
-    Values of .tsv and .csv are texts, others what they are there. Blank lines are no rows.
+    Values of .tsv and .csv are texts; others keep their types. Blank lines are skipped.
 
     Args:
         columns: names that each record must have.
 
     Raises:
         ValueError: not UTF-8, empty or damaged; no rows; columns missing, or two of one name; a row with more or fewer
-            fields than the header; an unknown ending; a split that is not there. With the file, and the line or row.
+            fields than the header; an unknown ending; a missing split. The message names the file, and the line or row.
         OSError: a file that cannot be read.
     """
     assert not isinstance(columns, str), "columns are several names"
@@ -55,16 +55,18 @@ def read_records(path: str | Path, columns: Sequence[str]) -> list[Record]:
     elif ending in _READERS:
         numbered = _READERS[ending](Path(path))
     else:
-        raise ValueError(f"{path} is no folder and ends in none of {', '.join(ENDINGS)}: what is in it is not known")
+        raise ValueError(
+            f"{path} is not a folder, and its name ends in none of {', '.join(ENDINGS)}, so its format is unknown"
+        )
     records, name = [], Path(path).name
-    for place, values in numbered:
+    for location, values in numbered:
         missing = [column for column in columns if column not in values]
         if missing:
             raise ValueError(
-                f"{path}, {place}: no column {', '.join(map(repr, missing))}; "
+                f"{path}, {location}: no column {', '.join(map(repr, missing))}; "
                 f"there are: {', '.join(map(repr, values)) or 'none'}"
             )
-        records.append(Record(values, f"{name}, {place}"))
+        records.append(Record(values, f"{name}, {location}"))
     if not records:
         raise ValueError(f"{path} holds no rows")
     return records
@@ -108,8 +110,8 @@ def _under_header(path: Path, rows: Iterator[tuple[int, list[str]]], remedy: str
 def _read_jsonl(path: Path) -> Iterator[tuple[str, dict]]:
     for number, line in enumerate(read_text(path).split("\n"), 1):
         if line.strip():
-            place = f"line {number}"
-            yield place, _object(parse_json(line, f"{path}, {place}"), f"{path}, {place}")
+            location = f"line {number}"
+            yield location, _object(parse_json(line, f"{path}, {location}"), f"{path}, {location}")
 
 
 def _read_json(path: Path) -> Iterator[tuple[str, dict]]:
@@ -125,9 +127,9 @@ def _read_json(path: Path) -> Iterator[tuple[str, dict]]:
         yield f"record {number}", _object(value, f"{path}, record {number}")
 
 
-def _object(value: Any, place: str) -> dict:
+def _object(value: Any, location: str) -> dict:
     if not isinstance(value, dict):
-        raise ValueError(f"{place} is a JSON {type(value).__name__}, not an object")
+        raise ValueError(f"{location} is a JSON {type(value).__name__}, not an object")
     return value
 
 
@@ -168,7 +170,7 @@ def _read_folder(folder: Path, split: str) -> Iterator[tuple[str, dict]]:
     return _rows(saved)
 
 
-def _rows(table) -> Iterator[tuple[str, dict]]:
+def _rows(table: Any) -> Iterator[tuple[str, dict]]:
     return ((f"row {number}", row) for number, row in enumerate(table.to_list(), 1))
 
 

@@ -25,10 +25,10 @@ def read_squad(path: str | Path, labelled: bool = True) -> list[Question]:
     """The questions of a JSON file of SQuAD 1.1 (Rajpurkar et al. 2016) or 2.0 (Rajpurkar et al. 2018), in order.
 
     Questions with `is_impossible`, or an empty list of answers, have none. An answer whose text is not at its
-    `answer_start` moves to the nearest place that has it, the first of two that are as near.
+    `answer_start` moves to the nearest position that has the text, of two equally near ones to the first.
 
     Args:
-        labelled: whether to read answers; without, no question has any, and the file need not have them.
+        labelled: whether to read answers; without, no question has any, and the file may lack them.
 
     Raises:
         ValueError: not UTF-8, empty or no JSON; something missing or of another type, an answer whose text is not in
@@ -36,17 +36,18 @@ def read_squad(path: str | Path, labelled: bool = True) -> list[Question]:
         OSError: a file that cannot be read.
     """
     root = parse_json(read_text(path), str(path))
-    name, seen, questions = Path(path).name, {}, []
-    for place, context, entry in _entries(root, str(path)):
+    name, questions = Path(path).name, []
+    seen: dict[str, str] = {}
+    for location, context, entry in _entries(root, str(path)):
         question = Question(
-            id=_get(entry, "id", str, place),
-            question=_get(entry, "question", str, place),
+            id=_get(entry, "id", str, location),
+            question=_get(entry, "question", str, location),
             context=context,
-            answers=_answers(entry, context, place) if labelled else [],
-            where=name + place.removeprefix(str(path)),
+            answers=_answers(entry, context, location) if labelled else [],
+            where=name + location.removeprefix(str(path)),
         )
         if question.id in seen:
-            raise ValueError(f"{place}: the id {question.id!r} is also that of {seen[question.id]}")
+            raise ValueError(f"{location}: the id {question.id!r} is also that of {seen[question.id]}")
         seen[question.id] = question.where
         questions.append(question)
     if not questions:
@@ -55,44 +56,44 @@ def read_squad(path: str | Path, labelled: bool = True) -> list[Question]:
 
 
 def _entries(root: Any, path: str) -> Iterator[tuple[str, str, Any]]:
-    """Each question's place, context and JSON."""
+    """Each question's location, context and JSON."""
     for a, article in enumerate(_get(root, "data", list, path), 1):
         for p, paragraph in enumerate(_get(article, "paragraphs", list, f"{path}, article {a}"), 1):
-            place = f"{path}, article {a}, paragraph {p}"
-            context = _get(paragraph, "context", str, place)
-            for q, entry in enumerate(_get(paragraph, "qas", list, place), 1):
-                yield f"{place}, question {q}", context, entry
+            location = f"{path}, article {a}, paragraph {p}"
+            context = _get(paragraph, "context", str, location)
+            for q, entry in enumerate(_get(paragraph, "qas", list, location), 1):
+                yield f"{location}, question {q}", context, entry
 
 
-def _answers(entry: dict, context: str, place: str) -> list[tuple[str, int]]:
-    if "is_impossible" in entry and _get(entry, "is_impossible", bool, place):
+def _answers(entry: dict, context: str, location: str) -> list[tuple[str, int]]:
+    if "is_impossible" in entry and _get(entry, "is_impossible", bool, location):
         return []
     answers = []
-    for number, answer in enumerate(_get(entry, "answers", list, place), 1):
-        text = _get(answer, "text", str, f"{place}, answer {number}")
-        start = _get(answer, "answer_start", int, f"{place}, answer {number}")
+    for number, answer in enumerate(_get(entry, "answers", list, location), 1):
+        text = _get(answer, "text", str, f"{location}, answer {number}")
+        start = _get(answer, "answer_start", int, f"{location}, answer {number}")
         if not text.strip():
-            raise ValueError(f"{place}, answer {number} has no text; a question without an answer has no answers")
+            raise ValueError(f"{location}, answer {number} has no text; a question without an answer has no answers")
         if start < 0 or not context.startswith(text, start):
             start = _nearest(context, text, start)
         if start < 0:
-            raise ValueError(f"{place}, answer {number}: {text!r} is not in the context")
+            raise ValueError(f"{location}, answer {number}: {text!r} is not in the context")
         answers.append((text, start))
     return answers
 
 
 def _nearest(context: str, text: str, start: int) -> int:
-    """Where `text` is in `context` next to `start`; -1 where it is not."""
+    """The position of `text` in `context` nearest to `start`; -1 if there is none."""
     before = context.rfind(text, 0, max(start, 0) + len(text))
     after = context.find(text, max(start, 0))
     return before if after < 0 or (before >= 0 and start - before <= after - start) else after
 
 
-def _get(value: Any, key: str, kind: type, place: str) -> Any:
+def _get(value: Any, key: str, kind: type, location: str) -> Any:
     if not isinstance(value, dict):
-        raise ValueError(f"{place} is a JSON {type(value).__name__}, not an object with {key!r}")
+        raise ValueError(f"{location} is a JSON {type(value).__name__}, not an object with {key!r}")
     if key not in value:
-        raise ValueError(f"{place} has no {key!r}, only {', '.join(map(repr, value)) or 'nothing'}")
+        raise ValueError(f"{location} has no {key!r}, only {', '.join(map(repr, value)) or 'nothing'}")
     if type(value[key]) is not kind:
-        raise ValueError(f"{place}: {key!r} is {type(value[key]).__name__}, not {kind.__name__}")
+        raise ValueError(f"{location}: {key!r} is {type(value[key]).__name__}, not {kind.__name__}")
     return value[key]

@@ -1,11 +1,12 @@
-"""Words with a label each: on the first token of each word, in sentences that are cut at words where they are long.
+"""A label for each word: on the word's first token. Long sentences are split between words.
 
-Where asked, tokens of the document before and behind a sentence stand beside it, without labels: context.
+On request, tokens of the document before and after a sentence are added to it, without labels: its context.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,69 +14,71 @@ import numpy as np
 
 from ingot.data.sequences.objectives import IGNORE_INDEX
 from ingot.data.tasks.conll import TaggedSentence, read_conll, to_bio_counted
-from ingot.data.tasks.encoding import Framer
+from ingot.data.tasks.encoding import TextEncoder
 from ingot.data.tasks.examples import Example
 from ingot.data.tasks.labels import find_labels, number_of
 from ingot.data.tasks.records import ENDINGS, Record, read_records
+from ingot.data.tasks.task_data import TaskData, TaskSettings
+from ingot.data.tokenizers.tokenizer import Tokenizer
 
 
-def read_words(
-    path: str,
-    columns: Sequence[str],
-    places: tuple[int, int],
-    labels: list[str] | None,
-    framer: Framer,
-    labelled: bool,
-    context: int = 0,
-) -> tuple[list[Example], list[TaggedSentence], list[str]]:
+def read_token_classification(
+    path: str, settings: TaskSettings, tokenizer: Tokenizer, *, labelled: bool = True
+) -> TaskData:
     """The sentences of a CoNLL file, or of records with a list of words and a list of labels.
 
-    Labels of entities are brought to IOB2, whatever scheme the file has.
+    Labels of entities are converted to IOB2, whatever scheme the file has. The target of an example is int64 (tokens,):
+    the label's index on the first token of each word, and -100 elsewhere. Its `alignment` is the word of each token
+    that has a label.
 
-    Args:
-        columns: of records: words and labels.
-        places: of CoNLL: columns of the word and the label.
-        context: most tokens on either side of a sentence that are taken from its document, as far as there is room.
-
-    Returns:
-        Examples, whose `places` are the word of each token that has a label, and -1; the sentences; the labels.
+    `text_columns` is, of records, the column of the words. See `ReadTask`.
     """
-    if Path(path).suffix.lower() in ENDINGS or Path(path).is_dir():
-        wanted = columns if labelled else columns[:1]
-        sentences = [_sentence(record, wanted, number) for number, record in enumerate(read_records(path, wanted))]
-    else:
-        word, label = places
-        sentences = read_conll(path, word, label if labelled else None)
+    sentences = _read_sentences(path, settings, labelled)
+    encoder, labels, num_repaired = TextEncoder(tokenizer, settings), settings.labels or [], 0
     if labelled:
-        tags = [sentence.labels for sentence in sentences]
-        if all(tag == "O" or tag[:2] in ("B-", "I-", "E-", "S-") for sentence in tags for tag in sentence):
-            tags, framer.mended = to_bio_counted(tags)
-        sentences = [TaggedSentence(s.words, t, s.where, s.document) for s, t in zip(sentences, tags, strict=True)]
-        labels = labels or find_labels(tag for sentence in tags for tag in sentence)
-    examples = []
-    encoded = framer.tokenizer.encode_with_offsets([" ".join(sentence.words) for sentence in sentences])
-    beside = _Context(sentences, [ids for ids, _ in encoded], context)
-    for source, (sentence, (ids, offsets)) in enumerate(zip(sentences, encoded, strict=True)):
+        sentences, num_repaired = _in_iob2(sentences)
+        labels = labels or find_labels(label for sentence in sentences for label in sentence.labels)
+    examples: list[Example] = []
+    encoded = tokenizer.encode_with_offsets([" ".join(sentence.words) for sentence in sentences])
+    context = _Context(sentences, [ids for ids, _ in encoded], settings.document_context)
+    num_truncated = 0
+    for index, (sentence, (ids, offsets)) in enumerate(zip(sentences, encoded, strict=True)):
         word_of_token = _words_of(sentence.words, offsets)
-        for begin, end in _windows(word_of_token, _room(framer)):
-            if end - begin < len(ids):
-                framer.truncated += begin == 0
+        windows = _windows(word_of_token, encoder.single_room)
+        num_truncated += len(windows) > 1
+        for begin, end in windows:
             before = word_of_token[begin - 1] if begin else -1
             first = np.flatnonzero(np.diff(word_of_token[begin:end], prepend=before))  # of each word
             words = word_of_token[begin:end][first]
-            tags = [number_of(sentence.labels[word], labels, sentence.where) for word in words] if labelled else []
-            left, right = beside.of(source, begin, end, _room(framer))
-            seen = np.concatenate((left, ids[begin:end], right))
-            examples.append(_example(seen, len(left) + first, words, tags, source, framer))
-    return examples, sentences, list(labels or [])
+            targets = [number_of(sentence.labels[word], labels, sentence.where) for word in words] if labelled else []
+            left, right = context.around(index, begin, end, encoder.single_room)
+            with_context = np.concatenate((left, ids[begin:end], right))
+            examples.append(_example(with_context, len(left) + first, words, targets, index, encoder))
+    return TaskData(examples, sentences, settings, list(labels), num_truncated, num_repaired)
+
+
+def _read_sentences(path: str, settings: TaskSettings, labelled: bool) -> list[TaggedSentence]:
+    if Path(path).suffix.lower() in ENDINGS or Path(path).is_dir():
+        columns = [settings.text_columns[0], *([settings.label_column] if labelled else [])]
+        return [_sentence(record, columns, number) for number, record in enumerate(read_records(path, columns))]
+    return read_conll(path, settings.conll_word_column, settings.conll_label_column if labelled else None)
+
+
+def _in_iob2(sentences: Sequence[TaggedSentence]) -> tuple[list[TaggedSentence], int]:
+    """The sentences with labels of entities in IOB2, other labels as they are; and how many labels I- that continue
+    nothing became B-."""
+    labels, num_repaired = [sentence.labels for sentence in sentences], 0
+    if all(label == "O" or label[:2] in ("B-", "I-", "E-", "S-") for each in labels for label in each):
+        labels, num_repaired = to_bio_counted(labels)
+    return [replace(one, labels=new) for one, new in zip(sentences, labels, strict=True)], num_repaired
 
 
 class _Context:
-    """What stands in a document before and behind a part of one of its sentences.
+    """The tokens of a document before and after a part of one of its sentences.
 
     Args:
         ids: of each sentence.
-        most: tokens on either side.
+        most: most tokens on either side.
     """
 
     def __init__(self, sentences: Sequence[TaggedSentence], ids: Sequence[Sequence[int]], most: int):
@@ -85,9 +88,9 @@ class _Context:
         self.first = self.starts[np.searchsorted(documents, documents)]  # of each sentence's document
         self.last = self.starts[np.searchsorted(documents, documents, side="right")]
 
-    def of(self, sentence: int, begin: int, end: int, room: int) -> tuple[np.ndarray, np.ndarray]:
-        """Ids before and behind the sentence's tokens [begin, end), no more than `room` together with them; where there
-        is too little room for both sides, half of it is for each."""
+    def around(self, sentence: int, begin: int, end: int, room: int) -> tuple[np.ndarray, np.ndarray]:
+        """Ids before and after the sentence's tokens [begin, end), together with them no more than `room`. Where the
+        room is too small for both sides, each gets half of it."""
         begin, end = self.starts[sentence] + begin, self.starts[sentence] + end
         left, right = min(self.most, begin - self.first[sentence]), min(self.most, self.last[sentence] - end)
         spare = room - (end - begin)
@@ -100,7 +103,7 @@ def _sentence(record: Record, columns: Sequence[str], document: int) -> TaggedSe
     lists: list[Any] = [record.values[column] for column in columns]
     for column, value in zip(columns, lists, strict=True):
         if not isinstance(value, list) or not value or not all(isinstance(item, str | int) for item in value):
-            raise ValueError(f"{record.where}: {column!r} is {value!r}, and no list of texts")
+            raise ValueError(f"{record.where}: {column!r} is {value!r}, which is not a list of texts")
     if len({len(value) for value in lists}) > 1:
         raise ValueError(f"{record.where}: {len(lists[0])} words, and {len(lists[1])} labels")
     words = [str(word) for word in lists[0]]
@@ -114,13 +117,10 @@ def _words_of(words: Sequence[str], offsets: np.ndarray) -> np.ndarray:
     return np.searchsorted(ends, last, side="right")
 
 
-def _room(framer: Framer) -> int:
-    return framer.max_length - len(framer.one.before) - len(framer.one.after)
-
-
 def _windows(word_of_token: np.ndarray, room: int) -> list[tuple[int, int]]:
-    """Runs of at most `room` tokens that begin where a word does; a word of more tokens is cut."""
-    windows, begin, count = [], 0, len(word_of_token)
+    """Begin and end of runs of at most `room` tokens that begin where a word does; a word of more tokens is split."""
+    windows: list[tuple[int, int]] = []
+    begin, count = 0, len(word_of_token)
     while begin < count or not windows:
         end = min(begin + room, count)
         if end < count:
@@ -132,17 +132,17 @@ def _windows(word_of_token: np.ndarray, room: int) -> list[tuple[int, int]]:
 
 
 def _example(
-    ids: np.ndarray, first: np.ndarray, words: np.ndarray, tags: list[int], source: int, framer: Framer
+    ids: np.ndarray, first: np.ndarray, words: np.ndarray, targets: list[int], index: int, encoder: TextEncoder
 ) -> Example:
     """
     Args:
-        first: where in `ids` the first token of each word is.
-        words: the number of each of these words in the sentence.
-        tags: their labels; none without.
+        first: the index in `ids` of the first token of each word.
+        words: the index of each of these words in the sentence.
+        targets: their labels; none without.
     """
-    framed, types = framer.one.frame(ids)
-    target, places = np.full(len(framed), IGNORE_INDEX), np.full(len(framed), -1)
-    places[len(framer.one.before) + first] = words
-    if tags:
-        target[len(framer.one.before) + first] = tags
-    return Example(framed, types, target, len(tags), source, (len(framed),), places)
+    framed, types = encoder.single.frame(ids.tolist())
+    target, alignment = np.full(len(framed), IGNORE_INDEX), np.full(len(framed), -1)
+    alignment[len(encoder.single.before) + first] = words
+    if targets:
+        target[len(encoder.single.before) + first] = targets
+    return Example(framed, types, target, len(targets), index, (len(framed),), alignment)

@@ -14,30 +14,11 @@ from ingot.launcher.config.types import (
     Seed,
     UnitIntervalBelowOne,
 )
+from ingot.launcher.tasks.registry import DEFAULT, names_where, task_kind
 from ingot.parallel.mesh_sizes import sizes
 
-SCORES = {
-    "classification": ["accuracy", "loss", "f1", "f1_macro", "matthews", "precision", "recall"],
-    "multi_label": ["f1_micro", "loss", "f1_macro", "accuracy"],
-    "regression": ["spearman", "loss", "pearson", "mean_squared_error"],
-    "choice": ["accuracy", "loss"],
-    "tagging": ["f1", "loss", "precision", "recall", "accuracy"],
-    "answers": ["f1", "loss", "exact_match"],
-    "generation": ["loss", "perplexity"],
-}
-"""By kind of task: the scores of an evaluation, first the one that chooses the best checkpoint by default."""
-TEXTS = {
-    "classification": ["text"],
-    "multi_label": ["text"],
-    "regression": ["text"],
-    "choice": ["text", "endings"],
-    "tagging": ["words"],
-    "answers": ["question", "context"],
-    "generation": ["input", "output"],
-}
-
-PROMPTS = ("prompt", "p_tuning", "prefix")
-"""Methods that learn tokens before a text."""
+PROMPT_METHODS = ("prompt_tuning", "p_tuning", "prefix_tuning")
+"""Methods that learn virtual tokens before a text."""
 
 
 @dataclass(frozen=True)
@@ -70,100 +51,102 @@ class Init:
 
 @dataclass(frozen=True)
 class Task:
-    """What is to be learned, from which files."""
+    """What is learned, from which files."""
 
-    kind: Literal["classification", "multi_label", "regression", "choice", "tagging", "answers", "generation"] = (
-        "classification"
-    )
-    """classification: one label of a set. multi_label: any number of them. regression: numbers. choice: which ending
-    follows. tagging: a label for each word. answers: a passage of a paragraph. generation: a text that follows."""
+    kind: str = DEFAULT
+    """Kind of the task; `ingot finetune --help` lists all at its top."""
     train: str = ""
     """File to learn from: .tsv, .csv, .jsonl, .json, .parquet, CoNLL columns, SQuAD's .json, or a folder that datasets
     saved (FOLDER:SPLIT)."""
     validation: str | None = None
-    """File to score while training, and by which the best checkpoint is chosen."""
+    """File of the same format for the evaluations, which choose the best checkpoint."""
     text_columns: list[str] = field(default_factory=list)
-    """Columns: of the text, or of the two of a pair; by default text; choice: text, endings; tagging: words; answers:
-    question, context; generation: input, output, or one column of chat messages."""
+    """Columns of the input. Empty takes the default of the task's kind. Pairs have two columns, multiple_choice the
+    text and one column with a list of endings or one for each ending, instruction input and output, or one column of
+    chat messages."""
     label_column: str = "label"
-    """Column of the label; for regression several, with commas between."""
+    """Column of the label; for regression several, with commas between them."""
     labels: list[str] | None = None
-    """The set of labels; by default all that the training file has."""
+    """The set of labels; null takes all that the training file has."""
     conll_word_column: ColumnNumber = 0
     """Column of the word in CoNLL files, counted from 0."""
     conll_label_column: ColumnNumber = -1
     """Column of the label in CoNLL files; -1 is the last."""
     template: str = "{input}"
-    """What a generation task puts around its input; must contain {input}."""
+    """Text around the input of an instruction; it must contain {input}."""
     max_length: PositiveCount = 128
-    """Most tokens of an example. Tagging and answers cut longer ones into windows."""
+    """Maximum number of tokens of an example. Longer sentences of token_classification and paragraphs of
+    question_answering become several windows."""
     overlong: Literal["truncate", "refuse"] = "truncate"
-    """What happens to an example that is longer: its end is cut off and it is counted, or the run is refused."""
+    """What happens to a longer example: its end is dropped and the example counted, or the run stops with a message."""
     doc_stride: NonNegativeCount = 64
-    """Tokens by which the windows of a long paragraph overlap (answers)."""
+    """Tokens by which the windows of a long paragraph overlap (question_answering)."""
     document_context: NonNegativeCount = 0
-    """Tagging of CoNLL files: most tokens of the document that stand on either side of a sentence, without labels, as
-    far as task.max_length has room. Documents begin at -DOCSTART-."""
+    """Maximum number of tokens of the document that are added before and after a sentence, without labels, if
+    task.max_length has room (token_classification of CoNLL files). Documents begin at -DOCSTART-."""
     max_answer_tokens: PositiveCount = 30
-    """Most tokens of an answer."""
+    """Maximum number of tokens of an answer (question_answering)."""
     pooling: Literal["first", "last", "mean"] | None = None
-    """What stands for a text: its first token (BERT), its last (GPT), or the mean of all; by default as the model's
-    family has it."""
+    """Which hidden state stands for a text: that of the first token (BERT), of the last (GPT), or the mean of all; null
+    is the choice of the model's family."""
     dropout: UnitIntervalBelowOne | None = None
-    """Dropout of the whole model while fine-tuning; by default what its configuration says."""
+    """Dropout of the whole model while fine-tuning; null keeps that of the model's configuration."""
     epochs: NonNegativeFloat = 3.0
-    """Passes over the training file, where run.steps is 0."""
+    """Number of passes over the training file, if run.steps is 0."""
     best_metric: str | None = None
-    """The score by which the best checkpoint is chosen, loss included; by default the task's own."""
+    """Score that chooses the best checkpoint; null takes the first score of the task's kind."""
     early_stopping_patience: NonNegativeCount = 0
-    """Evaluations without a better score after which the run ends; 0 never ends it."""
+    """Number of evaluations without a better score after which the run ends; 0 never ends it early."""
     seeds: list[Seed] = field(default_factory=list)
-    """Seeds to run one after the other, each in a run.name-seedN of its own, with mean and deviation at the end; empty
-    runs run.seed alone."""
+    """Seeds to run one after the other. Each has its own folder run.name-seedN, and the mean and standard deviation of
+    the scores are reported at the end. Empty runs once, with run.seed."""
 
 
 @dataclass(frozen=True)
 class Method:
-    """Which parameters learn, and how they are kept from over-fitting."""
+    """Which parameters learn, and what prevents over-fitting."""
 
-    kind: Literal["full", "head", "lora", "adalora", "ia3", "adapters", "prompt", "p_tuning", "prefix"] = "full"
-    """full: all. head: the task's head alone. lora, adalora (Zhang et al. 2023) and ia3: small additions to the
-    matrices, by the peft library. adapters: bottlenecks behind attention and MLP (Houlsby et al. 2019). prompt,
-    p_tuning and prefix: tokens before the text. The head of a task learns with each."""
+    kind: Literal[
+        "full", "linear_probe", "lora", "adalora", "ia3", "adapters", "prompt_tuning", "p_tuning", "prefix_tuning"
+    ] = "full"
+    """full: all parameters. linear_probe: only the head of the task. lora, adalora (Zhang et al. 2023) and ia3: small
+    additions to the matrices, by the peft library. adapters: bottlenecks after attention and MLP (Houlsby et al. 2019).
+    prompt_tuning, p_tuning and prefix_tuning: virtual tokens before the text. The head of the task learns with each."""
     num_virtual_tokens: PositiveCount = 20
-    """Tokens that prompt, p_tuning and prefix learn."""
+    """Number of virtual tokens of prompt_tuning, p_tuning and prefix_tuning."""
     r: PositiveCount = 8
-    """Rank of lora, width of adapters; of adalora the mean rank that is left in the end."""
+    """Rank of lora; width of adapters; mean rank at the end of adalora."""
     init_r: PositiveCount = 12
-    """Rank with which each matrix of adalora begins."""
+    """Initial rank of each matrix of adalora."""
     lora_alpha: PositiveFloat = 16.0
-    """Scale of lora: the product of its matrices counts lora_alpha / r (adalora: lora_alpha / init_r)."""
+    """Scale of lora: the product of its matrices is multiplied by lora_alpha / r (adalora: lora_alpha / init_r)."""
     lora_dropout: UnitIntervalBelowOne = 0.0
-    """Dropout before lora, in training."""
+    """Dropout of the input of lora, in training."""
     target_modules: list[str] = field(default_factory=list)
-    """Modules that lora, adalora and ia3 change: query, key, value, output (of attention), up, gate, down (of the MLP);
-    by default query and value for lora, all for adalora, key, value and down for ia3."""
+    """Modules that lora, adalora and ia3 change: query, key, value, output (of attention), up, gate, down (of the MLP).
+    Empty takes query and value for lora, all for adalora, key, value and down for ia3."""
     layer_decay: PositiveFloat = 1.0
-    """Factor of the learning rate from each layer to the one below it (Howard and Ruder 2018); 1 is the same for
+    """Factor of the learning rate from each layer to the one below it (Howard and Ruder 2018); 1 is the same rate for
     all."""
     unfreeze_steps: NonNegativeCount = 0
-    """Steps after which the next layer begins to learn, from the head downwards; 0 lets all learn at once."""
+    """Steps after which the next layer begins to learn, from the head downwards; with 0 all learn from the start."""
     adversarial: Literal["none", "fgm", "freelb"] = "none"
-    """Learns at disturbed embeddings too: fgm in one step (Miyato et al. 2017), freelb in several (Zhu et al. 2020)."""
+    """Also trains on perturbed embeddings: fgm in one step (Miyato et al. 2017), freelb in several (Zhu et al.
+    2020)."""
     adversarial_norm: NonNegativeFloat = 1.0
-    """Norm of the disturbance of each example."""
+    """Norm of the perturbation of each example."""
     adversarial_steps: PositiveCount = 3
     """Number of ascent steps of freelb."""
     r_drop: NonNegativeFloat = 0.0
-    """Weight of the divergence between two passes with different dropout (Liang et al. 2021); 0 is one pass."""
+    """Weight of the divergence between two passes with different dropout (Liang et al. 2021); 0 computes one pass."""
     sparsity: UnitIntervalBelowOne = 0.0
-    """Share of the weights of each block's matrices that are 0 in the end, the smallest ones; 0 prunes nothing."""
+    """Fraction of the weights of each block's matrices that are 0 at the end, the smallest ones; 0 prunes nothing."""
     sparsity_begin: NonNegativeCount = 0
-    """Step from which pruning sets in, and the ranks of adalora fall."""
+    """Step at which pruning, or the reduction of adalora's ranks, begins."""
     sparsity_end: NonNegativeCount = 0
-    """Step at which the sparsity, or adalora's rank, is reached; 0 is two thirds of the run."""
+    """Step at which the final sparsity, or rank of adalora, is reached; 0 is two thirds of the run."""
     sparsity_every: PositiveCount = 20
-    """Steps between two times of pruning."""
+    """Steps between two prunings."""
 
 
 @dataclass(frozen=True)
@@ -214,6 +197,7 @@ class FinetuneConfig:
             *self.parallel.problems(),
             *_start_problems(self, world_size),
             *_task_problems(self),
+            *_kind_problems(self),
             *_method_problems(self, world_size),
             *self.distillation.problems(self.parallel.tensor),
             *_distillation_problems(self),
@@ -245,10 +229,31 @@ def _start_problems(config: FinetuneConfig, world_size: int) -> list[str]:
         problems.append("run.init_from is for pretraining; init.model says where fine-tuning starts")
     if run.eval_samples:
         problems.append("run.eval_samples is for pretraining; shorten task.validation instead")
-    if config.task.kind != "generation" and config.loss.z_loss:
-        problems.append("loss.z_loss is of language models; set it to 0")
-    if config.task.kind in ("regression", "multi_label") and config.loss.label_smoothing:
-        problems.append(f"loss.label_smoothing is of classes; set it to 0 for {config.task.kind}")
+    return problems
+
+
+def _kind_problems(config: FinetuneConfig) -> list[str]:
+    """Of what the kind of the task does not allow, or the name of the kind."""
+    task, method, teacher, problems = config.task, config.method, config.distillation.teacher, []
+    try:
+        kind = task_kind(task.kind)
+    except ValueError as error:
+        return [str(error)]
+    if config.loss.z_loss and not kind.z_loss:
+        problems.append(f"loss.z_loss is for {names_where('z_loss')}; set it to 0 for {kind.name}")
+    if config.loss.label_smoothing and not kind.label_smoothing:
+        names = names_where("label_smoothing")
+        problems.append(f"loss.label_smoothing is for {names}; set it to 0 for {kind.name}")
+    if (method.adversarial != "none" or method.r_drop) and not kind.adversarial:
+        names = names_where("adversarial")
+        problems.append(f"method.adversarial and method.r_drop are for {names}, not {kind.name}; leave them out")
+    if teacher is not None and not kind.distillation:
+        problems.append(f"distillation is for {names_where('distillation')}, not {kind.name}; leave it out")
+    if task.document_context and not kind.document_context:
+        names = names_where("document_context")
+        problems.append(f"task.document_context is for {names}; set it to 0 for {kind.name}")
+    if task.best_metric is not None and task.best_metric not in kind.metrics:
+        problems.append(f"task.best_metric is {task.best_metric}; {kind.name} has {', '.join(kind.metrics)}")
     return problems
 
 
@@ -258,30 +263,24 @@ def _task_problems(config: FinetuneConfig) -> list[str]:
         problems.append("task.train names no file; give one to learn from")
     if task.early_stopping_patience and not (task.validation and config.run.eval_every):
         problems.append("task.early_stopping_patience needs task.validation and run.eval_every above 0")
-    if task.best_metric is not None and task.best_metric not in SCORES[task.kind]:
-        problems.append(f"task.best_metric {task.best_metric} is none of {task.kind}: {', '.join(SCORES[task.kind])}")
     if task.best_metric is not None and task.validation is None:
         problems.append(f"task.best_metric {task.best_metric} chooses nothing without task.validation; name a file")
     if len(set(task.seeds)) < len(task.seeds):
         problems.append(f"task.seeds {task.seeds} has one twice, which would be the same run")
-    if task.document_context and task.kind != "tagging":
-        problems.append(f"task.document_context is of tagging; set it to 0 for {task.kind}")
     if not config.run.steps and not task.epochs:
         problems.append("task.epochs and run.steps are both 0; set one of them")
     return problems
 
 
 def _method_problems(config: FinetuneConfig, world_size: int) -> list[str]:
-    method, kind, tensor, problems = config.method, config.task.kind, config.parallel.tensor, []
-    if tensor > 1 and method.kind not in ("full", "head"):
+    method, tensor, problems = config.method, config.parallel.tensor, []
+    if tensor > 1 and method.kind not in ("full", "linear_probe"):
         problems.append(
             f"parallel.tensor {tensor} cannot split what method.kind {method.kind} adds; set it to 1, or method.kind "
-            f"to full or head"
+            f"to full or linear_probe"
         )
     if tensor > 1 and method.adversarial != "none":
         problems.append(f"method.adversarial {method.adversarial} needs whole embeddings; set parallel.tensor to 1")
-    if (method.adversarial != "none" or method.r_drop) and kind not in ("classification", "choice"):
-        problems.append(f"method.adversarial and method.r_drop are of classification and choice, not {kind}")
     if method.adversarial != "none" and config.sharded(world_size):
         problems.append(
             f"method.adversarial {method.adversarial} needs whole parameters; set parallel.zero_stage to 2 or less, or "
@@ -302,12 +301,11 @@ def _method_problems(config: FinetuneConfig, world_size: int) -> list[str]:
 
 
 def _distillation_problems(config: FinetuneConfig) -> list[str]:
-    teacher, method, kind, problems = config.distillation.teacher, config.method, config.task.kind, []
+    teacher, method, problems = config.distillation.teacher, config.method, []
     if (method.adversarial != "none") + bool(method.r_drop) + (teacher is not None) > 1:
         problems.append("method.adversarial, method.r_drop and distillation.teacher do not go together; set only one")
-    if teacher is not None:
-        if kind not in ("classification", "choice", "tagging", "generation"):
-            problems.append(f"distillation is of classification, choice, tagging, generation, not {kind}")
-        if method.kind in PROMPTS:
-            problems.append(f"distillation.teacher does not know the tokens of method.kind {method.kind}")
+    if teacher is not None and method.kind in PROMPT_METHODS:
+        problems.append(
+            f"distillation.teacher does not know the virtual tokens of method.kind {method.kind}; choose another method"
+        )
     return problems

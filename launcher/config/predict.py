@@ -16,7 +16,7 @@ class PredictOptions:
     input: str | None = None
     """A file of the task's format; a label column is not needed."""
     text: list[str] = field(default_factory=list)
-    """One example instead of a file: a value for each of task.text_columns; for tagging one sentence."""
+    """One example instead of a file: a value for each of task.text_columns; for token_classification one sentence."""
     output: str | None = None
     """File for the predictions, one JSON object per line; by default standard output."""
     score: bool = False

@@ -12,16 +12,17 @@ import numpy as np
 from torch import Tensor
 
 from ingot.data.tasks.reader import TaskReader
-from ingot.data.tasks.tasks import TaskData, TaskSettings, read_task
+from ingot.data.tasks.task_data import TaskData, TaskSettings
 from ingot.data.tokenizers.tokenizer import Tokenizer
-from ingot.launcher.config.finetune import SCORES, TEXTS, FinetuneConfig
+from ingot.launcher.config.finetune import PROMPT_METHODS, FinetuneConfig
 from ingot.launcher.finetuning.evaluation import evaluate
 from ingot.launcher.finetuning.pruning import Pruner, each_matrix, magnitude, singular_values, triplets
 from ingot.launcher.finetuning.result_files import BestScores, PredictionFiles
 from ingot.launcher.loading import peft_methods
-from ingot.launcher.loading.base_model import Start, find_tokenizer, open_start
+from ingot.launcher.loading.base_model import BaseModel, find_tokenizer, open_base_model
 from ingot.launcher.loading.teacher import learn_from
 from ingot.launcher.runtime.exit_codes import DONE, bad_input
+from ingot.launcher.tasks.registry import task_kind
 from ingot.launcher.training.batch_sizes import BatchSizes
 from ingot.launcher.training.build import put_under_engine
 from ingot.launcher.training.callbacks.best_checkpoint import BestCheckpoint, EarlyStopping
@@ -72,83 +73,84 @@ class Files:
 
 
 def read_files(config: FinetuneConfig) -> Files:
-    """Reads the task's files with the tokenizer of the start.
+    """Reads the files of the task with the tokenizer of the base model.
 
     Raises:
         ValueError, OSError: what is wrong with them.
     """
     tokenizer = find_tokenizer(config.init.model, config.init.tokenizer)
-    settings = task_settings(config)
-    train = read_task(config.task.train, settings, tokenizer)
-    if config.task.kind in ("classification", "multi_label", "tagging") and len(train.labels) < 2:
-        raise ValueError(f"{config.task.train} has only the label {train.labels[0]!r}; there must be two or more")
+    kind, settings = task_kind(config.task.kind), task_settings(config)
+    train = kind.read(config.task.train, settings, tokenizer)
+    if kind.has_label_set and len(train.labels) < 2:
+        labels = f"only the label {train.labels[0]!r}" if train.labels else "no labels"
+        raise ValueError(f"{config.task.train} has {labels}; there must be two or more")
     validation = None
     if config.task.validation is not None:
-        validation = read_task(config.task.validation, replace(settings, labels=train.labels or None), tokenizer)
+        validation = kind.read(config.task.validation, replace(settings, labels=train.labels or None), tokenizer)
     return Files(tokenizer, train, validation)
 
 
-def open_model(config: FinetuneConfig, files: Files) -> Start:
+def open_model(config: FinetuneConfig, files: Files) -> BaseModel:
     """The model that learns, before it has memory.
 
     Raises:
-        ValueError: there is none, or it does not fit the task or the tokenizer.
+        ValueError: there is no model, or it does not fit the task or the tokenizer.
     """
     tokenizer, task = files.tokenizer, config.task
-    start = open_start(
+    base = open_base_model(
         config.init.model,
-        task.kind,
+        task_kind(task.kind),
         files.train.labels,
         seed=config.run.seed,
-        weights=config.init.pretrained,
+        pretrained=config.init.pretrained,
         layers=config.init.keep_layers,
         dropout=task.dropout,
         pooling=task.pooling,
     )
-    model = start.model.config
+    model = base.model.config
     if tokenizer.vocab_size > model.vocab_size:
         raise ValueError(
             f"tokenizer {tokenizer.folder} has {tokenizer.vocab_size} ids, and the model in {config.init.model} knows "
             f"{model.vocab_size}; name its own with init.tokenizer"
         )
-    learned = config.method.num_virtual_tokens if config.method.kind in peft_methods.PROMPTS else 0
+    learned = config.method.num_virtual_tokens if config.method.kind in PROMPT_METHODS else 0
     if task.max_length + learned > model.max_position_embeddings:
         raise ValueError(
-            f"task.max_length {task.max_length} and {learned} learned tokens are beyond the model's "
+            f"task.max_length {task.max_length} and {learned} virtual tokens are more than the model's "
             f"{model.max_position_embeddings} positions; lower task.max_length"
         )
     if problems := tensor_problems(model, config.parallel.tensor, 0):  # rows are made to fit
         raise ValueError("; ".join(problems))
-    return start
+    return base
 
 
 def task_settings(config: FinetuneConfig) -> TaskSettings:
     task = config.task
     return TaskSettings(
-        task.kind,
-        task.text_columns or TEXTS[task.kind],
-        label=task.label_column,
+        text_columns=task.text_columns or task_kind(task.kind).text_columns,
+        label_column=task.label_column,
         labels=task.labels,
-        word_column=task.conll_word_column,
-        label_column=task.conll_label_column,
+        conll_word_column=task.conll_word_column,
+        conll_label_column=task.conll_label_column,
         max_length=task.max_length,
-        refuse=task.overlong == "refuse",
-        stride=task.doc_stride,
-        context=task.document_context,
-        prompt=task.template,
+        refuse_overlong=task.overlong == "refuse",
+        doc_stride=task.doc_stride,
+        document_context=task.document_context,
+        max_answer_tokens=task.max_answer_tokens,
+        template=task.template,
     )
 
 
 def reader_of(
     config: FinetuneConfig, data: TaskData, model: ModelConfig, mesh: Mesh | None, *, shuffle: bool
 ) -> TaskReader:
-    """Batches for this rank of a mesh, or, without one, for a process alone."""
+    """Batches for this rank of a mesh, or, without one, for a single process."""
     ranks = {} if mesh is None else {"multiple": mesh.tensor, "rank": mesh.data_rank, "num_ranks": mesh.num_data}
     return TaskReader(
         data.examples,
         global_size=config.batch.global_size,
         micro_tokens=config.batch.micro_tokens,
-        labels="labels" if config.task.kind == "generation" else "targets",
+        labels="labels" if task_kind(config.task.kind).head is None else "targets",
         seed=config.run.seed,
         shuffle=shuffle,
         token_types=model.type_vocab_size > 1,
@@ -156,27 +158,27 @@ def reader_of(
     )
 
 
-def values_of(start: Start, shapes: dict[str, tuple[int, ...]], seed: int) -> Callable[..., Tensor]:
-    """The first values of a model with a method's additions, box by box."""
+def values_of(base: BaseModel, shapes: dict[str, tuple[int, ...]], seed: int) -> Callable[..., Tensor]:
+    """The initial values of a model with the parameters that a method adds, rectangle by rectangle."""
 
     def part(name: str, offset: tuple[int, ...], shape: tuple[int, ...]) -> Tensor:
         if not peft_methods.is_added(name):
-            return start.part(peft_methods.plain_name(name), offset, shape)
-        whole = peft_methods.first_values(name, shapes[name], seed)
+            return base.part(peft_methods.plain_name(name), offset, shape)
+        whole = peft_methods.initial_value(name, shapes[name], seed)
         return whole[tuple(slice(o, o + n) for o, n in zip(offset, shape, strict=True))]
 
     return part
 
 
-def engine_of(config: FinetuneConfig, start: Start, mesh: Mesh, labels: list[str], tokenizer: Tokenizer) -> Engine:
-    """The model with the method's additions, and a teacher beside it, under its engine, filled."""
-    model, method = start.model, config.method
-    peft_methods.apply(method, model, has_head=config.task.kind != "generation")
+def engine_of(config: FinetuneConfig, base: BaseModel, mesh: Mesh, labels: list[str], tokenizer: Tokenizer) -> Engine:
+    """The model with the parameters that the method adds, and with its teacher, under its engine, initialized."""
+    model, method, kind = base.model, config.method, task_kind(config.task.kind)
+    peft_methods.apply(method, model, has_head=kind.head is not None)
     make_robust(model, method.adversarial, method.adversarial_norm, method.adversarial_steps, method.r_drop)
     learn_from(
         config.distillation,
         model,
-        kind=config.task.kind,
+        kind=kind,
         labels=labels,
         tokenizer=tokenizer,
         length=config.task.max_length,
@@ -184,11 +186,11 @@ def engine_of(config: FinetuneConfig, start: Start, mesh: Mesh, labels: list[str
         device=mesh.device,
     )
     shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
-    pace_of = peft_methods.pace(method, model.config.num_hidden_layers)
+    schedule = peft_methods.layer_schedule(method, model.config.num_hidden_layers)
     engine = put_under_engine(
-        model, config.optimizer, config.parallel, mesh, plan=tensor_plan(model.config), pace_of=pace_of
+        model, config.optimizer, config.parallel, mesh, plan=tensor_plan(model.config), pace_of=schedule
     )
-    engine.initialize(values_of(start, shapes, config.run.seed))
+    engine.initialize(values_of(base, shapes, config.run.seed))
     return engine
 
 
@@ -210,33 +212,38 @@ def job_of(config: FinetuneConfig, mesh: Mesh, files: Files) -> Job:
     Raises:
         ValueError: something does not fit together.
     """
-    start, tokenizer = open_model(config, files), files.tokenizer
-    model, task = start.model.config, getattr(start.model, "task", None)
+    base, tokenizer, kind = open_model(config, files), files.tokenizer, task_kind(config.task.kind)
+    model, task = base.model.config, getattr(base.model, "task", None)
     parts = [files.train] if files.validation is None else [files.train, files.validation]
     template = tokenizer.template(pair=False)
-    train, *validation = (peft_methods.with_learned_tokens(config.method, part, model, template) for part in parts)
+    train, *validation = (peft_methods.with_virtual_tokens(config.method, part, model, template) for part in parts)
     reader = reader_of(config, train, model, mesh, shuffle=True)
     held_out = [reader_of(config, part, model, mesh, shuffle=False) for part in validation]
     steps = config.run.steps or max(1, math.ceil(config.task.epochs * reader.num_instances / reader.global_size))
     config = replace(config, run=replace(config.run, steps=steps))
-    engine = engine_of(config, start, mesh, train.labels, tokenizer)
+    engine = engine_of(config, base, mesh, train.labels, tokenizer)
     predicted: list = []  # of the last evaluation
 
     def evaluate_now() -> dict:
-        scores, predicted[:] = evaluate(
-            engine, held_out[0], validation[0], config.task.kind, config.task.max_answer_tokens
-        )
+        scores, predicted[:] = evaluate(engine, held_out[0], validation[0], kind)
         return scores
 
     def callbacks(context: RunContext) -> list[Callback]:
-        metric = config.task.best_metric or SCORES[config.task.kind][0]
-        best = BestCheckpoint(context.folder / "best", metric, engine, context.progress.step, context.metadata)
+        metric = config.task.best_metric or kind.metrics[0]
+        best = BestCheckpoint(
+            context.folder / "best",
+            metric,
+            engine,
+            context.progress.step,
+            context.metadata,
+            lower_is_better=metric in kind.lower_is_better,
+        )
         found: list[Callback] = [best]
         if config.task.early_stopping_patience:
             patience = config.task.early_stopping_patience
             found.append(EarlyStopping(best, context.callbacks, patience=patience, every=config.run.eval_every))
         if validation and mesh.is_main:
-            found.append(PredictionFiles(context, best, config.task.kind, validation[0], predicted))
+            found.append(PredictionFiles(context, best, kind, validation[0], predicted))
         if mesh.is_main:
             found.append(BestScores(context, best))
         pruner = pruner_of(config, engine)
@@ -258,17 +265,17 @@ def job_of(config: FinetuneConfig, mesh: Mesh, files: Files) -> Job:
             "task": None if task is None else asdict(task),
             "labels": train.labels,
         },
-        messages=[start.note, _about_data(config, train), _about_parameters(engine, config)],
+        messages=[base.note, _about_data(config, train), _about_parameters(engine, config)],
     )
 
 
 def _about_data(config: FinetuneConfig, train: TaskData) -> str:
     lengths = [len(example.ids) for example in train.examples]
     text = f"{config.task.train}: {len(lengths):,} examples of {np.mean(lengths):.1f} tokens, at most {max(lengths)}"
-    if train.truncated:
-        text += f"; {train.truncated:,} longer than task.max_length {config.task.max_length}"
-    if train.mended:
-        text += f"; {train.mended:,} labels I- that continue nothing begin an entity, as in conlleval"
+    if train.num_truncated:
+        text += f"; {train.num_truncated:,} longer than task.max_length {config.task.max_length}"
+    if train.num_repaired_labels:
+        text += f"; {train.num_repaired_labels:,} labels I- that continue nothing begin an entity, as in conlleval"
     labels = train.labels
     return text + (f"; labels: {', '.join(labels[:20])}{', ...' if len(labels) > 20 else ''}" if labels else "")
 

@@ -1,37 +1,21 @@
-"""Pictures of a fine-tuning run for TensorBoard: a confusion matrix and learning curves."""
+"""The learning curves of a fine-tuning run as a figure for TensorBoard."""
+
+from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import numpy as np
-
-from ingot.launcher.finetuning.metrics import confusion
-
-MOST = 30
-"""Labels up to which the squares of a confusion matrix have names and numbers."""
-
-
-def draw_confusion(predicted: list[str], true: list[str], labels: list[str]):
-    """Rows are true labels, columns predicted ones; a figure of matplotlib."""
+if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    counts = confusion([labels.index(p) for p in predicted], [labels.index(t) for t in true], labels)
-    side = 3 + 0.4 * min(len(labels), MOST)
-    figure = Figure((side, side), layout="constrained")
-    axes = figure.subplots()
-    axes.imshow(counts / counts.sum(axis=1, keepdims=True).clip(min=1), cmap="Blues", vmin=0, vmax=1)
-    axes.set(xlabel="predicted", ylabel="true")
-    if len(labels) <= MOST:
-        axes.set_xticks(range(len(labels)), labels, rotation=90)
-        axes.set_yticks(range(len(labels)), labels)
-        for (row, column), count in np.ndenumerate(counts):
-            dark = counts[row].sum() and count > counts[row].sum() / 2
-            axes.text(column, row, str(count), ha="center", va="center", color="white" if dark else "black", size=8)
-    return figure
 
+def draw_curves(metrics: Path) -> Figure:
+    """Training loss and each score of the evaluations over the steps.
 
-def draw_curves(metrics: Path):
-    """Training loss, and each score of the evaluations, over the steps; a figure of matplotlib."""
+    Args:
+        metrics: RUN/metrics.jsonl.
+    """
     from matplotlib.figure import Figure
 
     records = [json.loads(line) for line in metrics.read_text().splitlines()]

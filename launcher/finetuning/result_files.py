@@ -2,37 +2,38 @@
 
 import json
 
-from ingot.data.tasks.tasks import TaskData
-from ingot.launcher.finetuning.plots import draw_confusion, draw_curves
-from ingot.launcher.finetuning.predictions import report, truth
+from ingot.data.tasks.task_data import TaskData
+from ingot.launcher.finetuning.plots import draw_curves
+from ingot.launcher.tasks.task_kind import TaskKind
 from ingot.launcher.training.callbacks.best_checkpoint import BestCheckpoint
 from ingot.launcher.training.callbacks.callback import Callback
 from ingot.launcher.training.job import RunContext
 
 
 class PredictionFiles(Callback):
-    """Writes predictions.jsonl and report.txt of the best step, and shows a confusion matrix. It stands behind `best`.
+    """Writes predictions.jsonl and report.txt of the best step, and shows the figures of the task's
+    kind. In the list of callbacks it comes after `best`.
 
     Args:
         predicted: the predictions of the last evaluation, in the order of `data`; the evaluation fills it.
     """
 
-    def __init__(self, context: RunContext, best: BestCheckpoint, kind: str, data: TaskData, predicted: list):
+    def __init__(self, context: RunContext, best: BestCheckpoint, kind: TaskKind, data: TaskData, predicted: list):
         self.context, self.best, self.kind, self.data, self.predicted = context, best, kind, data, predicted
 
     def on_evaluate(self, step: int, scores: dict[str, float]) -> bool:
         if not self.best.is_new or not self.predicted:
             return False
         folder, data = self.context.folder, self.data
-        true = truth(self.kind, data, data.labels)
+        true = self.kind.truth(data)
         with (folder / "predictions.jsonl").open("w") as file:
-            for source, mine, right in zip(data.sources, self.predicted, true, strict=True):
-                line = {"where": source.where, "predicted": mine, "true": right}
+            for record, ours, theirs in zip(data.records, self.predicted, true, strict=True):
+                line = {"where": record.where, "predicted": ours, "true": theirs}
                 file.write(json.dumps(line, ensure_ascii=False) + "\n")
-        if table := report(self.kind, self.predicted, true, data.labels):
+        if table := self.kind.report(self.predicted, true, data.labels):
             (folder / "report.txt").write_text(table)
-        if self.kind == "classification":
-            self.context.callbacks.figure("confusion", draw_confusion(self.predicted, true, data.labels), step)
+        for name, figure in self.kind.figures(self.predicted, true, data.labels).items():
+            self.context.callbacks.figure(name, figure, step)
         return False
 
 

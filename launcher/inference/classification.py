@@ -8,7 +8,7 @@ from ingot.data.tasks.encoding import text_of
 from ingot.data.tasks.labels import class_name, number_of
 from ingot.data.tasks.records import read_records
 from ingot.launcher.config.classify import ClassifyOptions
-from ingot.launcher.finetuning.metrics import classification_report, classification_scores
+from ingot.launcher.tasks.metrics import classification_report, classification_scores
 from ingot.launcher.inference.few_shot import LABEL, Prompter, PromptTemplate, choose_shots
 from ingot.launcher.loading.language_model import load_for_inference
 from ingot.launcher.runtime.device import open_device

@@ -19,17 +19,17 @@ def load_for_inference(path: str, tokenizer: str | None, device: torch.device) -
     """The model, fp32 and in evaluation mode, and its tokenizer.
 
     Args:
-        path: a run folder, whose newest sound checkpoint is taken (of a fine-tuning run the best), a checkpoint
-            folder, or a Hugging Face folder.
+        path: a run, whose newest intact checkpoint is used (of a fine-tuning run the best), a checkpoint, or a Hugging
+            Face folder.
         tokenizer: its folder; None for the one in the run's or the Hugging Face folder.
 
     Raises:
-        ValueError: no sound checkpoint there, tensors that the model does not have or lacks, or another tokenizer.
+        ValueError: there is no intact checkpoint, it has too many or too few tensors, or the tokenizer is another.
     """
     if (Path(path) / "config.json").is_file():
         model = load(path, device=device)
         if not isinstance(model, LanguageModel):
-            raise ValueError(f"{path} holds a model for {model.task.kind} and no language model")
+            raise ValueError(f"{path} holds a model with a {model.task.kind} head, which is not a language model")
         found = load_tokenizer(tokenizer if tokenizer is not None else path)
         if found.vocab_size > model.config.vocab_size:
             raise ValueError(
@@ -38,10 +38,10 @@ def load_for_inference(path: str, tokenizer: str | None, device: torch.device) -
             )
         return model, found
     if is_finetuned(path):
-        found = open_finetuned(path, device, tokenizer)
-        if not isinstance(found.model, LanguageModel):
-            raise ValueError(f"{path} holds a model for {found.config.task.kind}, which launcher/predict.py applies")
-        return found.model, found.tokenizer
+        opened = open_finetuned(path, device, tokenizer)
+        if not isinstance(opened.model, LanguageModel):
+            raise ValueError(f"{path} holds a model for {opened.kind.name}; use launcher/predict.py")
+        return opened.model, opened.tokenizer
     folder, manifest, config = open_checkpoint(path)
     with torch.device("meta"):
         model = LanguageModel(config)
@@ -53,10 +53,10 @@ def load_for_inference(path: str, tokenizer: str | None, device: torch.device) -
 
 
 def open_checkpoint(path: str) -> tuple[Path, dict, ModelConfig]:
-    """The folder of a checkpoint, its manifest, and the configuration of a model with just its tensors.
+    """The folder of a checkpoint, its manifest, and the configuration of its model.
 
     Raises:
-        ValueError: no sound checkpoint there, or tensors that the model does not have or lacks.
+        ValueError: there is no intact checkpoint, or it has too many or too few tensors.
     """
     folder = resolve(Path(path))
     manifest = modernize_manifest(read_manifest(folder), folder)
@@ -66,5 +66,5 @@ def open_checkpoint(path: str) -> tuple[Path, dict, ModelConfig]:
     saved = {name for name in manifest["tensors"] if name.startswith("model/")}
     if saved != parameters:
         odd = sorted(saved ^ parameters)
-        raise CheckpointError(f"checkpoint {folder} does not fit its own configuration; on one side only: {odd[:5]}")
+        raise CheckpointError(f"checkpoint {folder} does not match its own configuration; only on one side: {odd[:5]}")
     return folder, manifest, config

@@ -1,21 +1,22 @@
 """Methods of fine-tuning: which parameters learn, how fast, and what is added to the model.
 
-Added modules wrap one of the model's own, whose parameters then have `.base_layer` in their names; what is added has
-first values that change nothing or follow from the seed.
+An added module wraps one of the model's own, whose parameters then have `.base_layer` in their names. The initial
+values of added parameters leave the model's output as it is, or follow from the seed.
 """
 
 import math
 import re
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ingot.data.tasks.examples import with_prompts
-from ingot.data.tasks.tasks import TaskData
+from ingot.data.tasks.examples import insert_virtual_tokens
+from ingot.data.tasks.task_data import TaskData
 from ingot.data.tokenizers.tokenizer import Template
-from ingot.launcher.config.finetune import PROMPTS, Method
+from ingot.launcher.config.finetune import PROMPT_METHODS, Method
 from ingot.model.config import ModelConfig
 from ingot.model.finetuning.adalora import add_adalora
 from ingot.model.finetuning.adapters import add_adapters
@@ -23,9 +24,9 @@ from ingot.model.finetuning.soft_prompts import add_prompts
 from ingot.model.initialization import named_generator
 from ingot.model.transformer import Transformer
 
-KNOWN = ("query", "key", "value", "output", "up", "gate", "down")
-TARGETS = {"lora": ["query", "value"], "adalora": list(KNOWN), "ia3": ["key", "value", "down"]}
-"""Modules that are changed where nothing else is said, of those that a model has."""
+MODULES = ("query", "key", "value", "output", "up", "gate", "down")
+TARGETS = {"lora": ["query", "value"], "adalora": list(MODULES), "ia3": ["key", "value", "down"]}
+"""The default of method.target_modules; modules that a model lacks are left out."""
 
 
 def apply(method: Method, model: Transformer, has_head: bool) -> None:
@@ -35,18 +36,20 @@ def apply(method: Method, model: Transformer, has_head: bool) -> None:
         has_head: whether the model has a head of the task, which then learns with every method.
 
     Raises:
-        ValueError: targets that the model does not have, or a head alone where there is none.
+        ValueError: target modules that the model lacks, or a linear probe without a head.
     """
     if method.kind == "full":
         return
-    if method.kind == "head" and not has_head:
-        raise ValueError("method.kind head needs a task with a head; generation has none")
+    if method.kind == "linear_probe" and not has_head:
+        raise ValueError(
+            "method.kind linear_probe trains the head of the task, and a language model has none; use lora"
+        )
     model.requires_grad_(False)
     if method.kind in TARGETS:
         _inject(method, model)
     elif method.kind == "adapters":
         add_adapters(model, method.r)
-    elif method.kind in PROMPTS:
+    elif method.kind in PROMPT_METHODS:
         add_prompts(model, method.kind, method.num_virtual_tokens)
     for name, parameter in model.named_parameters():
         if is_added(name) or (has_head and name.startswith("head.")):
@@ -56,7 +59,7 @@ def apply(method: Method, model: Transformer, has_head: bool) -> None:
 def _inject(method: Method, model: Transformer) -> None:
     from peft import IA3Config, LoraConfig, inject_adapter_in_model
 
-    present = {name.rsplit(".", 1)[-1] for name, _ in model.blocks.named_modules()} & set(KNOWN)
+    present = {name.rsplit(".", 1)[-1] for name, _ in model.blocks.named_modules()} & set(MODULES)
     targets = method.target_modules or [target for target in TARGETS[method.kind] if target in present]
     if unknown := sorted(set(targets) - present):
         raise ValueError(f"method.target_modules has {', '.join(unknown)}; this model has {', '.join(sorted(present))}")
@@ -65,40 +68,41 @@ def _inject(method: Method, model: Transformer) -> None:
         add_adalora(model, method.init_r, method.lora_alpha, method.lora_dropout, pattern)
         return
     if method.kind == "lora":
-        settings = LoraConfig(
-            r=method.r, lora_alpha=method.lora_alpha, lora_dropout=method.lora_dropout, target_modules=pattern
-        )
-    else:
-        inner = [target for target in targets if target in ("down", "output")]  # whose inputs are scaled
-        settings = IA3Config(
-            target_modules=pattern, feedforward_modules=rf"blocks\..*\.({'|'.join(inner)})" if inner else []
-        )
-    inject_adapter_in_model(settings, model)
+        alpha: Any = method.lora_alpha  # peft computes alpha / r: a float does as well as the int that it declares
+        lora = LoraConfig(r=method.r, lora_alpha=alpha, lora_dropout=method.lora_dropout, target_modules=pattern)
+        inject_adapter_in_model(lora, model)
+        return
+    inner = [target for target in targets if target in ("down", "output")]  # whose inputs are scaled
+    scaled: str | list[str] = rf"blocks\..*\.({'|'.join(inner)})" if inner else []
+    inject_adapter_in_model(IA3Config(target_modules=pattern, feedforward_modules=scaled), model)
 
 
-def with_learned_tokens(method: Method, data: TaskData, model: ModelConfig, template: Template) -> TaskData:
-    """The examples with the tokens that the method learns: first where a model reads from left to right, else behind
-    the token that stands for the whole."""
-    if method.kind not in PROMPTS:
+def with_virtual_tokens(method: Method, data: TaskData, model: ModelConfig, template: Template) -> TaskData:
+    """The examples with the virtual tokens that the method learns: first if the model is causal, otherwise after the
+    token that opens the text."""
+    if method.kind not in PROMPT_METHODS:
         return data
-    at = 0 if model.causal else len(template.before)
-    return replace(data, examples=[with_prompts(example, method.num_virtual_tokens, at) for example in data.examples])
+    position, count = 0 if model.causal else len(template.before), method.num_virtual_tokens
+    return replace(data, examples=[insert_virtual_tokens(example, count, position) for example in data.examples])
 
 
 def is_added(name: str) -> bool:
-    """Whether a parameter is one that a method adds."""
+    """Whether a parameter is added by a method."""
     return any(part.startswith(("lora_", "ia3_", "adapter_", "prompt_")) for part in name.split("."))
 
 
 def plain_name(name: str) -> str:
-    """The name that a wrapped parameter has in the model itself."""
+    """The name of a wrapped parameter in the model without additions."""
     return name.replace(".base_layer", "")
 
 
-def first_values(name: str, shape: tuple[int, ...], seed: int) -> Tensor:
-    """The whole first value of an added parameter: LoRA's B, AdaLoRA's singular values, the up-projections of adapters
-    and biases are 0, IA3's vectors 1, LoRA's A as in peft uniform within 1 / sqrt(inputs), AdaLoRA's A and B,
-    down-projections and learned tokens normal with 0.02, the layers of their encoder as LoRA's A."""
+def initial_value(name: str, shape: tuple[int, ...], seed: int) -> Tensor:
+    """The initial value of an added parameter.
+
+    0: LoRA's B, AdaLoRA's singular values, the up-projections of adapters, and biases. 1: IA3's vectors. Uniform within
+    1 / sqrt(inputs), as in peft: LoRA's A, and the layers of the encoder of virtual tokens. Normal with standard
+    deviation 0.02: AdaLoRA's A and B, down-projections, and virtual tokens.
+    """
     if "ia3_" in name:
         return torch.ones(shape)
     if name.endswith(("lora_B.default.weight", "lora_E.default", "bias")) or "adapter_up" in name:
@@ -110,23 +114,21 @@ def first_values(name: str, shape: tuple[int, ...], seed: int) -> Tensor:
     return torch.empty(shape).normal_(0.0, 0.02, generator=generator)
 
 
-def pace(method: Method, num_hidden_layers: int) -> Callable[[str], tuple[float, int]]:
-    """Of a parameter's name the factor of its learning rate and the first step at which it learns.
+def layer_schedule(method: Method, num_hidden_layers: int) -> Callable[[str], tuple[float, int]]:
+    """For the name of a parameter: the factor of its learning rate, and the first step at which it learns.
 
-    The head and the final norm stand above all layers, the embedding below them: with layer decay d and L layers, layer
-    l, from 0, learns with d^(L - l), the embedding with d^(L + 1). With unfreezing every n steps they begin n (L - l)
-    and n (L + 1) steps later.
+    The head and the final norm are above all layers, the embedding is below them. With layer decay d and L layers,
+    layer l, counted from 0, has the factor d^(L - l), the embedding d^(L + 1) (Howard and Ruder 2018, arXiv
+    1801.06146). With method.unfreeze_steps n they start n (L - l) and n (L + 1) steps later.
     """
 
-    def pace_of(name: str) -> tuple[float, int]:
+    def factor_and_first_step(name: str) -> tuple[float, int]:
         layer = re.match(r"blocks\.(\d+)\.", name)
-        below = (
-            num_hidden_layers - int(layer[1])
-            if layer
-            else num_hidden_layers + 1
-            if name.startswith("embedding.")
-            else 0
-        )
+        below = 0
+        if layer:
+            below = num_hidden_layers - int(layer[1])
+        elif name.startswith("embedding."):
+            below = num_hidden_layers + 1
         return method.layer_decay**below, 1 + method.unfreeze_steps * below
 
-    return pace_of
+    return factor_and_first_step

@@ -1,14 +1,15 @@
-"""Learning from another model: opening it, and putting it beside the one that learns."""
+"""Distillation: opening the teacher, and attaching it to the model that learns."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
 from ingot.data.tokenizers.tokenizer import Tokenizer, load_tokenizer
 from ingot.launcher.config.distillation import Distillation
-from ingot.launcher.loading.base_model import HEADS
 from ingot.launcher.loading.finetuned_model import open_finetuned
 from ingot.launcher.loading.language_model import load_for_inference
+from ingot.launcher.tasks.task_kind import TaskKind
 from ingot.model.finetuning.distillation import distil
 from ingot.model.finetuning.task_model import TaskModel
 from ingot.model.huggingface.load import load
@@ -20,36 +21,38 @@ def learn_from(
     settings: Distillation,
     model: TaskModel | LanguageModel,
     *,
-    kind: str,
-    labels: list[str],
     tokenizer: Tokenizer,
     length: int,
     precision: str,
     device: torch.device,
+    kind: TaskKind | None = None,
+    labels: Sequence[str] = (),
 ) -> None:
-    """Lets a model, on the meta device still, learn from the teacher that is configured, which computes in `precision`;
-    nothing where none is.
+    """Makes a model, still on the meta device, learn from the configured teacher; does nothing if there is none.
 
     Args:
-        kind: of task; `generation` and `language` need a language model.
+        length: most tokens of a text.
+        precision: in which the teacher computes.
+        kind: of the task; None while pretraining.
         labels: of the task.
-        length: tokens of the longest text that it will be given.
 
     Raises:
-        ValueError: nothing there, or it has other labels, another tokenizer or shape, or fewer positions.
+        ValueError: there is no teacher, or it has other labels, another tokenizer or shape, or fewer positions.
     """
     path = settings.teacher
     if path is None:
         return
-    if kind in ("generation", "language"):
+    teacher: LanguageModel | TaskModel
+    if kind is None or kind.head is None:
         teacher, own = load_for_inference(path, None, device)
     else:
-        teacher, own = _task_teacher(path, kind, labels, device)
+        teacher, own = _task_teacher(path, kind, list(labels), device)
     if own.pieces() != tokenizer.pieces():
-        raise ValueError(f"the teacher {path} has another tokenizer than the model that is to learn")
+        raise ValueError(f"the teacher {path} has another tokenizer than the model that learns from it")
     if length > teacher.config.max_position_embeddings:
         raise ValueError(
-            f"the teacher {path} has {teacher.config.max_position_embeddings} positions, and texts have up to {length} tokens"
+            f"the teacher {path} has {teacher.config.max_position_embeddings} positions, and texts have up to {length} "
+            f"tokens"
         )
     distil(
         model,
@@ -60,14 +63,18 @@ def learn_from(
     )
 
 
-def _task_teacher(path: str, kind: str, labels: list[str], device: torch.device) -> tuple[TaskModel, Tokenizer]:
+def _task_teacher(path: str, kind: TaskKind, labels: list[str], device: torch.device) -> tuple[TaskModel, Tokenizer]:
+    assert kind.head is not None
     if (Path(path) / "config.json").is_file():
-        model, own = load(path, HEADS.get(kind, "sequence"), device=device), load_tokenizer(path)
+        model, own = load(path, kind.head.kind, device=device), load_tokenizer(path)
+        assert isinstance(model, TaskModel)  # of a kind that has a head
         names = model.task.labels or default_labels(model.task.num_labels)
     else:
         found = open_finetuned(path, device)
         model, own, names = found.model, found.tokenizer, found.labels
-    if kind != "choice" and list(names) != labels:
+        if not isinstance(model, TaskModel):
+            raise ValueError(f"the teacher {path} is a language model, and the task {kind.name} has a head")
+    if kind.same_teacher_labels and list(names) != labels:
         raise ValueError(
             f"the teacher {path} knows the labels {', '.join(names)}, and the task has {', '.join(labels)}"
         )

@@ -136,8 +136,6 @@ def engine_of(config: TrainConfig, mesh: Mesh, tokenizer: Tokenizer | None = Non
         learn_from(
             config.distillation,
             model,
-            kind="language",
-            labels=[],
             tokenizer=tokenizer,
             length=config.data.sequence_length,
             precision=config.parallel.precision,

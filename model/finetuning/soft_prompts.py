@@ -67,7 +67,8 @@ class PrefixedLinear(nn.Module):
 
 
 def add_prompts(model: Transformer, kind: str, count: int) -> None:
-    """Lets a model learn `count` tokens by `kind`: prompt, p_tuning or prefix, with the encoders of peft."""
+    """Lets a model learn `count` tokens by `kind`: prompt_tuning, p_tuning or prefix_tuning, with the encoders of
+    peft."""
     from peft import PrefixTuningConfig, PromptEncoderConfig, PromptTuningConfig
     from peft.tuners.p_tuning.model import PromptEncoder
     from peft.tuners.prefix_tuning.model import PrefixEncoder
@@ -76,7 +77,7 @@ def add_prompts(model: Transformer, kind: str, count: int) -> None:
     table = model.embedding.token
     shape = {"num_virtual_tokens": count, "token_dim": model.config.hidden_size, "num_transformer_submodules": 1}
     with torch.device(table.weight.device):
-        if kind == "prompt":
+        if kind == "prompt_tuning":
             encoder: nn.Module = PromptEmbedding(PromptTuningConfig(**shape), table)
         elif kind == "p_tuning":
             encoder = PromptEncoder(PromptEncoderConfig(**shape, encoder_hidden_size=model.config.hidden_size))
@@ -84,8 +85,8 @@ def add_prompts(model: Transformer, kind: str, count: int) -> None:
             features = model.config.kv_heads * model.config.head_size
             shape |= {"token_dim": features, "num_hidden_layers": model.config.num_hidden_layers}
             encoder = PrefixEncoder(PrefixTuningConfig(**shape, encoder_hidden_size=features))
-    model.embedding.token = PromptedEmbedding(table, encoder, count, kind == "prefix")
-    if kind == "prefix":
+    model.embedding.token = PromptedEmbedding(table, encoder, count, kind == "prefix_tuning")
+    if kind == "prefix_tuning":
         for layer, block in enumerate(model.blocks):
             for part, name in enumerate(("key", "value")):
                 base = getattr(block.attention, name)

@@ -18,9 +18,12 @@ from ingot.model.loss import IGNORED
 from ingot.model.transformer import Transformer
 
 
+Pooling = Literal["first", "last", "mean"]
+
+
 @dataclass
 class TaskConfig:
-    """What a task's head is.
+    """The head of a task.
 
     Attributes:
         kind: "sequence" classifies examples, "token" each token, "span" finds a start and an end (two labels for each
@@ -38,7 +41,7 @@ class TaskConfig:
 
     kind: Literal["sequence", "token", "span", "features"] = "sequence"
     num_labels: int = 2
-    pooling: Literal["first", "last", "mean"] = "first"
+    pooling: Pooling = "first"
     layer: Literal["none", "tanh", "transform"] = "none"
     bias: bool = True
     dropout: float = 0.0

@@ -23,7 +23,7 @@ from ingot.model.huggingface.mapping.key_map import BODY
 from ingot.model.huggingface.peft_adapter import TASK_TYPES, find_module
 from ingot.model.transformer import LanguageModel
 
-TYPES = {"prompt": "PROMPT_TUNING", "p_tuning": "P_TUNING", "prefix": "PREFIX_TUNING"}
+TYPES = {"prompt_tuning": "PROMPT_TUNING", "p_tuning": "P_TUNING", "prefix_tuning": "PREFIX_TUNING"}
 
 
 def write_prompts(
@@ -38,7 +38,7 @@ def write_prompts(
     """Writes adapter_config.json and adapter_model.safetensors.
 
     Args:
-        kind: prompt, p_tuning or prefix.
+        kind: prompt_tuning, p_tuning or prefix_tuning.
         head: parameters of the task's head, which are saved whole.
         base: the model that they belong to: a folder or a name on the hub.
 
@@ -49,11 +49,11 @@ def write_prompts(
     config, task = model.config, getattr(model, "task", None)
     if not config.causal:
         raise ValueError("peft puts learned tokens first, where this model has the token that stands for the whole")
-    if kind == "prefix" and task is not None:
+    if kind == "prefix_tuning" and task is not None:
         raise ValueError("peft's prefix tuning is of language models alone: classifiers take no keys and values")
     head_kind = task.kind if task is not None else "language"
     chosen = choose_family(config, head_kind, task, family)
-    learned = _keys_and_values(model) if kind == "prefix" else _embeddings(model)
+    learned = _keys_and_values(model) if kind == "prefix_tuning" else _embeddings(model)
     tensors = {"prompt_embeddings": learned}
     for name, value in head.items():
         module, _, what = name.rpartition(".")
@@ -68,7 +68,7 @@ def write_prompts(
         "num_transformer_submodules": 1,
         "num_hidden_layers": config.num_hidden_layers,
     }
-    if kind == "prefix":
+    if kind == "prefix_tuning":
         settings |= {"token_dim": config.kv_heads * config.head_size, "num_attention_heads": config.kv_heads}
         settings |= {"encoder_hidden_size": settings["token_dim"], "prefix_projection": False}
     else:

@@ -51,14 +51,14 @@ def write_task(kind: str, folder: Path, count: int = 120) -> list[str]:
     """train and dev files of a task that can be learned, and the options that read them."""
     folder.mkdir(parents=True, exist_ok=True)
     draw = random.Random(kind)
-    ending = {"tagging": "conll", "answers": "json"}.get(kind, "jsonl")
+    ending = {"token_classification": "conll", "question_answering": "json"}.get(kind, "jsonl")
     files = {}
     for part, number in (("train", count), ("dev", count // 3)):
         files[part] = folder / f"{part}.{ending}"
         examples = [_MAKERS[kind](draw) for _ in range(number)]
-        if kind == "tagging":
+        if kind == "token_classification":
             files[part].write_text("\n\n".join("\n".join(f"{w} {t}" for w, t in e) for e in examples) + "\n")
-        elif kind == "answers":
+        elif kind == "question_answering":
             paragraphs = [
                 {"context": context, "qas": [{"id": str(n), "question": q, "answers": answers}]}
                 for n, (context, q, answers) in enumerate(examples)
@@ -95,13 +95,13 @@ def _regression(draw: random.Random) -> dict:
     return {"text": " ".join(words), LABELS: good / 4}
 
 
-def _choice(draw: random.Random) -> dict:
+def _multiple_choice(draw: random.Random) -> dict:
     right = draw.randint(0, 2)
     endings = [_opinion(draw, place == right) for place in range(3)]
     return {"text": "the film was", "endings": endings, LABELS: right}
 
 
-def _tagging(draw: random.Random) -> list[tuple[str, str]]:
+def _token_classification(draw: random.Random) -> list[tuple[str, str]]:
     words = [(word, "O") for word in draw.choices(FILLERS[:9], k=draw.randint(3, 6))]
     for names, tag in ((NAMES, "PER"), (PLACES, "LOC")):
         outside = [n for n, (_, label) in enumerate(words) if label[0] != "I"]
@@ -111,14 +111,14 @@ def _tagging(draw: random.Random) -> list[tuple[str, str]]:
     return words
 
 
-def _answers(draw: random.Random) -> tuple[str, str, list[dict]]:
+def _question_answering(draw: random.Random) -> tuple[str, str, list[dict]]:
     people = draw.sample(NAMES, 2)
     answer = draw.choice(PLACES)
     context = f"{people[0]} lives in {answer} with {people[1]}"
     return context, f"where lives {people[0]} ?", [{"text": answer, "answer_start": context.index(answer)}]
 
 
-def _generation(draw: random.Random) -> dict:
+def _instruction(draw: random.Random) -> dict:
     good = draw.random() < 0.5
     return {"input": _opinion(draw, good), "output": "good" if good else "bad"}
 
@@ -127,9 +127,12 @@ _MAKERS = {
     "classification": _classification,
     "multi_label": _multi_label,
     "regression": _regression,
-    "choice": _choice,
-    "tagging": _tagging,
-    "answers": _answers,
-    "generation": _generation,
+    "multiple_choice": _multiple_choice,
+    "token_classification": _token_classification,
+    "question_answering": _question_answering,
+    "instruction": _instruction,
 }
-_OPTIONS = {"answers": ["--task.doc_stride", "8"], "generation": ["--task.template", "the film : {input} ?"]}
+_OPTIONS = {
+    "question_answering": ["--task.doc_stride", "8"],
+    "instruction": ["--task.template", "the film : {input} ?"],
+}

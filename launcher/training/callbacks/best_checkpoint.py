@@ -9,8 +9,6 @@ from ingot.launcher.training.callbacks.callback import Callback, Callbacks
 from ingot.parallel import checkpoint
 from ingot.parallel.engines.engine import Engine
 
-LOWER_IS_BETTER = ("loss", "perplexity", "mean_squared_error")
-
 
 class BestCheckpoint(Callback):
     """Keeps the weights with the best value of a metric in `folder`, as a checkpoint of its own, without an optimizer.
@@ -19,14 +17,17 @@ class BestCheckpoint(Callback):
         metric: name of the score.
         step: optimizer steps that are done; what later steps have left there is removed, since they will be repeated.
         metadata: what the checkpoint says besides its step and scores.
+        lower_is_better: whether the lowest value of the metric is the best one.
 
     Attributes:
         step, scores: of the best evaluation; 0 and empty before there is one.
         is_new: whether the last evaluation was the best.
     """
 
-    def __init__(self, folder: Path, metric: str, engine: Engine, step: int, metadata: dict):
-        self.metric, self.engine, self.metadata = metric, engine, metadata
+    def __init__(
+        self, folder: Path, metric: str, engine: Engine, step: int, metadata: dict, *, lower_is_better: bool
+    ):
+        self.metric, self.engine, self.metadata, self.lower_is_better = metric, engine, metadata, lower_is_better
         self.step, self.scores, self.is_new = 0, dict[str, float](), False
         for path in checkpoint.committed(folder):
             try:
@@ -54,7 +55,7 @@ class BestCheckpoint(Callback):
         return False
 
     def _is_better(self, value: float, before: float) -> bool:
-        return value < before if self.metric in LOWER_IS_BETTER else value > before
+        return value < before if self.lower_is_better else value > before
 
 
 class EarlyStopping(Callback):

@@ -5,8 +5,8 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from ingot.data.tasks.examples import Example, pack, with_prompts
-from ingot.data.tasks.reader import TaskReader, deal
+from ingot.data.tasks.examples import Example, insert_virtual_tokens, pack
+from ingot.data.tasks.reader import TaskReader, balance_rows
 
 draw = np.random.default_rng(0)
 EXAMPLES = [
@@ -107,7 +107,7 @@ def test_a_fingerprint_sees_ids_targets_and_order():
         else:
             one = examples[0]
             new = {"ids": one.ids, "types": one.types, "target": one.target} | {change: getattr(one, change) + 1}
-            examples[0] = Example(**new, num_targets=1, source=0, documents=one.documents)
+            examples[0] = Example(**new, num_targets=1, record_index=0, documents=one.documents)
         other = TaskReader(examples, global_size=8, micro_tokens=64, labels="targets", seed=3)
         assert other.fingerprint != base, change
 
@@ -124,12 +124,12 @@ def test_batches_go_through_all_examples_once_over_the_ranks():
     assert sorted(numbers) == list(range(50))
 
 
-def test_deal_is_even_and_says_where_it_does_not_fit():
+def test_rows_are_balanced_and_says_where_it_does_not_fit():
     lengths = np.array([9, 1, 5, 5, 4, 8])
-    rows = deal(lengths, 2, 17)
+    rows = balance_rows(lengths, 2, 17)
     assert sorted(int(lengths[row].sum()) for row in rows) == [15, 17]
     assert all((np.diff(row) > 0).all() for row in rows)
-    assert deal(lengths, 2, 16) is None
+    assert balance_rows(lengths, 2, 16) is None
 
 
 def test_targets_of_each_shape_are_packed():
@@ -151,15 +151,15 @@ def test_an_example_that_is_longer_than_a_row_is_refused():
 def test_learned_tokens_are_put_into_each_document_and_targets_move_along():
     ids = np.arange(10, 17)
     plain = Example(ids, np.array([0, 0, 0, 1, 0, 0, 0]), np.array(1), 1, 0, (4, 3))
-    found = with_prompts(plain, 2, at=1)
+    found = insert_virtual_tokens(plain, 2, position=1)
     assert found.ids.tolist() == [10, -1, -2, 11, 12, 13, 14, -1, -2, 15, 16]
     assert found.types.tolist() == [0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0]
     assert found.documents == (6, 5)
     assert int(found.target) == 1
-    labels = Example(ids, ids, np.arange(7), 7, 0, (7,), places=np.arange(7))
-    assert with_prompts(labels, 2, at=0).target.tolist() == [-100, -100, *range(7)]
-    assert with_prompts(labels, 2, at=1).places.tolist() == [0, -1, -1, *range(1, 7)]
+    labels = Example(ids, ids, np.arange(7), 7, 0, (7,), alignment=np.arange(7))
+    assert insert_virtual_tokens(labels, 2, position=0).target.tolist() == [-100, -100, *range(7)]
+    assert insert_virtual_tokens(labels, 2, position=1).alignment.tolist() == [0, -1, -1, *range(1, 7)]
     for target, moved in (((0, 0), [0, 0]), ((2, 3), [4, 5]), ((-100, -100), [-100, -100])):
-        span = Example(ids, ids, np.array(target), 1, 0, (7,), places=np.zeros((7, 2), int))
-        assert with_prompts(span, 2, at=1).target.tolist() == moved
-        assert with_prompts(span, 2, at=1).places.shape == (9, 2)
+        span = Example(ids, ids, np.array(target), 1, 0, (7,), alignment=np.zeros((7, 2), int))
+        assert insert_virtual_tokens(span, 2, position=1).target.tolist() == moved
+        assert insert_virtual_tokens(span, 2, position=1).alignment.shape == (9, 2)

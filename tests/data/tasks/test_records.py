@@ -171,7 +171,7 @@ def test_a_file_that_is_not_there(tmp_path):
     for ending in ENDINGS:
         with pytest.raises(FileNotFoundError):
             read_records(tmp_path / f"a{ending}", [])
-    refused(tmp_path / "nowhere", "is no folder and ends in none of")
+    refused(tmp_path / "nowhere", "is not a folder, and its name ends in none of")
 
 
 def test_sst2_has_the_rows_that_it_should():

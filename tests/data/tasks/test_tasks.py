@@ -7,7 +7,12 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from ingot.data.tasks.tasks import TaskSettings, read_task
+from ingot.data.tasks.instruction import read_instruction
+from ingot.data.tasks.multiple_choice import read_multiple_choice
+from ingot.data.tasks.question_answering import read_question_answering
+from ingot.data.tasks.sequence_classification import read_classification, read_multi_label, read_regression
+from ingot.data.tasks.task_data import TaskSettings
+from ingot.data.tasks.token_classification import read_token_classification
 from ingot.data.tokenizers.tokenizer import load_tokenizer
 from tests.launcher.tiny_models import released_bert
 
@@ -34,11 +39,11 @@ def words(tokenizer, ids) -> str:
 
 def test_a_text_and_a_pair_are_framed_as_bert_reads_them(tokenizer, write):
     path = write([{"a": "the film", "b": "was good", "label": "x"}, {"a": "music", "b": "was", "label": "y"}])
-    one = read_task(path, TaskSettings("classification", ["a"]), tokenizer)
+    one = read_classification(path, TaskSettings(["a"]), tokenizer)
     assert words(tokenizer, one.examples[0].ids) == "[CLS] the film [SEP]"
     assert one.labels == ["x", "y"]
     assert [int(example.target) for example in one.examples] == [0, 1]
-    two = read_task(path, TaskSettings("classification", ["a", "b"]), tokenizer)
+    two = read_classification(path, TaskSettings(["a", "b"]), tokenizer)
     assert words(tokenizer, two.examples[0].ids) == "[CLS] the film [SEP] was good [SEP]"
     assert two.examples[0].types.tolist() == [0, 0, 0, 0, 1, 1, 1]
 
@@ -50,57 +55,58 @@ def test_long_examples_are_cut_as_transformers_cuts_them_and_counted(tokenizer, 
     pairs = [("the film was good", "music"), ("film", "the music was very good"), ("the film was", "the music was")]
     path = write([{"a": a, "b": b, "label": 0} for a, b in pairs])
     for length in range(4, 12):
-        found = read_task(path, TaskSettings("classification", ["a", "b"], max_length=length), tokenizer)
+        found = read_classification(path, TaskSettings(["a", "b"], max_length=length), tokenizer)
         expected = [theirs(a, b, truncation="longest_first", max_length=length)["input_ids"] for a, b in pairs]
         assert [example.ids.tolist() for example in found.examples] == expected
         whole = [len(theirs(a, b)["input_ids"]) for a, b in pairs]
-        assert found.truncated == sum(each > length for each in whole)
+        assert found.num_truncated == sum(each > length for each in whole)
     with pytest.raises(ValueError, match=r"train.jsonl, line 2 has 6 tokens, and there is room for 5"):
-        read_task(path, TaskSettings("classification", ["a", "b"], max_length=8, refuse=True), tokenizer)
+        read_classification(path, TaskSettings(["a", "b"], max_length=8, refuse_overlong=True), tokenizer)
 
 
 def test_numbers_are_labels_in_their_order(tokenizer, write):
     path = write([{"text": "film", "label": label} for label in (10, 9, 2, 10)])
-    assert read_task(path, TaskSettings("classification", ["text"]), tokenizer).labels == ["2", "9", "10"]
+    assert read_classification(path, TaskSettings(["text"]), tokenizer).labels == ["2", "9", "10"]
 
 
 def test_several_labels_and_numbers(tokenizer, write):
     path = write([{"text": "film", "l": ["b", "a"], "n": 1, "m": 0.5}, {"text": "film", "l": "", "n": -2, "m": 3}])
-    found = read_task(path, TaskSettings("multi_label", ["text"], "l"), tokenizer)
+    found = read_multi_label(path, TaskSettings(["text"], "l"), tokenizer)
     assert found.labels == ["a", "b"]
     assert [example.target.tolist() for example in found.examples] == [[1, 1], [0, 0]]
-    found = read_task(path, TaskSettings("regression", ["text"], "n,m"), tokenizer)
+    found = read_regression(path, TaskSettings(["text"], "n,m"), tokenizer)
     assert [example.target.tolist() for example in found.examples] == [[1, 0.5], [-2, 3]]
 
 
 def test_a_choice_has_a_document_for_each_ending(tokenizer, write):
     path = write([{"text": "the film was", "endings": ["good", "bad and poor"], "label": 1}])
-    (example,) = read_task(path, TaskSettings("choice", ["text", "endings"]), tokenizer).examples
+    (example,) = read_multiple_choice(path, TaskSettings(["text", "endings"]), tokenizer).examples
     assert example.documents == (7, 9)
     assert words(tokenizer, example.ids[:7]) == "[CLS] the film was [SEP] good [SEP]"
     assert int(example.target) == 1
+    path = write([{"text": "the", "endings": ["a", "b"], "label": 2}])
     with pytest.raises(ValueError, match="the label is 2, and there are 2 endings"):
-        read_task(write([{"text": "the", "endings": ["a", "b"], "label": 2}]),
-                  TaskSettings("choice", ["text", "endings"]), tokenizer)  # fmt: skip
+        read_multiple_choice(path, TaskSettings(["text", "endings"]), tokenizer)
 
 
 CONLL = "the DT O\ncarl NNP I-PER\nzz NN I-PER\n\nrome NNP I-LOC\nanna NNP I-PER\nbertha NNP B-PER\n"
 
 
 def test_labels_of_words_stand_on_their_first_tokens_in_iob2(tokenizer, write):
-    found = read_task(write(CONLL, "train.conll"), TaskSettings("tagging", []), tokenizer)
+    found = read_token_classification(write(CONLL, "train.conll"), TaskSettings([]), tokenizer)
     assert found.labels == ["B-LOC", "B-PER", "I-PER", "O"]
     first, second = found.examples
     assert words(tokenizer, first.ids) == "[CLS] the carl z ##z [SEP]"
     assert [found.labels[t] if t >= 0 else "" for t in first.target] == ["", "O", "B-PER", "I-PER", "", ""]
-    assert first.places.tolist() == [-1, 0, 1, 2, -1, -1]
+    assert first.alignment.tolist() == [-1, 0, 1, 2, -1, -1]
     assert [found.labels[t] for t in second.target if t >= 0] == ["B-LOC", "B-PER", "B-PER"]
     assert first.num_targets == 3
 
 
 def test_labels_that_begin_inside_are_counted(tokenizer, write):
-    found = read_task(write(CONLL.replace("O\n", "B-LOC\n"), "mixed.conll"), TaskSettings("tagging", []), tokenizer)
-    assert found.mended == 3  # the first of each run of I-
+    path = write(CONLL.replace("O\n", "B-LOC\n"), "mixed.conll")
+    found = read_token_classification(path, TaskSettings([]), tokenizer)
+    assert found.num_repaired_labels == 3  # the first of each run of I-
     assert [[found.labels[t] for t in each.target if t >= 0] for each in found.examples] == [
         ["B-LOC", "B-PER", "I-PER"],
         ["B-LOC", "B-PER", "B-PER"],
@@ -110,11 +116,11 @@ def test_labels_that_begin_inside_are_counted(tokenizer, write):
 def test_long_sentences_are_cut_at_words_and_lose_none(tokenizer, write):
     text = "\n".join(f"{word} {tag}" for word, tag in [("zzz", "B-X"), ("the", "O"), ("yyyy", "I-Y")] * 5)
     text = text.replace("I-Y", "B-Y")
-    found = read_task(write(text, "train.txt"), TaskSettings("tagging", [], max_length=8), tokenizer)
+    found = read_token_classification(write(text, "train.txt"), TaskSettings([], max_length=8), tokenizer)
     assert max(len(example.ids) for example in found.examples) <= 8
-    places = np.concatenate([example.places[example.places >= 0] for example in found.examples])
+    places = np.concatenate([example.alignment[example.alignment >= 0] for example in found.examples])
     assert places.tolist() == list(range(15))
-    assert found.truncated == 1
+    assert found.num_truncated == 1
     for example in found.examples:
         assert not words(tokenizer, example.ids[1:]).startswith("##")
 
@@ -124,13 +130,15 @@ def test_context_is_of_the_same_document_and_has_no_labels(tokenizer, write):
     path = write("\n".join(lines), "train.conll")
     framed = {}
     for context, length in ((9, 32), (1, 32), (9, 5), (9, 4)):
-        found = read_task(path, TaskSettings("tagging", [], context=context, max_length=length), tokenizer)
+        found = read_token_classification(
+            path, TaskSettings([], document_context=context, max_length=length), tokenizer
+        )
         framed[context, length] = [words(tokenizer, example.ids) for example in found.examples]
-        for example, sentence in zip(found.examples, found.sources, strict=True):
+        for example, sentence in zip(found.examples, found.records, strict=True):
             seen = words(tokenizer, example.ids).split()
-            assert [seen[i] for i in np.flatnonzero(example.places >= 0)] == sentence.words
+            assert [seen[i] for i in np.flatnonzero(example.alignment >= 0)] == sentence.words
             assert [found.labels[t] for t in example.target if t >= 0] == sentence.labels
-            assert (example.places >= 0).tolist() == (example.target >= 0).tolist()
+            assert (example.alignment >= 0).tolist() == (example.target >= 0).tolist()
     assert framed[9, 32] == ["[CLS] the film was carl [SEP]"] * 3 + ["[CLS] anna [SEP]"]
     assert framed[1, 32] == ["[CLS] the film was [SEP]", "[CLS] film was carl [SEP]", "[CLS] was carl [SEP]",
                              "[CLS] anna [SEP]"]  # fmt: skip
@@ -141,7 +149,7 @@ def test_context_is_of_the_same_document_and_has_no_labels(tokenizer, write):
 
 def test_records_are_no_context_of_each_other(tokenizer, write):
     path = write([{"words": ["the", "film"], "label": ["O", "O"]}, {"words": ["anna"], "label": ["B-PER"]}])
-    found = read_task(path, TaskSettings("tagging", ["words"], context=9), tokenizer)
+    found = read_token_classification(path, TaskSettings(["words"], document_context=9), tokenizer)
     assert [words(tokenizer, example.ids) for example in found.examples] == ["[CLS] the film [SEP]", "[CLS] anna [SEP]"]
 
 
@@ -153,12 +161,12 @@ def squad(context: str, question: str, answer: str | None) -> str:
 
 def test_an_answer_is_its_first_and_last_token(tokenizer, write):
     path = write(squad("anna lives in rome and carl in oslo", "where lives anna ?", "rome and carl"), "train.json")
-    (example,) = read_task(path, TaskSettings("answers", [], max_length=32, stride=4), tokenizer).examples
+    (example,) = read_question_answering(path, TaskSettings([], max_length=32, doc_stride=4), tokenizer).examples
     start, end = example.target
     assert words(tokenizer, example.ids[start : end + 1]) == "rome and carl"
     assert example.types[start] == 1
     assert (
-        "anna lives in rome and carl in oslo"[slice(example.places[start, 0], example.places[end, 1])]
+        "anna lives in rome and carl in oslo"[slice(example.alignment[start, 0], example.alignment[end, 1])]
         == "rome and carl"
     )
 
@@ -166,8 +174,8 @@ def test_an_answer_is_its_first_and_last_token(tokenizer, write):
 def test_a_long_paragraph_is_read_in_windows_that_overlap(tokenizer, write):
     context = " ".join(["film"] * 20 + ["rome"] + ["music"] * 20)
     path = write(squad(context, "where ?", "rome"), "train.json")
-    examples = read_task(path, TaskSettings("answers", [], max_length=21, stride=8), tokenizer).examples
-    places = [example.places[example.places[:, 0] >= 0, 0] for example in examples]
+    examples = read_question_answering(path, TaskSettings([], max_length=21, doc_stride=8), tokenizer).examples
+    places = [example.alignment[example.alignment[:, 0] >= 0, 0] for example in examples]
     assert set(np.concatenate(places).tolist()) == {m.start() for m in re.finditer(r"\w+", context)}
     for one, two in pairwise(places):
         assert len(set(one.tolist()) & set(two.tolist())) == 8
@@ -177,12 +185,12 @@ def test_a_long_paragraph_is_read_in_windows_that_overlap(tokenizer, write):
         assert (words(tokenizer, example.ids[start : end + 1]) == "rome") == inside
         assert inside or (start, end) == (0, 0)
     with pytest.raises(ValueError, match=r"leaves 3 for the paragraph; task.doc_stride is 8"):
-        read_task(path, TaskSettings("answers", [], max_length=8, stride=8), tokenizer)
+        read_question_answering(path, TaskSettings([], max_length=8, doc_stride=8), tokenizer)
 
 
 def test_no_answer_points_at_the_first_token(tokenizer, write):
     path = write(squad("anna lives in rome", "who ?", None), "train.json")
-    (example,) = read_task(path, TaskSettings("answers", [], stride=2), tokenizer).examples
+    (example,) = read_question_answering(path, TaskSettings([], doc_stride=2), tokenizer).examples
     assert example.target.tolist() == [0, 0]
 
 
@@ -196,33 +204,31 @@ def learned(tokenizer, example) -> str:
 
 def test_only_the_output_is_learned(tokenizer, write):
     path = write([{"input": "the film", "output": "was good"}])
-    settings = TaskSettings("generation", ["input", "output"], prompt="film : {input} ?")
-    (example,) = read_task(path, settings, tokenizer).examples
+    settings = TaskSettings(["input", "output"], template="film : {input} ?")
+    (example,) = read_instruction(path, settings, tokenizer).examples
     assert words(tokenizer, example.ids) == "[CLS] film : the film ? was good [SEP]"
     assert learned(tokenizer, example) == "was good [SEP]"
     assert example.num_targets == 3
     with pytest.raises(ValueError, match=r"must have the slot \{input\}"):
-        read_task(path, TaskSettings("generation", ["input", "output"], prompt="film"), tokenizer)
+        read_instruction(path, TaskSettings(["input", "output"], template="film"), tokenizer)
     with pytest.raises(ValueError, match="nothing of the output is left within 4 tokens"):
-        read_task(
-            path, TaskSettings("generation", ["input", "output"], max_length=4, prompt=settings.prompt), tokenizer
-        )
+        read_instruction(path, TaskSettings(["input", "output"], max_length=4, template=settings.template), tokenizer)
 
 
 def test_of_a_chat_what_the_assistant_says_is_learned(tokenizer, write):
     chat = [("user", "where ?"), ("assistant", "rome"), ("user", "who ?"), ("assistant", "anna")]
     path = write([{"messages": [{"role": role, "content": text} for role, text in chat]}])
-    settings = TaskSettings("generation", ["messages"])
-    (example,) = read_task(path, settings, tokenizer).examples
+    settings = TaskSettings(["messages"])
+    (example,) = read_instruction(path, settings, tokenizer).examples
     assert learned(tokenizer, example) == "rome anna [SEP]"
-    (asked,) = read_task(path, settings, tokenizer, labelled=False).examples
+    (asked,) = read_instruction(path, settings, tokenizer, labelled=False).examples
     assert asked.ids.tolist() == example.ids[: len(asked.ids)].tolist()
     assert words(tokenizer, asked.ids).endswith("who ? a ##s ##s ##i ##s ##t ##a ##n ##t :")
 
 
 WRONG = {
     "an empty text": ([{"text": " ", "label": "x"}], "line 1: 'text' is empty"),
-    "a text that is a number": ([{"text": 3, "label": "x"}], "line 1: 'text' is 3, and no text"),
+    "a text that is a number": ([{"text": 3, "label": "x"}], "line 1: 'text' is 3, which is not a text"),
     "a label that is a list": ([{"text": "film", "label": ["x"]}], r"line 1: 'label' is \['x'\]"),
     "no such column": ([{"sentence": "film", "label": "x"}], "no column 'text'; there are: 'sentence', 'label'"),
 }
@@ -232,12 +238,12 @@ WRONG = {
 def test_what_is_wrong_is_said_with_its_line(what, tokenizer, write):
     records, message = WRONG[what]
     with pytest.raises(ValueError, match=message):
-        read_task(write(records), TaskSettings("classification", ["text"]), tokenizer)
+        read_classification(write(records), TaskSettings(["text"]), tokenizer)
 
 
 def test_a_number_that_is_none_and_a_label_outside_the_set(tokenizer, write):
     path = write([{"text": "film", "label": "nan"}])
-    with pytest.raises(ValueError, match="line 1: 'label' is 'nan', and no number"):
-        read_task(path, TaskSettings("regression", ["text"]), tokenizer)
+    with pytest.raises(ValueError, match="line 1: 'label' is 'nan', which is not a number"):
+        read_regression(path, TaskSettings(["text"]), tokenizer)
     with pytest.raises(ValueError, match=r"the label 'nan' is none of 'a', 'b'; set task.labels"):
-        read_task(path, TaskSettings("classification", ["text"], labels=["a", "b"]), tokenizer)
+        read_classification(path, TaskSettings(["text"], labels=["a", "b"]), tokenizer)

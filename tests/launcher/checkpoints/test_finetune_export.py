@@ -29,7 +29,7 @@ def test_an_exported_chooser_opens_in_transformers(bert, tmp_path):
 
     from ingot.model.huggingface.load import load
 
-    run(bert, tmp_path, write_task("choice", tmp_path), "--run.steps", "5")
+    run(bert, tmp_path, write_task("multiple_choice", tmp_path), "--run.steps", "5")
     export.main(["--checkpoint", str(tmp_path / "runs/run"), "--output", str(tmp_path / "out")])
     theirs, info = AutoModelForMultipleChoice.from_pretrained(tmp_path / "out", output_loading_info=True)
     assert not any(info.values()), info
@@ -74,7 +74,7 @@ def test_an_adapter_opens_in_peft_and_merges(family, method, bert, gpt2, tmp_pat
 
 @pytest.mark.parametrize(
     ("method", "kind"),
-    [("prompt", "classification"), ("p_tuning", "generation"), ("prefix", "generation")],
+    [("prompt_tuning", "classification"), ("p_tuning", "instruction"), ("prefix_tuning", "instruction")],
 )
 def test_learned_tokens_open_in_peft(method, kind, gpt2, tmp_path):
     import peft
@@ -95,7 +95,10 @@ def test_learned_tokens_open_in_peft(method, kind, gpt2, tmp_path):
 
 @pytest.mark.parametrize(
     ("family", "method", "message"),
-    [("bert", "prompt", "peft puts learned tokens first"), ("gpt2", "prefix", "prefix tuning is of language models")],
+    [
+        ("bert", "prompt_tuning", "peft puts learned tokens first"),
+        ("gpt2", "prefix_tuning", "prefix tuning is of language models"),
+    ],
 )
 def test_learned_tokens_that_peft_does_not_know_are_refused(family, method, message, bert, gpt2, tmp_path):
     base = {"bert": bert, "gpt2": gpt2}[family]

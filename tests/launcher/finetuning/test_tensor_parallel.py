@@ -6,14 +6,15 @@ from pathlib import Path
 import pytest
 
 from ingot.launcher import finetune
+from ingot.launcher.tasks.registry import TASK_KINDS
 from tests.launcher.finetune_runs import BASE, last_scores, lines, losses, run
 from tests.launcher.tiny_models import write_task
 from tests.ranks import free_port, run_ranks
 
-KINDS = ["classification", "multi_label", "regression", "choice", "tagging", "answers", "generation"]
+KINDS = list(TASK_KINDS)
 SETTINGS = {
     **{kind: [] for kind in KINDS},
-    "head alone": ["--method.kind", "head"],
+    "head alone": ["--method.kind", "linear_probe"],
     "pruned": ["--method.sparsity", "0.5"],
     "R-Drop": ["--method.r_drop", "1"],
     "layer decay": ["--method.layer_decay", "0.5", "--method.unfreeze_steps", "2"],
@@ -39,7 +40,7 @@ def train_all(folder: Path, starts: dict[str, Path], tasks: dict[str, list[str]]
 @pytest.mark.parametrize("engine", ["fsdp", pytest.param("zero", marks=pytest.mark.slow)])
 def test_each_kind_of_task_learns_the_same_over_tensor_ranks(engine, bert, gpt2, tmp_path):
     kinds = {name: name if name in KINDS else "classification" for name in SETTINGS}
-    starts = {name: gpt2 if kind == "generation" else bert for name, kind in kinds.items()}
+    starts = {name: gpt2 if kind == "instruction" else bert for name, kind in kinds.items()}
     tasks = {name: write_task(kind, tmp_path / name, 60) for name, kind in kinds.items()}
     run_ranks(train_all, 2, tmp_path / "together", starts, tasks, [free_port() for _ in starts], engine)
     for name, start in starts.items():

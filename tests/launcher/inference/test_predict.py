@@ -14,19 +14,19 @@ TEXTS = {
     "classification": ["the film was great"],
     "multi_label": ["anna was in rome"],
     "regression": ["good and bad"],
-    "choice": ["the film was", "great music", "awful actors", "the story"],
-    "tagging": ["anna lives in rome"],
-    "answers": ["where lives anna ?", "anna lives in rome with carl"],
-    "generation": ["the film was great"],
+    "multiple_choice": ["the film was", "great music", "awful actors", "the story"],
+    "token_classification": ["anna lives in rome"],
+    "question_answering": ["where lives anna ?", "anna lives in rome with carl"],
+    "instruction": ["the film was great"],
 }
 
 
 def unlabelled(path: Path, kind: str) -> Path:
     """The file without its labels."""
-    if kind == "tagging":
+    if kind == "token_classification":
         other, text = path.with_suffix(".words"), path.read_text()
         other.write_text("\n".join(line.split(" ")[0] for line in text.splitlines()))
-    elif kind == "answers":
+    elif kind == "question_answering":
         other, content = path.with_name("plain.json"), json.loads(path.read_text())
         for article in content["data"]:
             for paragraph in article["paragraphs"]:
@@ -43,9 +43,9 @@ def unlabelled(path: Path, kind: str) -> Path:
 @pytest.mark.parametrize("kind", TEXTS)
 def test_labels_are_not_needed(kind, bert, gpt2, tmp_path, capsys):
     task = write_task(kind, tmp_path)
-    if kind == "answers":
+    if kind == "question_answering":
         task += ["--task.text_columns", "[question, context]"]
-    run(gpt2 if kind == "generation" else bert, tmp_path, task, "--run.steps", 2)
+    run(gpt2 if kind == "instruction" else bert, tmp_path, task, "--run.steps", 2)
     given = ["--checkpoint", str(tmp_path / "runs/run")]
     predict.main([*given, "--input", task[5], "--output", str(tmp_path / "with.jsonl")])
     predict.main([*given, "--input", str(unlabelled(Path(task[5]), kind)), "--output", str(tmp_path / "without.jsonl")])
@@ -62,14 +62,14 @@ def test_labels_are_not_needed(kind, bert, gpt2, tmp_path, capsys):
         assert sum(line["probabilities"].values()) == pytest.approx(1, abs=1e-5)
     elif kind == "multi_label":
         assert line["predicted"] == [name for name, share in line["probabilities"].items() if share > 0.5]
-    elif kind == "choice":
+    elif kind == "multiple_choice":
         assert line["predicted"] == max(range(3), key=line["probabilities"].__getitem__)
-    elif kind == "tagging":
+    elif kind == "token_classification":
         assert len(line["predicted"]) == 4
-    elif kind == "answers":
+    elif kind == "question_answering":
         assert line["predicted"] in TEXTS[kind][1]
     else:
-        assert isinstance(line["predicted"], str if kind == "generation" else list)
+        assert isinstance(line["predicted"], str if kind == "instruction" else list)
 
 
 def test_what_does_not_fit_the_task_is_refused(bert, tmp_path):

@@ -34,12 +34,12 @@ def test_a_start_without_weights_takes_the_shape_alone(start, request, tmp_path)
 def test_what_was_trained_on_first_values_is_opened_on_them_again(bert, tmp_path):
     """A head alone is saved without the body, which only the seed brings back; a full run saves all."""
     task, found = write_task("classification", tmp_path), {}
-    for method in ("head", "full"):
+    for method in ("linear_probe", "full"):
         fixed = ["--run.steps", 1, "--run.seed", 3, "--optimizer.learning_rate", 1e-20, "--method.kind", method]
         run(bert, tmp_path / method, task, "--init.pretrained", "false", *fixed)
         found[method] = dict(open_finetuned(str(tmp_path / method / "runs/run"), CPU).model.named_parameters())
     for name, value in found["full"].items():
-        assert torch.equal(found["head"][name], value), name
+        assert torch.equal(found["linear_probe"][name], value), name
 
 
 @pytest.mark.parametrize("method", ["full", "lora"])
@@ -66,6 +66,6 @@ def test_a_start_keeps_the_layers_that_it_is_told(method, bert, tmp_path):
 
 
 def test_layers_that_are_not_there_are_refused(bert, tmp_path):
-    with pytest.raises(BadInput, match=r"layers \[0, 2\] are no rising numbers from 0 to 1"):
+    with pytest.raises(BadInput, match=r"layers \[0, 2\] must be increasing numbers from 0 to 1"):
         run(bert, tmp_path, write_task("classification", tmp_path), "--init.keep_layers", "[0, 2]")
     assert not (tmp_path / "runs").exists()

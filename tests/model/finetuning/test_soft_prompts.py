@@ -31,7 +31,7 @@ def model_of(kind: str, **more) -> Transformer:
     return model.eval()
 
 
-@pytest.mark.parametrize("kind", ["prompt", "p_tuning"])
+@pytest.mark.parametrize("kind", ["prompt_tuning", "p_tuning"])
 def test_learned_embeddings_stand_in_the_places_of_their_ids(kind):
     model = model_of(kind)
     learned = model.embedding.token.prompt_encoder(torch.arange(3))

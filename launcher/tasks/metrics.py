@@ -1,7 +1,7 @@
-"""Scores of what a fine-tuned model predicts, each as the task's literature defines it.
+"""Metrics of predictions, each as the task's literature defines it.
 
-Fractions between 0 and 1 and correlations between -1 and 1, but percent where the official script gives percent:
-SQuAD's exact_match and f1, and BLEU. What would divide by zero is 0. Libraries are imported where they are used.
+They are fractions between 0 and 1 and correlations between -1 and 1, except where the official script gives percent:
+SQuAD's exact_match and f1, and BLEU. A division by zero gives 0. Libraries are imported where they are used.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def classification_scores(predicted: Sequence[int], true: Sequence[int], labels:
     of Matthews 1975, for more classes that of Gorodkin 2004, and 0 where either side is constant.
 
     Args:
-        predicted: the class of each example, a place in `labels`; so is `true`.
+        predicted: the class of each example, an index in `labels`; so is `true`.
     """
     from sklearn.metrics import matthews_corrcoef, precision_recall_fscore_support
 
@@ -135,6 +135,14 @@ def entity_scores(predicted: Sequence[Sequence[str]], true: Sequence[Sequence[st
     }
 
 
+def word_scores(predicted: Sequence[Sequence[str]], true: Sequence[Sequence[str]]) -> dict[str, float]:
+    """precision, recall, f1 and accuracy of labels that are no entities, such as parts of speech: all four are the
+    fraction of words with the right label, which micro averages over words are."""
+    predicted, true = _labels_of_words(predicted, true)
+    right = [a == b for ours, theirs in zip(predicted, true, strict=True) for a, b in zip(ours, theirs, strict=True)]
+    return dict.fromkeys(("precision", "recall", "f1", "accuracy"), float(np.mean(right)))
+
+
 def entity_report(predicted: Sequence[Sequence[str]], true: Sequence[Sequence[str]]) -> str:
     """A table with precision, recall, f1 and the number of entities of each type, for people to read."""
     from seqeval.metrics import classification_report as report
@@ -186,7 +194,9 @@ def text_scores(predicted: Sequence[str], references: Sequence[str]) -> dict[str
     scorer = RougeScorer(kinds, use_stemmer=False)
     pairs = list(zip(predicted, references, strict=True))
     rouge = [scorer.score(target=reference, prediction=text) for text, reference in pairs]
-    bleu = sacrebleu.corpus_bleu(list(predicted), [list(references)], force=True)  # no word on tokenised full stops
+    bleu = sacrebleu.corpus_bleu(
+        list(predicted), [list(references)], force=True
+    )  # no warning about tokenised full stops
     return {
         **{kind: float(np.mean([score[kind].fmeasure for score in rouge])) for kind in kinds},
         "bleu": float(bleu.score),

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ingot.launcher.finetuning.metrics import (
+from ingot.launcher.tasks.metrics import (
     answer_scores,
     classification_report,
     classification_scores,
