@@ -1,6 +1,6 @@
-"""A source is a file of text, or a part of a file with many records; here its documents are read.
+"""Reads the documents of a file part: a whole text file, or a part of a file with many records.
 
-Kinds, by the name of the file: text (the file is a document), lines (JSON lines, plain or .gz or .zst), parquet,
+The name of a file gives its kind: text (the file is a document), lines (JSON lines, plain or .gz or .zst), parquet,
 arrow (as Hugging Face `datasets` saves), tar (webdataset samples of KEY.txt or KEY.json).
 """
 
@@ -10,17 +10,23 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import IO, TYPE_CHECKING, cast
 
 from ingot.data.sources.documents import TRAIN, Document, Skipped, split_of
 from ingot.data.sources.filters import Filter, lookup, parse_filter
 from ingot.data.sources.tars import members_of
 
-AUTO = "auto"  # a split that each document's name decides
-MAX_RECORD_BYTES = 256_000_000  # of a JSON line or a tar's member; what is longer is refused, not held in memory
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+AUTO = "auto"  # the name of each document decides its split
+MAX_RECORD_BYTES = (
+    256_000_000  # of a JSON line or a member of a tar; longer ones are an error, they are not read into memory
+)
 ENDINGS = {
     "lines": (".jsonl", ".json", ".jsonl.gz", ".json.gz", ".jsonl.zst", ".json.zst"),
     "parquet": (".parquet",),
@@ -31,11 +37,19 @@ ENDINGS = {
 
 @dataclass(frozen=True)
 class FilePart:
-    """`name` inside the input, `path`, bytes, sha256 of the bytes (hex), and split: a name, or auto.
+    """A text file, or a part of a file of records. The attributes after `kind` are for files of records.
 
-    The rest is for files of records: `file` is the name of the whole file; `start` and `stop` bound the part (bytes of
-    lines, row groups of parquet, record batches of arrow; stop 0: all); `first_row` is the number of its first record;
-    `modified` the file's time in ns; `limit` ends it after so many bytes of text (0: never).
+    Attributes:
+        name: name of the part, inside the input.
+        size: bytes.
+        sha256: of the bytes, in hex.
+        split: name of the split, or auto.
+        file: name of the whole file.
+        start, stop: range of the part: bytes of lines, row groups of parquet, record batches of arrow. stop 0: all.
+        first_row: number of its first record, from 1.
+        modified: modification time of the file in ns.
+        limit: the part ends after so many bytes of text; 0: no limit.
+        where: filters on other columns.
     """
 
     name: str
@@ -58,7 +72,7 @@ class FilePart:
 
     @property
     def identity(self) -> list:
-        """Everything that the documents follow from; neither the place nor the time of the file."""
+        """Everything that determines the documents. The path and the time of the file do not."""
         values = [self.name, self.size, self.sha256, self.split]
         if self.kind != "text":
             values += [self.kind, self.file, self.start, self.stop, self.first_row, self.limit]
@@ -71,33 +85,34 @@ def kind_of(name: str) -> str:
 
 
 def read_documents(
-    sources: Iterable[FilePart], skipped: Skipped | None = None, *, refuse_bad: bool = False
+    parts: Iterable[FilePart], skipped: Skipped | None = None, *, refuse_bad: bool = False
 ) -> Iterator[Document]:
-    """The documents of each source in order; of lines and tables those whose record passes the filter.
+    """The documents of each part, in order. Of records only those that pass the filter.
 
-    Text is UTF-8 without its byte order mark, line ends as they are. Records without text are left out and counted in
-    `skipped`, as are broken ones (a line that is no JSON object, a text that is no text).
+    Text is UTF-8, without its byte order mark. Line ends are not changed. Records without text and broken records (a
+    line that is not a JSON object, a text column that is not text) are skipped, and counted in `skipped`.
 
-    Raises ValueError for a file that changed since the scan or is damaged, for a source in which no record has the
-    text column (naming those that are there), and with `refuse_bad` for the first broken record.
+    Raises:
+        ValueError: a file changed since the scan or is damaged, no record of a part has the text column (the message
+            names the columns), or with `refuse_bad` the first broken record.
     """
     skipped = Skipped() if skipped is None else skipped
-    for source in sources:
-        if source.kind == "text":
-            yield _read_text(source)
+    for part in parts:
+        if part.kind == "text":
+            yield _read_text(part)
         else:
-            yield from _read_records(source, skipped, refuse_bad)
+            yield from _read_records(part, skipped, refuse_bad)
 
 
-def _read_text(source: FilePart) -> Document:
-    content = Path(source.path).read_bytes()
-    if len(content) != source.size or hashlib.sha256(content).hexdigest() != source.sha256:
-        raise ValueError(_changed(source))
-    return Document(source.name, content.decode("utf-8-sig"))
+def _read_text(part: FilePart) -> Document:
+    content = Path(part.path).read_bytes()
+    if len(content) != part.size or hashlib.sha256(content).hexdigest() != part.sha256:
+        raise ValueError(_changed(part))
+    return Document(part.name, content.decode("utf-8-sig"))
 
 
 class BrokenRecord(Exception):
-    """Stands in place of a record that cannot be read."""
+    """Takes the place of a record that cannot be read."""
 
 
 @lru_cache(maxsize=64)
@@ -105,16 +120,16 @@ def _filter(where: tuple[str, ...]) -> Filter:
     return parse_filter(where)
 
 
-def _read_records(source: FilePart, skipped: Skipped, refuse_bad: bool) -> Iterator[Document]:
-    status = os.stat(source.path)
-    if source.modified and status.st_mtime_ns != source.modified:
-        raise ValueError(_changed(source))
-    condition, read = _filter(source.where), _READERS[source.kind]
-    column, file = source.text_column, source.file or source.name
+def _read_records(part: FilePart, skipped: Skipped, refuse_bad: bool) -> Iterator[Document]:
+    status = os.stat(part.path)
+    if part.modified and status.st_mtime_ns != part.modified:
+        raise ValueError(_changed(part))
+    condition, read = _filter(part.where), _READERS[part.kind]
+    column, file = part.text_column, part.file or part.name
     taken = num_texts = 0
     without: tuple[str, str] | None = None  # the first record that lacks the column, and its columns
-    with contextlib.closing(read(source, condition)) as records:
-        for row, (place, record) in enumerate(records, source.first_row):
+    with contextlib.closing(read(part, condition)) as records:
+        for row, (place, record) in enumerate(records, part.first_row):
             try:
                 if isinstance(record, BrokenRecord):
                     raise record
@@ -131,51 +146,53 @@ def _read_records(source: FilePart, skipped: Skipped, refuse_bad: bool) -> Itera
                 num_bytes = len(text.encode()) if text else 0
             except (BrokenRecord, UnicodeEncodeError) as error:
                 if refuse_bad:
-                    remedy = "mend it, name the column with text_column, or skip such records with --bad_records skip"
-                    raise ValueError(f"{source.path}, {place}: {error}: {remedy}") from error
+                    remedy = "fix it, name the column with text_column, or skip such records with --bad_records skip"
+                    raise ValueError(f"{part.path}, {place}: {error}: {remedy}") from error
                 skipped.add("broken records", f"{file}, {place}: {error}")
                 continue
-            if num_bytes == 0 or text.isspace():
+            if not text or text.isspace():
                 skipped.add("empty", f"{file}:{row}")
                 continue
             yield Document(file, text, row)
             taken += num_bytes
-            if source.limit and taken >= source.limit:
+            if part.limit and taken >= part.limit:
                 return
     if without and not num_texts:
         raise ValueError(
-            f"{source.path}: no record has a column {column!r}; at {without[0]} there are: {without[1]}. "
+            f"{part.path}: no record has a column {column!r}; {without[0]} has: {without[1]}. "
             f"Name one of them with text_column"
         )
 
 
-def _read_lines(source: FilePart, condition: Filter) -> Iterator[tuple[str, Mapping | BrokenRecord]]:
-    with open_lines(source.path) as file:
-        if source.start:
-            file.seek(source.start)
-        row, left = source.first_row, (source.stop - source.start) or None
+def _read_lines(part: FilePart, condition: Filter) -> Generator[tuple[str, Mapping | BrokenRecord]]:
+    with open_lines(part.path) as file:
+        if part.start:
+            file.seek(part.start)
+        row, left = part.first_row, (part.stop - part.start) or None
         while left is None or left > 0:
             try:
                 line = file.readline(MAX_RECORD_BYTES + 1)
-            except Exception as error:  # each kind of compression has errors of its own
-                raise ValueError(f"{source.path} is damaged at line {row}: {error}") from error
+            except Exception as error:  # each compression has its own classes of errors
+                raise ValueError(f"{part.path} is damaged at line {row}: {error}") from error
             if not line:
                 return
             if len(line) > MAX_RECORD_BYTES:
-                raise ValueError(f"{source.path}, line {row} has more than {MAX_RECORD_BYTES:,} bytes: refused")
+                raise ValueError(
+                    f"{part.path}, line {row} has more than {MAX_RECORD_BYTES:,} bytes, the limit for a record"
+                )
             left = left and left - len(line)
             if row == 1:
                 line = line.removeprefix(b"\xef\xbb\xbf")
-            yield f"line {row}", _parse(line) if line.strip() else {source.text_column: None}
+            yield f"line {row}", _parse(line) if line.strip() else {part.text_column: None}
             row += 1
 
 
-def open_lines(path: Path):
-    """A binary file of lines, decompressed on the way where the name ends in .gz or .zst."""
+def open_lines(path: Path) -> IO[bytes]:
+    """Open a file of lines; it is decompressed if its name ends in .gz or .zst."""
     if str(path).lower().endswith(".gz"):
         import gzip
 
-        return gzip.open(path, "rb")
+        return cast("IO[bytes]", gzip.open(path, "rb"))
     if str(path).lower().endswith(".zst"):
         from ingot.data.sources.zstd import open_zstd
 
@@ -191,52 +208,55 @@ def _parse(line: bytes) -> Mapping | BrokenRecord:
     return record if isinstance(record, dict) else BrokenRecord(f"a JSON {type(record).__name__}, not an object")
 
 
-def table_columns(source_columns: Iterable[str], wanted: Iterable[str]) -> list[str]:
-    """The top columns of a table that hold `wanted` ones (`a.b` lies in `a`)."""
-    have = list(source_columns)
+def table_columns(columns: Iterable[str], wanted: Iterable[str]) -> list[str]:
+    """The top-level columns of a table that contain the `wanted` ones (`a.b` is inside `a`)."""
+    have = list(columns)
     tops = [name if name in have else name.split(".")[0] for name in wanted]
     return list(dict.fromkeys(top for top in tops if top in have))
 
 
-def _read_parquet(source: FilePart, condition: Filter) -> Iterator[tuple[str, Mapping]]:
+def _read_parquet(part: FilePart, condition: Filter) -> Generator[tuple[str, Mapping | BrokenRecord]]:
     import pyarrow.parquet as pq
 
-    with pq.ParquetFile(source.path) as file:
-        columns = table_columns(file.schema_arrow.names, [source.text_column, *condition.columns])
-        groups = range(source.start, source.stop)
-        yield from _rows(file.iter_batches(256, row_groups=groups, columns=columns, use_threads=False), source)
+    with pq.ParquetFile(part.path) as file:
+        columns = table_columns(file.schema_arrow.names, [part.text_column, *condition.columns])
+        groups = range(part.start, part.stop)
+        yield from _rows(file.iter_batches(256, row_groups=groups, columns=columns, use_threads=False), part)
 
 
-def _read_arrow(source: FilePart, condition: Filter) -> Iterator[tuple[str, Mapping]]:
+def _read_arrow(part: FilePart, condition: Filter) -> Generator[tuple[str, Mapping | BrokenRecord]]:
     import pyarrow as pa
 
-    with pa.memory_map(str(source.path)) as file, pa.ipc.open_stream(file) as stream:
-        columns = table_columns(stream.schema.names, [source.text_column, *condition.columns])
-        batches = (batch for number, batch in enumerate(stream) if source.start <= number < source.stop)
-        yield from _rows((batch.select(columns) for batch in batches), source)
+    with pa.memory_map(str(part.path)) as file, pa.ipc.open_stream(file) as stream:
+        columns = table_columns(stream.schema.names, [part.text_column, *condition.columns])
+        batches = (batch for number, batch in enumerate(stream) if part.start <= number < part.stop)
+        yield from _rows((batch.select(columns) for batch in batches), part)
 
 
-def _rows(batches, source: FilePart) -> Iterator[tuple[str, Mapping]]:
-    row = source.first_row
+def _rows(batches: Iterable[pa.RecordBatch], part: FilePart) -> Generator[tuple[str, Mapping | BrokenRecord]]:
+    row = part.first_row
     for batch in batches:
         for record in batch.to_pylist():
             yield f"row {row}", record
             row += 1
 
 
-def _read_tar(source: FilePart, condition: Filter) -> Iterator[tuple[str, Mapping | BrokenRecord]]:
-    """Samples of a webdataset tar: neighbours of one key. Their columns: those of KEY.json, and KEY.txt as the text."""
-    with open(source.path, "rb") as file:
-        key, sample = None, {}
-        for member in members_of(file, Path(source.path), ("txt", "json"), MAX_RECORD_BYTES):
+def _read_tar(part: FilePart, condition: Filter) -> Generator[tuple[str, Mapping | BrokenRecord]]:
+    """Samples of a webdataset tar: consecutive members with the same key.
+
+    Their columns are those of KEY.json; KEY.txt is the text."""
+    with open(part.path, "rb") as file:
+        key = None
+        sample: dict[str, bytes] = {}
+        for member in members_of(file, Path(part.path), ("txt", "json"), MAX_RECORD_BYTES):
             if member.key != key and sample:
-                yield f"sample {key}", _sample(sample, source.text_column)
+                yield f"sample {key}", _sample(sample, part.text_column)
                 sample = {}
             key = member.key
             file.seek(member.offset)
             sample[member.extension] = file.read(member.size)
         if sample:
-            yield f"sample {key}", _sample(sample, source.text_column)
+            yield f"sample {key}", _sample(sample, part.text_column)
 
 
 def _sample(parts: dict[str, bytes], text_column: str) -> Mapping | BrokenRecord:
@@ -254,5 +274,5 @@ def _sample(parts: dict[str, bytes], text_column: str) -> Mapping | BrokenRecord
 _READERS = {"lines": _read_lines, "parquet": _read_parquet, "arrow": _read_arrow, "tar": _read_tar}
 
 
-def _changed(source: FilePart) -> str:
-    return f"{source.path} changed while the corpus was being made: run again"
+def _changed(part: FilePart) -> str:
+    return f"{part.path} changed while the corpus was made: run the command again"

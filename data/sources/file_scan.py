@@ -1,6 +1,6 @@
-"""Cuts a file into sources: parts that can be read, and tokenized, each on its own.
+"""Divides a file into parts that can be read and tokenized independently.
 
-Where the cuts lie follows from the file alone and the wanted size, never from who does the work.
+The borders of the parts depend only on the file and the wanted size, not on the number of workers.
 """
 
 from __future__ import annotations
@@ -9,10 +9,14 @@ import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ingot.data.sources.documents import Skipped
 from ingot.data.sources.file_parts import AUTO, FilePart, kind_of, table_columns
 from ingot.data.sources.filters import parse_filter
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 Progress = Callable[[int], None]
 
@@ -22,22 +26,28 @@ def scan_file(
     path: Path,
     skipped: Skipped,
     *,
-    source_bytes: int,
+    part_bytes: int,
     text_column: str = "text",
     where: Sequence[str] = (),
     split: str = AUTO,
     progress: Progress = lambda num_bytes: None,
 ) -> list[FilePart]:
-    """The sources of a file, reading it once; none when it is no text, empty or unreadable (`skipped` counts it).
+    """The parts of a file, which is read once. A file that is not text, empty or unreadable has no parts.
 
-    Plain JSON lines are cut at the first line end after each `source_bytes` bytes, tables between row groups (record
-    batches) where their data reaches that size; compressed lines and tars are one source.
+    Plain JSON lines are divided at the first line end after each `part_bytes` bytes. Tables are divided between row
+    groups (or record batches) when their data reaches that size. Compressed lines and tars are one part.
 
-    Raises ValueError for a table that lacks the text column or one that a filter names, and for a damaged one.
+    Args:
+        skipped: counts a file without parts.
+        where: filters on other columns.
+        progress: gets the number of bytes that were read.
+
+    Raises:
+        ValueError: a table lacks the text column or a column of a filter, or is damaged.
     """
     kind = kind_of(name)
     if kind == "text" and where:
-        raise ValueError(f"{path} is one document and has no columns to filter by: give it as an input without where")
+        raise ValueError(f"{path} is one document and has no columns to filter: name it as an input without where")
     try:
         if kind == "text":
             return _whole_text(name, path, split, skipped, progress)
@@ -45,9 +55,7 @@ def scan_file(
         if stamp.st_size == 0:
             skipped.add("empty", name)
             return []
-        parts = list(
-            _PARTS.get(kind, _whole)(path, source_bytes, [text_column, *parse_filter(where).columns], progress)
-        )
+        parts = list(_RANGES.get(kind, _whole)(path, part_bytes, [text_column, *parse_filter(where).columns], progress))
     except OSError as error:
         if kind != "text" and not isinstance(error, PermissionError):
             raise ValueError(f"{path} cannot be read as {kind}: {error}") from error
@@ -87,11 +95,12 @@ def _whole_text(name: str, path: Path, split: str, skipped: Skipped, progress: P
     return [FilePart(name, path, len(content), hashlib.sha256(content).hexdigest(), split)]
 
 
-Part = tuple[int, int, int, int, str]  # start, stop, first row, bytes, sha256
+Range = tuple[int, int, int, int, str]  # start, stop, first row, bytes, sha256
 
 
-def _whole(path: Path, source_bytes: int, columns: Sequence[str], progress: Progress) -> Iterator[Part]:
-    yield 0, 0, 1, *_digest(path, progress)
+def _whole(path: Path, part_bytes: int, columns: Sequence[str], progress: Progress) -> Iterator[Range]:
+    size, sha256 = _digest(path, progress)
+    yield 0, 0, 1, size, sha256
 
 
 def _digest(path: Path, progress: Progress) -> tuple[int, str]:
@@ -104,15 +113,15 @@ def _digest(path: Path, progress: Progress) -> tuple[int, str]:
     return size, digest.hexdigest()
 
 
-def _lines(path: Path, source_bytes: int, columns: Sequence[str], progress: Progress) -> Iterator[Part]:
+def _lines(path: Path, part_bytes: int, columns: Sequence[str], progress: Progress) -> Iterator[Range]:
     if str(path).lower().endswith((".gz", ".zst")):
-        yield from _whole(path, source_bytes, columns, progress)
+        yield from _whole(path, part_bytes, columns, progress)
         return
     start, row = 0, 1
     with open(path, "rb") as file:
         while True:
             digest, size, num_lines = hashlib.sha256(), 0, 0
-            while size < source_bytes and (chunk := file.read(min(1 << 20, source_bytes - size))):
+            while size < part_bytes and (chunk := file.read(min(1 << 20, part_bytes - size))):
                 digest.update(chunk)
                 size += len(chunk)
                 num_lines += chunk.count(b"\n")
@@ -127,7 +136,7 @@ def _lines(path: Path, source_bytes: int, columns: Sequence[str], progress: Prog
             start, row = start + size, row + num_lines
 
 
-def _parquet(path: Path, source_bytes: int, columns: Sequence[str], progress: Progress) -> Iterator[Part]:
+def _parquet(path: Path, part_bytes: int, columns: Sequence[str], progress: Progress) -> Iterator[Range]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -137,11 +146,11 @@ def _parquet(path: Path, source_bytes: int, columns: Sequence[str], progress: Pr
             groups = [file.metadata.row_group(number) for number in range(file.metadata.num_row_groups)]
             sizes = [(group.num_rows, group.total_byte_size) for group in groups]
     except pa.ArrowException as error:
-        raise ValueError(f"{path} is damaged or no parquet file: {error}") from error
-    yield from _runs(sizes, source_bytes, *_digest(path, progress))
+        raise ValueError(f"{path} is damaged or not a parquet file: {error}") from error
+    yield from _runs(sizes, part_bytes, *_digest(path, progress))
 
 
-def _arrow(path: Path, source_bytes: int, columns: Sequence[str], progress: Progress) -> Iterator[Part]:
+def _arrow(path: Path, part_bytes: int, columns: Sequence[str], progress: Progress) -> Iterator[Range]:
     import pyarrow as pa
 
     try:
@@ -149,24 +158,25 @@ def _arrow(path: Path, source_bytes: int, columns: Sequence[str], progress: Prog
             _check_columns(path, stream.schema, columns)
             sizes = [(batch.num_rows, batch.nbytes) for batch in stream]
     except pa.ArrowException as error:
-        raise ValueError(f"{path} is damaged or no arrow stream: {error}") from error
-    yield from _runs(sizes, source_bytes, *_digest(path, progress))
+        raise ValueError(f"{path} is damaged or not an arrow stream: {error}") from error
+    yield from _runs(sizes, part_bytes, *_digest(path, progress))
 
 
-def _runs(sizes: Sequence[tuple[int, int]], source_bytes: int, size: int, sha256: str) -> Iterator[Part]:
-    """Runs of consecutive (rows, bytes), each of at least `source_bytes` but for the last; the file's bytes are shared
-    out among them by their part of the data."""
+def _runs(sizes: Sequence[tuple[int, int]], part_bytes: int, size: int, sha256: str) -> Iterator[Range]:
+    """Runs of consecutive (rows, bytes), each of at least `part_bytes` except the last one. The file's bytes are
+    divided
+    among the runs in proportion to their data."""
     whole = max(1, sum(num_bytes for _, num_bytes in sizes))
     begin, row, rows, gathered, done = 0, 1, 0, 0, 0
     for number, (num_rows, num_bytes) in enumerate(sizes, 1):
         rows, gathered = rows + num_rows, gathered + num_bytes
-        if gathered >= source_bytes or number == len(sizes):
-            share = size * (done + gathered) // whole - size * done // whole
-            yield begin, number, row, share, sha256
+        if gathered >= part_bytes or number == len(sizes):
+            run_size = size * (done + gathered) // whole - size * done // whole
+            yield begin, number, row, run_size, sha256
             begin, row, rows, gathered, done = number, row + rows, 0, 0, done + gathered
 
 
-def _check_columns(path: Path, schema, columns: Sequence[str]) -> None:
+def _check_columns(path: Path, schema: pa.Schema, columns: Sequence[str]) -> None:
     import pyarrow as pa
 
     texts = [field.name for field in schema if _is_text(field.type)]
@@ -174,7 +184,7 @@ def _check_columns(path: Path, schema, columns: Sequence[str]) -> None:
         if not table_columns(schema.names, [name]):
             raise ValueError(
                 f"{path} has no column {name!r}; it has: {', '.join(schema.names)} (with text: {', '.join(texts)}). "
-                f"Name one with text_column, or in the filter"
+                f"Name one of them with text_column, or in the filter"
             )
     first = columns[0]
     if (
@@ -184,15 +194,15 @@ def _check_columns(path: Path, schema, columns: Sequence[str]) -> None:
     ):
         raise ValueError(
             f"{path}: column {first!r} holds {schema.field(first).type}, not text; columns with text: "
-            f"{', '.join(texts) or 'none'}. Name one with text_column"
+            f"{', '.join(texts) or 'none'}. Name one of them with text_column"
         )
 
 
-def _is_text(kind) -> bool:
+def _is_text(kind: pa.DataType) -> bool:
     import pyarrow as pa
 
     value = kind.value_type if pa.types.is_dictionary(kind) else kind
     return pa.types.is_string(value) or pa.types.is_large_string(value) or pa.types.is_string_view(value)
 
 
-_PARTS = {"lines": _lines, "parquet": _parquet, "arrow": _arrow}
+_RANGES = {"lines": _lines, "parquet": _parquet, "arrow": _arrow}

@@ -1,4 +1,4 @@
-"""A filter on the columns beside the text: `lang=en`, `score>=0.5`. Compared, never evaluated as code."""
+"""Filters on the columns of records: `lang=en`, `score>=0.5`. They are compared, never evaluated as code."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 _CONDITION = re.compile(r"\s*([A-Za-z_][\w.\-]*)\s*(!=|>=|<=|==|=|>|<)\s*(.*?)\s*", re.DOTALL)
 _COMPARE: dict[str, Callable] = {
@@ -20,14 +21,14 @@ _COMPARE: dict[str, Callable] = {
 
 @dataclass(frozen=True)
 class Condition:
-    """One comparison. Numbers compare as numbers where both sides are, everything else as text (so ISO dates work)."""
+    """One comparison. Two numbers are compared as numbers, everything else as text (so ISO dates work)."""
 
     column: str
     operator: str
     value: str
 
     def holds(self, record: Mapping) -> bool:
-        """Whether `record` passes; one that lacks the column (`a.b` goes into nested records) never does."""
+        """Whether `record` passes; a record without the column does not. `a.b` names a column of a nested record."""
         found = lookup(record, self.column)
         if found is None or isinstance(found, list | dict):
             return False
@@ -41,7 +42,7 @@ class Condition:
 
 @dataclass(frozen=True)
 class Filter:
-    """All conditions must hold."""
+    """Several conditions, which must all hold."""
 
     conditions: tuple[Condition, ...] = ()
 
@@ -61,7 +62,7 @@ def parse_filter(expressions: Sequence[str]) -> Filter:
         if match is None:
             raise ValueError(
                 f"the filter {expression!r} is not of the form COLUMN=VALUE (or !=, >, >=, <, <=), "
-                f"such as lang=en or score>=0.5; several filters must all hold"
+                f"such as lang=en or score>=0.5"
             )
         column, operator, value = match.groups()
         if len(value) > 1 and value[0] == value[-1] and value[0] in "\"'":
@@ -70,8 +71,8 @@ def parse_filter(expressions: Sequence[str]) -> Filter:
     return Filter(tuple(conditions))
 
 
-def lookup(record: Mapping, column: str):
-    """record[column], or for `a.b` record["a"]["b"]; None where there is none."""
+def lookup(record: Mapping, column: str) -> Any:
+    """record[column], or for `a.b` record["a"]["b"]; None if there is no such column."""
     if column in record:
         return record[column]
     value: object = record

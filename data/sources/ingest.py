@@ -1,7 +1,7 @@
-"""Which files make up a corpus, in which order, and in which split each document goes.
+"""Finds the files of a corpus, their order, and the split of each document.
 
-Everything about a document follows from its name (the path relative to the input folder, and its row in a file of
-records) and its content, never from where the folder lies or which other files are there.
+All of this depends on the name of a document (its path relative to the input folder, and its row in a file of records)
+and on its content. It does not depend on where the folder is or which other files are in it.
 """
 
 from __future__ import annotations
@@ -28,8 +28,11 @@ _SPLIT = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.]{0,63}")
 class Input:
     """A file, a folder, a folder saved by Hugging Face `datasets`, or `hf:NAME` (`hf:NAME:CONFIGURATION`).
 
-    `split`: auto (the hash of each document's name decides; the splits of a saved or downloaded dataset stay what they
-    are) or the split that everything goes to. `where`: filters on other columns, of which all must hold.
+    Attributes:
+        split: auto, or the split of all documents. With auto the hash of each document's name decides; the splits of a
+            saved or downloaded dataset do not change.
+        where: filters on other columns, which must all hold.
+        include, exclude: globs; None: those of the call.
     """
 
     path: str | Path
@@ -40,7 +43,7 @@ class Input:
     exclude: tuple[str, ...] | None = None
 
     def check(self) -> None:
-        """Raises ValueError for a split that cannot be a file's name and for filters that cannot be read."""
+        """Raises ValueError for a split that cannot be part of a file name, and for filters that cannot be parsed."""
         if not _SPLIT.fullmatch(self.split):
             raise ValueError(f"split {self.split!r} of {self.path}: use letters, digits, _ and . only")
         if not str(self.path):
@@ -63,9 +66,9 @@ def find_files(
 ) -> list[tuple[str, Path]]:
     """All (name, path) below `inputs`, sorted by name.
 
-    A folder is walked, and a file below it is taken when its name, or the last part of it, matches one of the globs in
-    `include` and neither it nor a folder on the way matches one in `exclude` (`*` crosses slashes). A file that is
-    given itself is always taken. Symbolic links are followed, each folder being entered once, so loops end.
+    A file below a folder is taken if its name, or the last part of it, matches one of the globs in `include`, and if
+    neither it nor a folder above it matches one in `exclude` (`*` also matches slashes). A file that is itself an input
+    is always taken. Symbolic links are followed. Each folder is entered once, so loops of links end.
 
     Raises ValueError for an input that does not exist.
     """
@@ -89,7 +92,7 @@ def _walk(root: Path, include: Sequence[str], exclude: Sequence[str]) -> Iterato
             continue
         entered.add((status.st_dev, status.st_ino))
         here = Path(folder)
-        # Sorted, so that of two links to one folder it is always the same that counts.
+        # Sorted: of two links to one folder always the same one is followed.
         folders[:] = sorted(f for f in folders if not _matches((here / f).relative_to(root).as_posix(), exclude))
         for file in files:
             name = (here / file).relative_to(root).as_posix()
@@ -105,13 +108,13 @@ def _matches(name: str, globs: Sequence[str]) -> bool:
 def find_input_files(
     inputs: Sequence[str | Path | Input], include: Sequence[str], exclude: Sequence[str] = ()
 ) -> list[FoundFile]:
-    """All files of all inputs, sorted by name. Raises ValueError as `find_files` does, and for a bad `Input`."""
+    """All files of all inputs, sorted by name. Raises ValueError as `find_files` does, and for an invalid `Input`."""
     found: list[FoundFile] = []
     for given in inputs:
         given = given if isinstance(given, Input) else Input(given)
         given.check()
         if str(given.path).startswith(HUB):
-            files = _downloaded(str(given.path))
+            files = _download_from_hub(str(given.path))
         elif (saved := _saved_dataset(Path(given.path))) is not None:
             files = saved
         else:
@@ -130,19 +133,19 @@ def _saved_dataset(folder: Path) -> list[tuple[str, Path, str]] | None:
         splits = json.loads((folder / "dataset_dict.json").read_text())["splits"]
         return [(f"{split}/{n}", p, split) for split in splits for n, p, _ in _saved_dataset(folder / split) or []]
     if (folder / "state.json").is_file() and (folder / "dataset_info.json").is_file():
-        files = json.loads((folder / "state.json").read_text())["_data_files"]
+        files = json.loads((folder / "state.json").read_text())["_data_files"]  # the format of save_to_disk
         return [(Path(f["filename"]).name, folder / Path(f["filename"]).name, AUTO) for f in files]
     return None
 
 
-def _downloaded(address: str) -> list[tuple[str, Path, str]]:
-    """(name, file, split) of `hf:NAME[:CONFIGURATION]`, fetched into the cache of `datasets` if it is not there."""
+def _download_from_hub(address: str) -> list[tuple[str, Path, str]]:
+    """(name, file, split) of `hf:NAME[:CONFIGURATION]`, downloaded into the cache of `datasets` if needed."""
     import datasets
 
     name, _, configuration = address.removeprefix(HUB).partition(":")
     try:
         splits = datasets.load_dataset(name, configuration or None)
-    except Exception as error:  # many kinds: no network, no such name, a configuration missing; all are the user's
+    except Exception as error:  # many classes: no network, no such name, no such configuration
         raise ValueError(f"{address} cannot be loaded: {type(error).__name__}: {error}") from error
     label = Path(name).name
     return [
@@ -160,60 +163,77 @@ def scan(
     validation_fraction: float = 0.01,
     max_bytes: int = 0,
     seed: int = 0,
-    source_bytes: int = 64_000_000,
+    part_bytes: int = 64_000_000,
     threads: int = 1,
     progress: Callable[[int], None] = lambda num_bytes: None,
 ) -> tuple[list[FilePart], Skipped]:
-    """Read every file once: leave out what is no text, cut the rest into sources, in corpus order, with their splits.
+    """Read every file once: skip files that are not text, divide the rest into parts, with their order and splits.
 
-    The order is by a hash of (seed, name), so any beginning of it is a fair sample; `max_bytes` keeps the shortest
-    beginning with at least that many bytes (0: all), and of a last source with records as many as it takes. `progress`
-    gets the bytes that were read, `threads` read at once; the result does not depend on them.
+    The order is by a hash of (seed, name), so the first parts are a fair sample of all. The result does not depend on
+    `threads`.
 
-    Raises ValueError where no document is left, and as `find_input_files` and `scan_file` do.
+    Args:
+        max_bytes: keep the fewest first parts that have at least so many bytes; of a last part with records keep only
+            the records that are needed. 0: keep all.
+        part_bytes: size of a part, see `scan_file`.
+        progress: gets the number of bytes that were read.
+
+    Returns:
+        The parts in the order of the corpus, and what was skipped.
+
+    Raises:
+        ValueError: no document is left, and as `find_input_files` and `scan_file` do.
     """
     if not 0 <= validation_fraction < 1:
         raise ValueError(f"validation_fraction must be in [0, 1), is {validation_fraction}")
     skipped = Skipped()
-    sources: list[FilePart] = []
+    kept: list[FilePart] = []
     total = 0
     order = lambda item: (hash64("order", str(seed), item.name), item.name)  # noqa: E731
     found = sorted(find_input_files(inputs, include, exclude), key=order)
 
-    def cut(file: FoundFile) -> tuple[list[FilePart], Skipped]:
-        left_out = Skipped()
-        given = file.given
-        options = dict(source_bytes=source_bytes, text_column=given.text_column, where=given.where)
-        return scan_file(file.name, file.path, left_out, split=file.split, progress=progress, **options), left_out
+    def scan_found(file: FoundFile) -> tuple[list[FilePart], Skipped]:
+        file_skipped = Skipped()
+        parts = scan_file(
+            file.name,
+            file.path,
+            file_skipped,
+            part_bytes=part_bytes,
+            text_column=file.given.text_column,
+            where=file.given.where,
+            split=file.split,
+            progress=progress,
+        )
+        return parts, file_skipped
 
     with ThreadPoolExecutor(threads) as pool:
-        for parts, left_out in pool.map(cut, found) if not max_bytes else map(cut, found):
-            skipped.merge(left_out)
-            sources += parts
+        for parts, file_skipped in pool.map(scan_found, found) if not max_bytes else map(scan_found, found):
+            skipped.merge(file_skipped)
+            kept += parts
             total += sum(part.size for part in parts)
             if max_bytes and total >= max_bytes:
                 break
-    sources = _beginning(sorted(sources, key=order), max_bytes)
-    if not sources:
-        raise ValueError(_nothing(inputs, include, exclude, skipped))
-    return assign_splits(sources, validation_fraction), skipped
+    kept = _limit_bytes(sorted(kept, key=order), max_bytes)
+    if not kept:
+        raise ValueError(_no_text_message(inputs, include, exclude, skipped))
+    return assign_splits(kept, validation_fraction), skipped
 
 
-def _beginning(sources: list[FilePart], max_bytes: int) -> list[FilePart]:
-    """The shortest beginning of at least `max_bytes` bytes, 0: all; records of the last source only up to there."""
+def _limit_bytes(parts: list[FilePart], max_bytes: int) -> list[FilePart]:
+    """The fewest first parts with at least `max_bytes` bytes (0: all). A last part of records gets a limit."""
     if not max_bytes:
-        return sources
+        return parts
     kept: list[FilePart] = []
     left = max_bytes
-    for source in sources:
+    for part in parts:
         if left <= 0:
             break
-        kept.append(source if source.kind == "text" or source.size <= left else replace(source, limit=left))
-        left -= source.size
+        kept.append(part if part.kind == "text" or part.size <= left else replace(part, limit=left))
+        left -= part.size
     return kept
 
 
-def _nothing(inputs: Sequence, include: Sequence[str], exclude: Sequence[str], skipped: Skipped) -> str:
+def _no_text_message(inputs: Sequence, include: Sequence[str], exclude: Sequence[str], skipped: Skipped) -> str:
     where = ", ".join(str(i.path if isinstance(i, Input) else i) for i in inputs)
     none = (
         f"all {skipped.count} files that match were skipped: {skipped.describe()}" if skipped.count else "none matches"
@@ -225,28 +245,28 @@ def _nothing(inputs: Sequence, include: Sequence[str], exclude: Sequence[str], s
     )
 
 
-def assign_splits(sources: list[FilePart], validation_fraction: float) -> list[FilePart]:
-    """Text files that name no split go to validation when the hash of their name is below `validation_fraction`.
+def assign_splits(parts: list[FilePart], validation_fraction: float) -> list[FilePart]:
+    """Text files with split auto go to validation if the hash of their name is below `validation_fraction`.
 
-    When all sources are such files and that leaves one of the splits without any (and there are two documents to
-    share), the document with the hash nearest to the border changes sides. With a fraction of 0 there is no validation
-    split. Sources of records keep `auto`: there each document's own name decides.
+    If all parts are such files, there are at least two, and one of the splits gets none, then the file whose hash is
+    nearest to the border changes its split. With a fraction of 0 there is no validation split. Parts of records keep
+    the split auto: there each document's own name decides.
     """
     if validation_fraction == 0:
-        return [replace(s, split=TRAIN) if s.split == AUTO else s for s in sources]
-    place = {s.name: hash64("split", s.name) / 2**64 for s in sources if s.split == AUTO and s.kind == "text"}
-    chosen = {name for name, value in place.items() if value < validation_fraction}
-    if len(place) == len({s.name for s in sources}) > 1:
+        return [replace(s, split=TRAIN) if s.split == AUTO else s for s in parts]
+    position = {s.name: hash64("split", s.name) / 2**64 for s in parts if s.split == AUTO and s.kind == "text"}
+    chosen = {name for name, value in position.items() if value < validation_fraction}
+    if len(position) == len({s.name for s in parts}) > 1:
         if not chosen:
-            chosen = {min(place, key=place.__getitem__)}
-        elif len(chosen) == len(place):
-            chosen.discard(max(place, key=place.__getitem__))
-    elif len(sources) == 1:
+            chosen = {min(position, key=position.__getitem__)}
+        elif len(chosen) == len(position):
+            chosen.discard(max(position, key=position.__getitem__))
+    elif len(parts) == 1:
         chosen = set()
 
-    def split(source: FilePart) -> str:
-        if source.split != AUTO or source.kind != "text":
-            return source.split
-        return VALIDATION if source.name in chosen else TRAIN
+    def split(part: FilePart) -> str:
+        if part.split != AUTO or part.kind != "text":
+            return part.split
+        return VALIDATION if part.name in chosen else TRAIN
 
-    return [replace(source, split=split(source)) for source in sources]
+    return [replace(part, split=split(part)) for part in parts]

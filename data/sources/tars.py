@@ -1,4 +1,4 @@
-"""Walks the members of a tar that anybody may have made: nothing is unpacked, damage never passes in silence."""
+"""Goes through the members of a tar from any origin: nothing is unpacked, and damage always raises an error."""
 
 from __future__ import annotations
 
@@ -13,9 +13,12 @@ MAX_MEMBER_BYTES = 1 << 30
 
 @dataclass(frozen=True)
 class Member:
-    """A regular file in a tar: `key` is its path up to the first dot of the last part, `extension` what follows it.
+    """A regular file in a tar.
 
-    `offset` and `size` of its content in bytes.
+    Attributes:
+        key: its path up to the first dot of the last part.
+        extension: the rest of its path, after that dot.
+        offset, size: of its content, in bytes.
     """
 
     name: str
@@ -28,9 +31,10 @@ class Member:
 def members(path: Path, extensions: tuple[str, ...], max_bytes: int = MAX_MEMBER_BYTES) -> Iterator[Member]:
     """The files of a plain tar, in order.
 
-    Raises ValueError for whatever is not a regular file or folder, a path that leads out of the archive, an extension
-    other than `extensions` (the last part counts: `tokens.npy` is npy), a member of more than `max_bytes`, a
-    compressed tar, and any damage that headers show: a bad header, a zeroed block, an end that is missing or early.
+    Raises:
+        ValueError: a member that is not a regular file or folder, a path that leads out of the archive, an extension
+            that is not in `extensions` (its last part counts: `tokens.npy` is npy), a member of more than `max_bytes`,
+            a compressed tar, or damage that headers show: a bad header, a zeroed block, a missing or early end.
     """
     with open(path, "rb") as file:
         yield from members_of(file, path, extensions, max_bytes)
@@ -39,7 +43,7 @@ def members(path: Path, extensions: tuple[str, ...], max_bytes: int = MAX_MEMBER
 def members_of(
     file: BinaryIO, path: Path, extensions: tuple[str, ...], max_bytes: int = MAX_MEMBER_BYTES
 ) -> Iterator[Member]:
-    """`members` of an open file; `path` is for messages."""
+    """As `members`, for an open file; `path` is for messages."""
     size = file.seek(0, 2)
     file.seek(0)
     if file.read(4)[:2] == b"\x1f\x8b":
@@ -49,7 +53,8 @@ def members_of(
     try:
         with tarfile.open(fileobj=file, mode="r:", errorlevel=2) as tar:
             while (info := tar.next()) is not None:
-                tar.members.clear()  # tarfile would keep every header in memory
+                # tarfile keeps every header in memory. `members` is not documented, but has been there since Python 2.
+                tar.members.clear()  # type: ignore[attr-defined]  # missing in typeshed
                 if info.isdir():
                     end = info.offset_data
                     continue
@@ -58,7 +63,7 @@ def members_of(
                 if end > size:
                     raise ValueError(
                         f"{path}: member {info.name!r} claims {member.size:,} bytes at offset {member.offset:,}, the "
-                        f"file ends at {size:,}: it is cut or damaged, copy it again"
+                        f"file ends at {size:,}: it is truncated or damaged, copy it again"
                     )
                 yield member
     except (tarfile.TarError, EOFError, OverflowError) as error:
@@ -68,7 +73,7 @@ def members_of(
 
 def _checked(info: tarfile.TarInfo, path: Path, extensions: tuple[str, ...], max_bytes: int) -> Member:
     if not info.isreg() or info.issparse():
-        raise ValueError(f"{path}: member {info.name!r} is not a regular file (a link, device or the like): refused")
+        raise ValueError(f"{path}: member {info.name!r} is not a regular file (but a link or a device): refused")
     parts = info.name.split("/")
     if info.name.startswith("/") or ".." in parts:
         raise ValueError(f"{path}: member {info.name!r} has a path that leads out of the archive: refused")
@@ -82,11 +87,11 @@ def _checked(info: tarfile.TarInfo, path: Path, extensions: tuple[str, ...], max
 
 
 def _check_end(file: BinaryIO, path: Path, end: int, size: int) -> None:
-    """tarfile takes a bad header or a zeroed block for the end of the archive; after a true end all is zero."""
+    """Check that only zeros follow the end: tarfile also takes a bad header or a zeroed block for the end."""
     file.seek(end)
     rest = size - end
     if rest < tarfile.BLOCKSIZE:
-        raise ValueError(f"{path} ends at byte {size:,} without the mark of a tar's end: it is cut, copy it again")
+        raise ValueError(f"{path} ends at byte {size:,} without the end mark of a tar: it is truncated, copy it again")
     while chunk := file.read(1 << 20):
         if chunk.strip(b"\0"):
             raise ValueError(

@@ -1,4 +1,4 @@
-"""The text of a file, and what JSON in it spells, or one message that says where it is neither."""
+"""Reading a text file, and parsing JSON, with error messages that say where the problem is."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any
 
 
 def read_text(path: str | Path, *, may_be_empty: bool = False) -> str:
-    """The text of a UTF-8 file without its byte order mark, line ends as they are.
+    """The text of a UTF-8 file, without its byte order mark. Line ends are not changed.
 
     Raises:
-        ValueError: not UTF-8, or nothing in it.
-        OSError: a file that cannot be read.
+        ValueError: the file is not UTF-8, or has no text.
+        OSError: the file cannot be read.
     """
     try:
         text = Path(path).read_bytes().decode("utf-8-sig")
@@ -23,18 +23,18 @@ def read_text(path: str | Path, *, may_be_empty: bool = False) -> str:
     return text
 
 
-def parse_json(text: str, place: str) -> Any:
-    """The value that `text` spells.
+def parse_json(text: str, where: str) -> Any:
+    """The value of a JSON text.
 
     Raises:
-        ValueError: no JSON, or half a surrogate pair, which no tokenizer takes; the message begins with `place`.
+        ValueError: not JSON, or half a surrogate pair, which no tokenizer accepts. The message begins with `where`.
     """
     try:
         value = json.loads(text)
         if "\\ud" in text.lower():
             json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
-        raise ValueError(f"{place} has a text that is not valid Unicode: {error}") from error
+        raise ValueError(f"{where} has a text that is not valid Unicode: {error}") from error
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{place} is not valid JSON: {error}") from error
+        raise ValueError(f"{where} is not valid JSON: {error}") from error
     return value

@@ -1,46 +1,50 @@
-"""A .zst file as a binary file of what is in it; unlike the library's own reader it notices an end that comes early."""
+"""A .zst file as a binary file of its content. Unlike the reader of the library it notices a truncated file."""
 
 from __future__ import annotations
 
 import io
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-_CHUNK = 4096  # bytes read at once: it may unfold to 30,000 times as much
+if TYPE_CHECKING:
+    import zstandard
+
+_CHUNK = 4096  # bytes that are read at once; the content may be 30,000 times as large
 
 
-class _Unfolded(io.RawIOBase):
+class _Decompressed(io.RawIOBase):
     def __init__(self, path: Path):
         import zstandard
 
         self._decompressor = zstandard.ZstdDecompressor()
-        self._frame = None
+        self._frame: zstandard.ZstdDecompressionObj | None = None
         self._file = open(path, "rb")  # noqa: SIM115  (closed in close)
         self._ready = memoryview(b"")
 
     def readable(self) -> bool:
         return True
 
-    def readinto(self, buffer) -> int:
+    def readinto(self, buffer: Any) -> int:
         while not self._ready:
             chunk = self._file.read(_CHUNK)
             if not chunk:
                 if self._frame is not None:
-                    raise EOFError("it ends inside of a frame: copy it again")
+                    raise EOFError("it ends inside a frame: copy it again")
                 return 0
-            self._ready = memoryview(self._unfold(chunk))
+            self._ready = memoryview(self._decompress(chunk))
         size = min(len(buffer), len(self._ready))
         buffer[:size] = self._ready[:size]
         self._ready = self._ready[size:]
         return size
 
-    def _unfold(self, chunk: bytes) -> bytes:
+    def _decompress(self, chunk: bytes) -> bytes:
         parts = []
         while chunk:
-            self._frame = self._frame or self._decompressor.decompressobj()
-            parts.append(self._frame.decompress(chunk))
-            chunk = b""
-            if self._frame.eof:  # another frame may follow
-                chunk, self._frame = self._frame.unused_data, None
+            frame = self._frame or self._decompressor.decompressobj()
+            parts.append(frame.decompress(chunk))
+            chunk, self._frame = b"", frame
+            if frame.eof:  # another frame may follow
+                chunk, self._frame = frame.unused_data, None
         return b"".join(parts)
 
     def close(self) -> None:
@@ -49,8 +53,8 @@ class _Unfolded(io.RawIOBase):
 
 
 def open_zstd(path: Path) -> io.BufferedReader:
-    """Raises ValueError where the library is not installed; reading raises EOFError and the library's errors."""
+    """Raises ValueError if `zstandard` is not installed. Reading raises EOFError and the errors of the library."""
     try:
-        return io.BufferedReader(_Unfolded(path), 1 << 18)
+        return io.BufferedReader(_Decompressed(path), 1 << 18)
     except ImportError:
         raise ValueError(f"{path} needs the package zstandard: pip install zstandard") from None

@@ -202,7 +202,7 @@ def tokenize_piece(
                 tokens = np.concatenate([head, ids, tail])
                 size = len(document.text.encode())
                 gathered = splits.setdefault(split, BundleBuffer())
-                gathered.add((document.source, document.row), tokens, size)
+                gathered.add((document.file, document.row), tokens, size)
                 num_bytes, num_tokens = num_bytes + size, num_tokens + len(tokens)
                 if gathered.num_tokens >= plan.bundle_tokens:
                     close(split)

@@ -223,7 +223,7 @@ def _scan(options: PrepareOptions) -> tuple[list[FilePart], Skipped]:
             validation_fraction=options.validation_fraction,
             max_bytes=options.max_bytes,
             seed=options.seed,
-            source_bytes=options.piece_bytes,
+            part_bytes=options.piece_bytes,
             threads=cores(options),
             progress=bar.add,
         )

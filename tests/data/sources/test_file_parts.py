@@ -50,9 +50,9 @@ def add(tar, name, content, **changes):
     tar.addfile(member, io.BytesIO(content))
 
 
-def documents(*inputs, refuse_bad=False, source_bytes=10**9, skipped=None, **options):
+def documents(*inputs, refuse_bad=False, part_bytes=10**9, skipped=None, **options):
     inputs = [Input(given, **options) for given in inputs]
-    sources, _ = scan(inputs, ["*"], validation_fraction=0, source_bytes=source_bytes)
+    sources, _ = scan(inputs, ["*"], validation_fraction=0, part_bytes=part_bytes)
     return list(read_documents(sources, skipped, refuse_bad=refuse_bad))
 
 
@@ -77,7 +77,7 @@ def test_filter(tmp_path, name):
 @pytest.mark.parametrize("name", ["a.jsonl", "a.parquet"])
 def test_parts_have_the_same_documents(tmp_path, name):
     write(tmp_path / name)
-    sources, _ = scan([tmp_path / name], ["*"], validation_fraction=0, source_bytes=300)
+    sources, _ = scan([tmp_path / name], ["*"], validation_fraction=0, part_bytes=300)
     assert len(sources) > 3
     by_row = sorted(read_documents(sources), key=lambda d: d.row)
     assert [(d.row, d.text) for d in by_row] == list(enumerate(TEXTS, 1))
@@ -95,7 +95,7 @@ def test_saved_datasets(tmp_path):
         ("test", "test/data-00000-of-00001.arrow"),
         ("train", "train/data-00000-of-00001.arrow"),
     ]
-    sources, _ = scan([Input(tmp_path / "both", where=("score<2.5",))], ["*"], source_bytes=100)
+    sources, _ = scan([Input(tmp_path / "both", where=("score<2.5",))], ["*"], part_bytes=100)
     assert sorted(d.text for d in read_documents(sources)) == sorted(TEXTS[:25])
     assert {s.split for s in sources} == {"train", "test"}
 
@@ -145,15 +145,15 @@ def test_a_broken_line_is_counted_or_refused_with_its_place(tmp_path, kind):
     line, reason = BROKEN[kind]
     content = lines(RECORDS).splitlines(keepends=True)
     (tmp_path / "a.jsonl").write_bytes(b"".join([*content[:17], line + b"\n", *content[17:]]))
-    for source_bytes in (10**9, 200):
+    for part_bytes in (10**9, 200):
         skipped = Skipped()
-        found = documents(tmp_path / "a.jsonl", skipped=skipped, source_bytes=source_bytes)
+        found = documents(tmp_path / "a.jsonl", skipped=skipped, part_bytes=part_bytes)
         assert sorted(d.text for d in found) == sorted(TEXTS)
         assert skipped.counts == {"broken records": 1}
         assert skipped.first["broken records"].startswith("a.jsonl, line 18: ")
         assert reason in skipped.describe()
         with pytest.raises(ValueError, match=r"a.jsonl, line 18: .*--bad_records skip"):
-            documents(tmp_path / "a.jsonl", refuse_bad=True, source_bytes=source_bytes)
+            documents(tmp_path / "a.jsonl", refuse_bad=True, part_bytes=part_bytes)
 
 
 def test_empty_records_and_files_are_counted(tmp_path):

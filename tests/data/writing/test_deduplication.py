@@ -20,7 +20,7 @@ from tests.data.conftest import make_text
 def plan_of(folder, texts, deduplicate, piece_bytes, threshold=0.8, fraction=0.3):
     path = folder / "a.jsonl"
     path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-    sources, _ = scan([path], ["*"], validation_fraction=fraction, source_bytes=piece_bytes)
+    sources, _ = scan([path], ["*"], validation_fraction=fraction, part_bytes=piece_bytes)
     pieces = group_into_pieces(sources, piece_bytes)
     return PreparationPlan("", "f", "", 1, fraction, 1000, False, deduplicate, threshold, pieces=pieces)
 
