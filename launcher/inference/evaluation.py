@@ -1,4 +1,4 @@
-"""The scores of a model, and how they are shown: what launcher/evaluate.py does."""
+"""The scores of a model, as a dictionary and as text: the work of launcher/evaluate.py."""
 
 import math
 import time
@@ -8,14 +8,15 @@ from ingot.launcher.inference.perplexity import Scorer
 
 
 def evaluate(options: EvaluateOptions) -> dict:
-    """The scores, with what they are scores of.
+    """The scores, with the names of the model and the data.
+
+    Args:
+        options: checked already.
 
     Raises:
-        ValueError: no such checkpoint, tokenizer or corpus, or options that do not fit.
-        OSError: a file that cannot be read.
+        ValueError: there is no such checkpoint, tokenizer or corpus, or the options do not fit the model.
+        OSError: a file cannot be read.
     """
-    options.check()
-
     started = time.perf_counter()
     scores = Scorer(options).scores()
     return scores | {"seconds": round(time.perf_counter() - started, 3)}
@@ -32,5 +33,7 @@ def describe(scores: dict) -> str:
         text += f", {scores['bits_per_byte']:.4f} bits per byte"
     lines.append(text)
     if "unigram_entropy" in scores and math.isfinite(scores["unigram_entropy"]):
-        lines.append(f"a model that knows only how frequent each token is there has {scores['unigram_entropy']:.4f}")
+        lines.append(
+            f"a model that knows only the frequency of each token would have loss {scores['unigram_entropy']:.4f}"
+        )
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""Continuing texts with a GPT, and filling the masks of texts with a BERT: what launcher/generate.py does."""
+"""Continuing texts with a GPT, and filling the masks of texts with a BERT: the work of launcher/generate.py."""
 
 import json
 import sys
@@ -8,31 +8,34 @@ from itertools import product
 from pathlib import Path
 from typing import TextIO
 
+from ingot.data.tokenizers.tokenizer import Tokenizer
 from ingot.launcher.config.generate import GenerateOptions
 from ingot.launcher.inference.prompt_files import read_prompts
 from ingot.launcher.loading.language_model import load_for_inference
 from ingot.launcher.runtime.device import in_dtype, open_device
 from ingot.model.generation.generate import Sampling, check, complete, fill_mask, generate
+from ingot.model.transformer import LanguageModel
 
 MASK = "<mask>"
-RULE = "-" * 40
+SEPARATOR = "-" * 40
 
 
 def generate_texts(options: GenerateOptions) -> None:
-    """Writes the texts to the output, or to standard output; a single one token by token.
+    """Writes the texts to the output, or to standard output. A single text is printed token by token.
+
+    Args:
+        options: checked already.
 
     Raises:
-        ValueError: no such checkpoint or tokenizer, or options that do not fit.
-        OSError: a file that cannot be read or written.
+        ValueError: there is no such checkpoint or tokenizer, or the options do not fit the model.
+        OSError: a file cannot be read or written.
     """
-    options.check()
     records = [{"prompt": options.prompt}] if options.prompts is None else read_prompts(options.prompts)
-
     model, tokenizer = load_for_inference(options.checkpoint, options.tokenizer, open_device(options.device))
     model = in_dtype(model, options.dtype)
-    # The first result comes before the output is opened: what cannot work leaves an older output as it was.
+    # The first result is computed before the output is opened: an error leaves an older output unchanged.
     if not model.config.causal:
-        results = iter(fill(options, records, model, tokenizer))
+        results: Iterator[dict] = iter(fill(options, records, model, tokenizer))
     elif len(records) * options.num_samples == 1 and options.output is None:
         stream(options, records[0], model, tokenizer)
         return
@@ -43,11 +46,12 @@ def generate_texts(options: GenerateOptions) -> None:
         write(first, file, options.output is not None)
         for result in results:
             if options.output is None and "text" in result:
-                print(RULE)
+                print(SEPARATOR)
             write(result, file, options.output is not None)
 
 
 def write(result: dict, file: TextIO, as_json: bool) -> None:
+    """Writes a result as a line of JSON, or as text for people."""
     if as_json:
         print(json.dumps(result, ensure_ascii=False), file=file, flush=True)
     elif "text" in result:
@@ -58,12 +62,13 @@ def write(result: dict, file: TextIO, as_json: bool) -> None:
             print(f"mask {number}: {words}", file=file, flush=True)
 
 
-def continue_texts(options: GenerateOptions, records: list[dict], model, tokenizer) -> Iterator[dict]:
-    """The records, num_samples times each, with their `text` and how it came about; batch after batch."""
-
-    sampling, decode = sampling_of(options, tokenizer), decoder(tokenizer)
+def continue_texts(
+    options: GenerateOptions, records: list[dict], model: LanguageModel, tokenizer: Tokenizer
+) -> Iterator[dict]:
+    """Each record num_samples times, with the keys sample, text, finish and num_tokens; batch after batch."""
+    sampling, decode = sampling_settings(options, tokenizer), decoder(tokenizer)
     prompts = [prompt_ids(options, record, tokenizer) for record in records]
-    check(model, prompts, sampling, decode)  # of all, before any text is written
+    check(model, prompts, sampling, decode)  # all prompts, before any text is written
     texts = list(product(range(len(records)), range(options.num_samples)))
     for first in range(0, len(texts), options.batch_size):
         batch = texts[first : first + options.batch_size]
@@ -74,16 +79,15 @@ def continue_texts(options: GenerateOptions, records: list[dict], model, tokeniz
                 **records[prompt],
                 "sample": sample,
                 "text": completion.text,
-                "finish": completion.finish,
+                "finish": completion.finish_reason,
                 "num_tokens": len(completion.tokens),
             }
 
 
-def stream(options: GenerateOptions, record: dict, model, tokenizer) -> None:
-    """Prints one text as it comes."""
-
+def stream(options: GenerateOptions, record: dict, model: LanguageModel, tokenizer: Tokenizer) -> None:
+    """Prints one text, each token as soon as it is sampled."""
     ids = prompt_ids(options, record, tokenizer)
-    pieces = generate(model, [ids], sampling_of(options, tokenizer), decode=decoder(tokenizer))
+    pieces = generate(model, [ids], sampling_settings(options, tokenizer), decode=decoder(tokenizer))
     print(record["prompt"], end="", flush=True)
     for piece in pieces:
         if piece.text:
@@ -91,8 +95,8 @@ def stream(options: GenerateOptions, record: dict, model, tokenizer) -> None:
     print()
 
 
-def sampling_of(options: GenerateOptions, tokenizer):
-
+def sampling_settings(options: GenerateOptions, tokenizer: Tokenizer) -> Sampling:
+    """The settings of sampling, from the options of the command."""
     return Sampling(
         max_tokens=options.max_tokens,
         temperature=options.temperature,
@@ -102,48 +106,57 @@ def sampling_of(options: GenerateOptions, tokenizer):
         repetition_penalty=options.repetition_penalty,
         seed=options.seed,
         stop=tuple(options.stop),
-        eos_ids=tuple(sorted(end_ids(options.checkpoint, tokenizer))),
+        eos_ids=tuple(sorted(eos_ids(options.checkpoint, tokenizer))),
     )
 
 
-def decoder(tokenizer) -> Callable[[list[int]], str]:
-    """Ids to text; those that the tokenizer lacks, in a model whose vocabulary is rounded up, are no text."""
+def decoder(tokenizer: Tokenizer) -> Callable[[list[int]], str]:
+    """A function from token ids to text. It skips the ids of a rounded-up vocabulary that the tokenizer lacks."""
     return lambda ids: tokenizer.decode(i for i in ids if i < tokenizer.vocab_size)
 
 
-def end_ids(checkpoint: str, tokenizer) -> set[int]:
-    """The tokens that end a text: the tokenizer's, and what a Hugging Face folder's generation_config.json names."""
-    ids = {tokenizer.eos_id} - {None}
+def eos_ids(checkpoint: str, tokenizer: Tokenizer) -> set[int]:
+    """The tokens that end a text: the tokenizer's, and those in generation_config.json of a Hugging Face folder.
+
+    Raises:
+        ValueError: generation_config.json is not a JSON object.
+    """
+    ids = set() if tokenizer.eos_id is None else {tokenizer.eos_id}
     settings = Path(checkpoint) / "generation_config.json"
     if settings.is_file():
         try:
             named = json.loads(settings.read_text(encoding="utf-8")).get("eos_token_id")
         except (ValueError, AttributeError) as error:
-            raise ValueError(f"{settings} is no JSON object: {error}") from error
+            raise ValueError(f"{settings} is not a JSON object: {error}") from error
         ids |= {i for i in (named if isinstance(named, list) else [named]) if isinstance(i, int)}
     return ids
 
 
-def prompt_ids(options: GenerateOptions, record: dict, tokenizer) -> list[int]:
-    """A prompt's tokens, after the one that begins documents; that one stands for an empty prompt in any case."""
+def prompt_ids(options: GenerateOptions, record: dict, tokenizer: Tokenizer) -> list[int]:
+    """The tokens of a prompt. With mark_start, and for an empty prompt, the token that begins a document comes first
+    (or, without one, the token that ends a document)."""
     ids = tokenizer.encode(record["prompt"])
     if options.mark_start or not ids:
-        mark = tokenizer.eos_id if tokenizer.bos_id is None else tokenizer.bos_id
-        ids = ids if mark is None else [mark, *ids]
+        start_id = tokenizer.eos_id if tokenizer.bos_id is None else tokenizer.bos_id
+        ids = ids if start_id is None else [start_id, *ids]
     return ids
 
 
-def fill(options: GenerateOptions, records: list[dict], model, tokenizer) -> list[dict]:
-    """The records with their `masks`: for each, the likeliest tokens."""
+def fill(options: GenerateOptions, records: list[dict], model: LanguageModel, tokenizer: Tokenizer) -> list[dict]:
+    """The records with the key `masks`: the likeliest tokens for each mask of the prompt.
 
+    Raises:
+        ValueError: a prompt has no mask, or the tokenizer has no mask token.
+    """
     if tokenizer.mask_id is None:
-        raise ValueError(f"the tokenizer {tokenizer.folder} has no mask token, which a BERT's prompts need")
+        raise ValueError(f"the tokenizer {tokenizer.folder} has no mask token, and the prompts of a BERT need one")
     decode, results = decoder(tokenizer), []
     for record in records:
         parts = record["prompt"].split(MASK)
         if len(parts) < 2:
             raise ValueError(
-                f"the prompt of a BERT needs {MASK} where a token is wanted, and has none: {record['prompt']!r}"
+                f"the prompt of a BERT needs {MASK} in place of each token to predict; there is none in "
+                f"{record['prompt']!r}"
             )
         ids = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
         for number, part in enumerate(parts):

@@ -1,27 +1,30 @@
-"""Where the texts to continue come from: the command line, or a file."""
+"""Files of prompts."""
 
 from ingot.data.sources.text_files import parse_json, read_text
 
 
 def read_prompts(path: str) -> list[dict]:
-    """The records of a file, each with its "prompt": the lines of a text file that are not blank, or, of a .jsonl file,
-    objects whose other keys stay beside it.
+    """The records of a file, each with its "prompt".
+
+    Each line of a text file is a prompt; blank lines are skipped. Each line of a .jsonl file is a JSON object, and its
+    other keys are kept.
 
     Raises:
-        ValueError: a file without prompts, or that is no UTF-8; a line that is no object with a text "prompt".
-        OSError: a file that cannot be read.
+        ValueError: the file has no prompts or is not UTF-8, or a line of a .jsonl file is not an object with a text
+            "prompt".
+        OSError: the file cannot be read.
     """
     lines = read_text(path, may_be_empty=True).split("\n")
     numbered = [(number, line.removesuffix("\r")) for number, line in enumerate(lines, start=1) if line.strip()]
     if not numbered:
-        raise ValueError(f"{path} holds no prompt; write one a line")
+        raise ValueError(f"{path} has no prompts; write one on each line")
     if not path.lower().endswith(".jsonl"):
         return [{"prompt": line} for _, line in numbered]
     return [_record(f"{path}, line {number}", line) for number, line in numbered]
 
 
-def _record(place: str, line: str) -> dict:
-    record = parse_json(line, place)
+def _record(where: str, line: str) -> dict:
+    record = parse_json(line, where)
     if not isinstance(record, dict) or not isinstance(record.get("prompt"), str):
-        raise ValueError(f'{place} is no object with a text "prompt"')
+        raise ValueError(f'{where} is not a JSON object with a text "prompt"')
     return record

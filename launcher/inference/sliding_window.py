@@ -1,6 +1,6 @@
-"""Documents that may be longer than the model: overlapping windows, in which each token is scored once.
+"""Sliding windows over documents that may be longer than the model: the windows overlap, and each token is scored once.
 
-Windows of several documents are laid side by side in rows, as in training, so that short documents cost no padding.
+Windows of several documents are packed into rows, as in training, so that short documents need no padding.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from ingot.data.sequences.packing import describe_rows
 
 @dataclass(frozen=True)
 class Window:
-    """Input tokens of a document, and for each the token to predict from it: IGNORE_INDEX where it is context only."""
+    """Tokens of a document, and for each the token to predict there; IGNORE_INDEX if it is only context."""
 
     input_ids: np.ndarray
     labels: np.ndarray
 
 
-def windows_of(tokens: np.ndarray, length: int, stride: int) -> Iterator[Window]:
-    """The windows of a document for next-token prediction: one every `stride` tokens.
+def sliding_windows(tokens: np.ndarray, length: int, stride: int) -> Iterator[Window]:
+    """The windows of a document for next-token prediction. A new window starts every `stride` tokens.
 
-    Each token but the first is a target once. It is predicted from all tokens before it, or from at least
-    `length - stride` and at most `length` of them.
+    Each token but the first is a target exactly once. It is predicted from all tokens before it, or, in a long
+    document, from at least `length - stride` and at most `length` of them.
     """
-    scored = 0  # the last token that was a target
+    scored = 0  # index of the last token that was a target
     for begin in range(0, max(0, len(tokens) - 1), stride):
         end = min(begin + length, len(tokens) - 1)
         labels = tokens[begin + 1 : end + 1].astype(np.int64)
@@ -39,8 +39,8 @@ def windows_of(tokens: np.ndarray, length: int, stride: int) -> Iterator[Window]
             return
 
 
-def blocks_of(tokens: np.ndarray, length: int) -> Iterator[Window]:
-    """A document cut into parts of `length` tokens, the labels to be made later."""
+def disjoint_windows(tokens: np.ndarray, length: int) -> Iterator[Window]:
+    """A document split into windows of `length` tokens that do not overlap; they have no labels yet."""
     for begin in range(0, len(tokens), length):
         part = tokens[begin : begin + length].astype(np.int64)
         yield Window(part, np.full(len(part), IGNORE_INDEX, dtype=np.int64))
@@ -49,12 +49,18 @@ def blocks_of(tokens: np.ndarray, length: int) -> Iterator[Window]:
 def micro_batches(
     windows: Iterable[Window], length: int, num_rows: int, pad_id: int, masks: MaskedLanguageModel | None = None
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Windows in rows of `length` tokens, each behind the one before where it fits, and at most `num_rows` rows at a
-    time, as data.reader.Reader makes them.
+    """Packs windows into rows, and rows into micro-batches like those of data/loader/reader.py.
+
+    A window that does not fit into the current row starts the next one.
 
     Args:
-        pad_id: fills rows up; with `masks` a special token.
-        masks: of masked prediction, which makes the labels; row number n of all is its slot n.
+        length: tokens of a row.
+        num_rows: most rows of a micro-batch.
+        pad_id: fills the end of a row; with `masks` it must be a special token.
+        masks: masks the tokens and makes the labels of masked prediction. Row n of all rows is its slot n.
+
+    Returns:
+        Micro-batches with input_ids, labels and positions of shape (rows, length), and cu_seqlens.
     """
     rows: list[list[Window]] = []
     first = room = 0

@@ -1,4 +1,4 @@
-"""Documents to score: of text files, or of a corpus, each as token ids with its marks."""
+"""The documents of text files or of a corpus, as token ids, to be scored."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,11 +13,11 @@ from ingot.data.writing.writer import add_special_tokens
 
 
 def read_texts(paths: list[str]) -> Iterator[str]:
-    """The text of each file, without a byte order mark and otherwise as it is, or of each line of a file of JSON lines.
+    """The text of each text file, without a byte order mark, and the "text" of each line of a JSON Lines file.
 
     Raises:
-        ValueError: no UTF-8, a line without "text", or a kind of file that is neither.
-        OSError: a file that cannot be read.
+        ValueError: a file is not UTF-8 or is of another kind, or a line has no "text".
+        OSError: a file cannot be read.
     """
     for path in paths:
         kind = kind_of(path)
@@ -27,14 +27,17 @@ def read_texts(paths: list[str]) -> Iterator[str]:
             source = FilePart(Path(path).name, Path(path), 0, "", kind=kind)
             yield from (document.text for document in read_documents([source], refuse_bad=True))
         else:
-            raise ValueError(f"{path} is a {kind} file; make a corpus of it with launcher/prepare.py first")
+            raise ValueError(
+                f"{path} is a {kind} file, which cannot be scored; first make a corpus of it with launcher/prepare.py"
+            )
 
 
-class Texts:
-    """Tokenized texts, and the UTF-8 bytes of what is scored of them.
+class TokenizedTexts:
+    """Tokenized texts, and the number of UTF-8 bytes that are scored.
 
-    A text opens with the mark that opens documents, from which its first token is predicted; that the text is over is
-    not predicted, and is no part of its bytes. Without a mark the first token is not scored, nor are its bytes.
+    Each text starts with the token that begins a document (or, without one, the token that ends a document), so that
+    the text's first token is predicted too. The end of the text is not predicted. If the tokenizer has neither token,
+    the first token of a text is not scored, and its bytes do not count.
     """
 
     def __init__(self, texts: Iterator[str], tokenizer: Tokenizer):
@@ -43,24 +46,24 @@ class Texts:
 
     def __iter__(self) -> Iterator[np.ndarray]:
         tokenizer = self._tokenizer
-        mark = tokenizer.eos_id if tokenizer.bos_id is None else tokenizer.bos_id
+        start_id = tokenizer.eos_id if tokenizer.bos_id is None else tokenizer.bos_id
         for text in self._texts:
             (ids,) = tokenizer.encode_arrays([text], np.dtype(np.int64))
             self.num_documents += 1
             self.num_bytes += len(text.encode())
-            if mark is None:
+            if start_id is None:
                 self.num_bytes -= len(tokenizer.decode(ids[:1]).encode())
-            yield ids if mark is None else np.concatenate(([mark], ids))
+            yield ids if start_id is None else np.concatenate(([start_id], ids))
 
 
-def framed(texts: Iterator[str], tokenizer: Tokenizer) -> Iterator[np.ndarray]:
-    """Tokenized texts with the marks that documents have in a corpus."""
+def tokenize_as_in_corpus(texts: Iterator[str], tokenizer: Tokenizer) -> Iterator[np.ndarray]:
+    """Tokenized texts with the special tokens that documents have in a corpus."""
     for text in texts:
         yield np.array(add_special_tokens(tokenizer.encode(text), tokenizer.bos_id, tokenizer.eos_id), dtype=np.int64)
 
 
 def corpus_documents(corpus: Corpus) -> Iterator[np.ndarray]:
-    """The documents of a corpus's split, as it stores them."""
+    """The documents of a split of a corpus, as it stores them."""
     for shard in range(len(corpus.shards)):
         begin = 0
         for length in corpus.document_lengths(shard).tolist():

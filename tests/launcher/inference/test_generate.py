@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from ingot.launcher import generate, pretrain
+from ingot.launcher.inference import generation
 from ingot.launcher.runtime import exit_codes
 from tests.launcher.runs import launch, write_config
 
@@ -81,7 +82,7 @@ def test_prompts_of_a_file_give_an_object_each(gpt, tmp_path, capsys):
         "--min_p",
         0.01,
     )
-    shown = f"{generate.RULE}\n".join(f"{t['prompt']}{t['text']}\n" for t in texts[4])
+    shown = f"{generation.SEPARATOR}\n".join(f"{t['prompt']}{t['text']}\n" for t in texts[4])
     assert capsys.readouterr().out == shown
 
 
@@ -105,7 +106,7 @@ def test_type_and_start_reach_the_model(gpt, monkeypatch):
         seen.append((model.head.weight.dtype, list(prompts[0])))
         return iter(())
 
-    monkeypatch.setattr("ingot.model.generation.generate.generate", spy)
+    monkeypatch.setattr("ingot.launcher.inference.generation.generate", spy)
     for more in ([], ["--dtype", "bfloat16"], ["--mark_start", "false"]):
         run("--checkpoint", gpt, "--prompt", "x", *more)
     marked = seen[0][1]
@@ -116,14 +117,14 @@ def test_type_and_start_reach_the_model(gpt, monkeypatch):
 
 def test_a_hugging_face_folder_names_more_ends(tmp_path):
     tokenizer = SimpleNamespace(eos_id=3)
-    assert generate.end_ids(str(tmp_path), tokenizer) == {3}
+    assert generation.eos_ids(str(tmp_path), tokenizer) == {3}
     settings = tmp_path / "generation_config.json"
     for named, ends in (("[4, 5]", {3, 4, 5}), ("6", {3, 6}), ("null", {3})):
         settings.write_text(f'{{"eos_token_id": {named}}}')
-        assert generate.end_ids(str(tmp_path), tokenizer) == ends
+        assert generation.eos_ids(str(tmp_path), tokenizer) == ends
     settings.write_text("[")
-    with pytest.raises(ValueError, match="is no JSON object"):
-        generate.end_ids(str(tmp_path), tokenizer)
+    with pytest.raises(ValueError, match="is not a JSON object"):
+        generation.eos_ids(str(tmp_path), tokenizer)
 
 
 def test_masks_are_filled(bert, tmp_path, capsys):
@@ -144,13 +145,15 @@ def test_what_is_refused(gpt, bert, tmp_path):
     output = tmp_path / "out.jsonl"
     output.write_text("older\n")
     common = ["--checkpoint", gpt, "--output", output]
-    assert "holds no prompt" in refusal(*common, "--prompts", empty)
-    assert 'broken.jsonl, line 2 is no object with a text "prompt"' in refusal(*common, "--prompts", broken)
+    assert "has no prompts" in refusal(*common, "--prompts", empty)
+    assert 'broken.jsonl, line 2 is not a JSON object with a text "prompt"' in refusal(*common, "--prompts", broken)
     assert "No such file" in refusal(*common, "--prompts", tmp_path / "none.txt")
     assert "both given" in refusal(*common, "--prompts", empty, "--prompt", "a")
-    assert "top_p is 0.0" in refusal(*common, "--top_p", 0)
-    message = refusal(*common, "--min_p", 2, "--max_tokens", -1, "--stop", '[""]')
-    assert all(part in message for part in ("min_p is 2.0", "max_tokens is -1", "stop string is empty"))
+    assert "top_p is 0; it must be a number above 0 and at most 1" in refusal(*common, "--top_p", 0)
+    message = refusal(*common, "--min_p", 2, "--max_tokens", -1)
+    assert "min_p is 2; it must be a number from 0 to 1" in message
+    assert "max_tokens is -1; it must be a whole number from 1" in message
+    assert "stop string is empty" in refusal(*common, "--stop", '[""]')
     message = refusal(*common, "--num_samples", 0, "--batch_size", 0)
     assert "num_samples is 0" in message
     assert "batch_size is 0" in message

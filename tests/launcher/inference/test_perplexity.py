@@ -12,7 +12,7 @@ import torch
 from ingot.data.corpus.shards import Corpus
 from ingot.data.sequences.objectives import IGNORE_INDEX
 from ingot.launcher import evaluate, pretrain
-from ingot.launcher.inference.sliding_window import micro_batches, windows_of
+from ingot.launcher.inference.sliding_window import micro_batches, sliding_windows
 from ingot.launcher.loading.language_model import load_for_inference
 from ingot.launcher.runtime import exit_codes
 from tests.launcher.runs import ROOT, launch, records, write_config
@@ -34,7 +34,8 @@ def gpt(corpus, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def bert(corpus, tmp_path_factory):
-    more = ["--parallel.precision", "bf16", "--data.mlm_probability", 0.3, "--run.seed", 11, "--data.mask_unit", "word", *LEARNED]
+    more = ["--parallel.precision", "bf16", "--data.mlm_probability", 0.3, "--run.seed", 11, *LEARNED]
+    more += ["--data.mask_unit", "word"]
     return trained(corpus, tmp_path_factory.mktemp("bert"), "mlm", *more)
 
 
@@ -144,13 +145,13 @@ def test_the_documents_of_a_corpus_in_windows(run, gpt, corpus):
     )
 
 
-def test_the_mask_follows_from_the_seed_alone(run, bert, tmp_path):
+def test_the_mask_depends_only_on_the_seed(run, bert, tmp_path):
     path = tmp_path / "text.txt"
     path.write_text(TEXTS[0])
     common = ["--checkpoint", bert, "--text", path, "--dtype", "float32"]
     first = run(*common)
     assert (first["seed"], first["mlm_probability"]) == (11, 0.3)
-    assert "not comparable with a causal model" in first["how"]
+    assert "not comparable with the perplexity of a causal model" in first["how"]
     again = run(*common, "--batch_size", 1)
     assert again["num_targets"] == first["num_targets"]
     assert again["loss"] == pytest.approx(first["loss"], rel=1e-5)
@@ -171,12 +172,12 @@ def test_what_is_refused(gpt, bert, corpus, tmp_path):
     assert "is not UTF-8" in refusal("--checkpoint", gpt, "--text", odd)
     assert "No such file" in refusal("--checkpoint", gpt, "--text", tmp_path / "none.txt")
     assert "nothing to score" in refusal("--checkpoint", gpt, "--text", tmp_path / "empty.txt")
-    assert "beyond the model's 64 positions" in refusal("--checkpoint", gpt, "--text", text, "--sequence_length", 65)
+    assert "more than the model's 64 positions" in refusal("--checkpoint", gpt, "--text", text, "--sequence_length", 65)
     assert "stride 33 would leave tokens out" in refusal("--checkpoint", gpt, "--text", text, "--stride", 33)
     assert "stride is for causal models" in refusal("--checkpoint", bert, "--text", text, "--stride", 8)
     assert "masked models" in refusal("--checkpoint", gpt, "--text", text, "--seed", 3)
     message = refusal("--checkpoint", gpt, "--text", text, "--stride", 0, "--batch_size", 0, "--mlm_probability", 1)
-    assert all(part in message for part in ("stride is 0", "batch_size is 0", "mlm_probability is 1.0"))
+    assert all(part in message for part in ("stride is 0", "batch_size is 0", "mlm_probability is 1"))
     assert "did you mean stride" in refusal("--checkpoint", gpt, "--srtide", 3)
 
 
@@ -184,13 +185,13 @@ def test_what_is_refused(gpt, bert, corpus, tmp_path):
 @pytest.mark.parametrize(("length", "stride"), [(8, 8), (8, 3), (8, 1), (1, 1)])
 def test_windows_score_each_token_once(num_tokens, length, stride):
     tokens, seen = np.arange(100, 100 + num_tokens), []
-    for window in windows_of(tokens, length, stride):
+    for window in sliding_windows(tokens, length, stride):
         assert 0 < len(window.input_ids) == len(window.labels) <= length
-        for place, label in enumerate(window.labels.tolist()):
+        for position, label in enumerate(window.labels.tolist()):
             if label == IGNORE_INDEX:
                 continue
             seen.append(label)
-            context = window.input_ids[: place + 1]
+            context = window.input_ids[: position + 1]
             assert context.tolist() == list(range(label - len(context), label))
             assert len(context) >= min(label - 100, length - stride + 1)
     assert seen == list(range(101, 100 + num_tokens))
@@ -198,7 +199,7 @@ def test_windows_score_each_token_once(num_tokens, length, stride):
 
 def test_rows_hold_several_documents_and_no_row_is_too_long():
     documents = [np.arange(100 * n, 100 * n + length) for n, length in enumerate([3, 9, 2, 2, 5, 20, 2], start=1)]
-    windows = [window for tokens in documents for window in windows_of(tokens, 8, 8)]
+    windows = [window for tokens in documents for window in sliding_windows(tokens, 8, 8)]
     batches = list(micro_batches(windows, 8, 2, pad_id=0))
     assert all(batch["input_ids"].shape[0] <= 2 for batch in batches)
     assert sum(batch["input_ids"].shape[0] for batch in batches) == 6  # 2 + (8) + (1 1 4) + (8) + (8) + (3 1)
