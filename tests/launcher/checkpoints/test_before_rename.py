@@ -84,11 +84,10 @@ def test_its_checkpoints_are_intact_and_its_settings_are_compared_under_the_new_
 def test_a_new_run_starts_from_its_weights(old, capsys):
     given = ["--config", "pretrain.yaml", "--run.name", "second", "--run.steps", "1", "--run.weights_from", "runs/gpt"]
     assert pretrain.main(given) == 0
-    assert "weights from runs/gpt/checkpoints/step-00000002" in capsys.readouterr().out
+    said = capsys.readouterr()
+    assert "weights from runs/gpt/checkpoints/step-00000002" in said.out + said.err
 
 
 def test_the_files_are_small():
     for folder in ("runs/gpt", "runs/tagger", "corpus"):
         assert sum(path.stat().st_size for path in (HERE / folder).rglob("*") if path.is_file()) < 300_000
-
-

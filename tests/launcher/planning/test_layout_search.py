@@ -19,8 +19,8 @@ MEASURED = [
     ("llama", Layout("zero-1", 2, 1, "bf16"), {"activation_checkpointing": "full"}),
 ]
 LARGE = """
-model: {num_hidden_layers: 80, hidden_size: 8192, num_attention_heads: 64, num_key_value_heads: 8, intermediate_size: 28672, vocab_size: 128256,
-  max_position_embeddings: 8192, norm: rmsnorm, gated_mlp: true, activation: silu, positions: rotary, bias: false,
+model: {num_hidden_layers: 80, hidden_size: 8192, num_attention_heads: 64, num_key_value_heads: 8,
+  intermediate_size: 28672, vocab_size: 128256, max_position_embeddings: 8192, norm: rmsnorm, gated_mlp: true, activation: silu, positions: rotary, bias: false,
   tie_word_embeddings: false}
 data: {sequence_length: 8192, train: [{path: corpus}]}
 batch: {global_size: 1024, micro_size: 1}
@@ -86,4 +86,4 @@ def test_the_planner_says_what_is_wrong(tmp_path):
     odd = command(tmp_path, "plan", "--plan.ranks", "7", "--batch.global_size", "8")
     assert odd.returncode == 2
     assert "no layout of 7 ranks divides batch.global_size 8" in odd.stderr
-    assert "plan.tflops is 0.0" in command(tmp_path, "plan", "--plan.tflops", "0").stderr
+    assert "plan.tflops is 0; it must be a number above 0" in command(tmp_path, "plan", "--plan.tflops", "0").stderr

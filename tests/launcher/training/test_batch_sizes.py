@@ -49,4 +49,4 @@ def test_a_size_that_cannot_be_shared_is_refused_before_anything_starts(corpus, 
     result = launch("python", "--config", config, "--batch.ramp", "[{steps: 2, global_size: 3}]", code=2)
     assert "a micro-batch of 2 sequences does not divide the 3 sequences of each rank" in result.stderr
     result = launch("python", "--config", config, "--batch.ramp", "[{steps: 0, global_size: 4}]", code=2)
-    assert "batch.ramp[0].steps is 0; it must be positive" in result.stderr
+    assert "batch.ramp[0].steps is 0; it must be a whole number from 1" in result.stderr

@@ -53,7 +53,7 @@ def test_teachers_that_do_not_fit_are_refused(teacher, bert, corpus, tmp_path):
         (["--distillation.teacher", str(teacher), "--model.vocab_size", "600"], "next tokens with 512 ids"),
         (["--distillation.teacher", str(teacher), "--data.objective", "mlm", "--model.causal", "false"], "of masked"),
         (["--distillation.teacher", str(teacher), "--distillation.hidden_weight", "1"], "have 64 features"),
-        (["--distillation.weight", "2"], "distillation.weight is 2.0; it must lie between 0 and 1"),
+        (["--distillation.weight", "2"], "distillation.weight is 2; it must be a number from 0 to 1"),
     ):
         with pytest.raises(BadInput, match=message):
             pretrain.main(["--config", config, "--run.device", "cpu", *given])
