@@ -46,11 +46,11 @@ def config_of(engine: str, ranks: int):
 
 def build(engine: str):
     """An Ingot engine after a step, and its mesh."""
-    from ingot.launcher.training.build import engine_of
+    from ingot.launcher.training.build import build_pretraining_engine
     from ingot.parallel import mesh as meshes
 
     mesh = meshes.start("cpu")
-    built = engine_of(config_of(engine, mesh.world_size), mesh)
+    built = build_pretraining_engine(config_of(engine, mesh.world_size), mesh)
     train(built, 1)
     return built, mesh
 
@@ -123,7 +123,7 @@ def ingot_load(folder: Path, engine: str) -> dict:
 def deepspeed_engine(universal: bool):
     import deepspeed
 
-    from ingot.model.initialization import initialise
+    from ingot.model.initialization import initialize
     from ingot.model.transformer import LanguageModel
     from ingot.parallel import mesh as meshes
     from ingot.parallel.optimizer import adamw, matrices, parameter_groups
@@ -131,7 +131,7 @@ def deepspeed_engine(universal: bool):
     mesh = meshes.start("cpu")
     config = config_of("zero", mesh.world_size)
     module = LanguageModel(config.model)
-    initialise(module, 0)
+    initialize(module, 0)
     groups = parameter_groups(module, 0.1, matrices(module))
     settings = {
         "train_micro_batch_size_per_gpu": 4 // mesh.world_size,

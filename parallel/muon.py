@@ -14,7 +14,7 @@ from torch import nn
 from ingot.parallel.optimizer import adamw, parameter_groups
 
 
-def choose(names: Collection[str], patterns: Sequence[str]) -> frozenset[str]:
+def names_matching(names: Collection[str], patterns: Sequence[str]) -> frozenset[str]:
     """The names that match one of the patterns. `*` in a pattern stands for one part between dots.
 
     Raises:

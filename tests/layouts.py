@@ -10,9 +10,9 @@ import torch
 import torch.distributed as dist
 
 from ingot.launcher.config.pretrain import Batch, Data, Optimizer, Parallel, Run, TrainConfig
-from ingot.launcher.training.build import engine_of
+from ingot.launcher.training.build import build_pretraining_engine
 from ingot.model.config import ModelConfig
-from ingot.model.initialization import initialise
+from ingot.model.initialization import initialize
 from ingot.model.transformer import LanguageModel
 from ingot.parallel import mesh as meshes
 from ingot.parallel.engines.engine import Engine
@@ -119,7 +119,7 @@ def rows_of(batch: dict[str, torch.Tensor], model: str, start: int, stop: int) -
 def train_alone(model: str, steps: int = STEPS) -> list[tuple[float, float]]:
     """Loss and gradient norm of each step as a textbook has them: whole batches, fp32, AdamW, clipping."""
     module = LanguageModel(replace(MODELS[model]))
-    initialise(module, 0)
+    initialize(module, 0)
     decay = [p for p in module.parameters() if p.ndim == 2]
     rest = [p for p in module.parameters() if p.ndim < 2]
     groups = [{"params": decay, "weight_decay": 0.1}, {"params": rest, "weight_decay": 0.0}]
@@ -142,7 +142,7 @@ def train_alone(model: str, steps: int = STEPS) -> list[tuple[float, float]]:
 def engine_in(model: str, layout: Layout, world: Mesh, **parallel: object) -> Engine:
     """The model in a layout of the processes of `world`, with the weights that it has everywhere."""
     mesh = shape_of(world, layout)
-    return engine_of(config_of(model, layout, mesh.num_data, **parallel), mesh)
+    return build_pretraining_engine(config_of(model, layout, mesh.num_data, **parallel), mesh)
 
 
 def train_on(engine: Engine, model: str, layout: Layout, first: int, last: int) -> list[tuple[float, float]]:

@@ -8,7 +8,7 @@ from torch.distributed.tensor import DTensor
 
 from ingot.launcher.config.pretrain import Batch, Data, Parallel, TrainConfig
 from ingot.launcher.planning.footprint import footprint_of, layout_of
-from ingot.launcher.training.build import engine_of
+from ingot.launcher.training.build import build_pretraining_engine
 from ingot.model.config import ModelConfig
 from ingot.parallel.engines.engine import Engine
 from ingot.parallel.memory_plan import BUCKET, memory
@@ -83,7 +83,7 @@ def measure(model: str, layout: Layout, world: Mesh, **parallel: object) -> dict
     config = config_of(model, layout, mesh.num_data, **parallel)
     footprint = footprint_of(config, mask=4 if layout.precision == "fp32" else 2, recompute_peak=False)
     plan = memory(footprint, layout_of(config, mesh.world_size))
-    engine = engine_of(config, mesh)
+    engine = build_pretraining_engine(config, mesh)
     _engines.append(engine)
     engine.module.train()
     batch = _batch(config)

@@ -13,7 +13,7 @@ every layout, and no rank waits.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -155,7 +155,9 @@ class Reader:
         self._closed = False
         self._running: list[ThreadPoolExecutor] = []
 
-    def steps(self, cursor: int = 0, stop: int | None = None, size: int | None = None) -> Iterator[StepBatch]:
+    def steps(
+        self, cursor: int = 0, stop: int | None = None, size: int | None = None
+    ) -> Generator[StepBatch, None, None]:
         """The steps from slot `cursor` on, without end or up to slot `stop`.
 
         Each step has `size` slots (None: `global_batch`). The number of ranks must divide `size`. The content of a slot

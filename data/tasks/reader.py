@@ -8,7 +8,7 @@ changes the speed, never the sum of the losses.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 
 import numpy as np
 
@@ -74,7 +74,9 @@ class TaskReader:
         """Examples of an epoch."""
         return len(self.examples)
 
-    def steps(self, cursor: int = 0, stop: int | None = None, size: int | None = None) -> Iterator[StepBatch]:
+    def steps(
+        self, cursor: int = 0, stop: int | None = None, size: int | None = None
+    ) -> Generator[StepBatch, None, None]:
         """The steps from slot `cursor` on, without end or up to slot `stop`, of `size` slots each (by default
         `global_size`); the last may be smaller."""
         size = size or self.global_size

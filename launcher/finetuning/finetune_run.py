@@ -24,12 +24,12 @@ from ingot.launcher.loading.teacher import learn_from
 from ingot.launcher.runtime.exit_codes import DONE, bad_input
 from ingot.launcher.tasks.registry import task_kind
 from ingot.launcher.training.batch_sizes import BatchSizes
-from ingot.launcher.training.build import put_under_engine
+from ingot.launcher.training.build import build_engine
 from ingot.launcher.training.callbacks.best_checkpoint import BestCheckpoint, EarlyStopping
 from ingot.launcher.training.callbacks.callback import Callback
 from ingot.launcher.training.job import Job, RunContext
 from ingot.launcher.training.run import run
-from ingot.launcher.training.setup import RunLock, folder_of, rank_group, start_mesh
+from ingot.launcher.training.setup import RunLock, rank_group, run_folder, start_mesh
 from ingot.model.config import ModelConfig
 from ingot.model.costs.flops import flops_per_token
 from ingot.model.finetuning.adversarial import make_robust
@@ -39,10 +39,10 @@ from ingot.parallel.mesh import Mesh
 
 
 def finetune(config: FinetuneConfig) -> int:
-    """Runs, once or for each of task.seeds, and returns the exit code. Each rank calls it.
+    """Fine-tunes, once or with each of task.seeds, and returns the exit code. Each rank calls it.
 
     Raises:
-        BadInput: anything that the user can correct, before the run's folder is changed.
+        BadInput: there is a mistake that the user can correct. The folder of the run is unchanged.
     """
     with rank_group() as watchdog:
         with bad_input():
@@ -53,8 +53,8 @@ def finetune(config: FinetuneConfig) -> int:
             name = f"{config.run.name}-seed{seed}" if config.task.seeds else config.run.name
             one = replace(config, run=replace(config.run, seed=seed, name=name), task=replace(config.task, seeds=[]))
             with bad_input():
-                run_lock = RunLock(folder_of(one))
-            outcome = run(one, mesh, run_lock, partial(job_of, one, mesh, files))
+                run_lock = RunLock(run_folder(one))
+            outcome = run(one, mesh, run_lock, partial(make_job, one, mesh, files))
             if outcome.code != DONE:
                 return outcome.code
             results.append(outcome.find(BestCheckpoint).scores)
@@ -65,7 +65,7 @@ def finetune(config: FinetuneConfig) -> int:
 
 @dataclass
 class Files:
-    """What a run reads: the same for each seed."""
+    """What a run reads; it is the same for each seed."""
 
     tokenizer: Tokenizer
     train: TaskData
@@ -76,7 +76,7 @@ def read_files(config: FinetuneConfig) -> Files:
     """Reads the files of the task with the tokenizer of the base model.
 
     Raises:
-        ValueError, OSError: what is wrong with them.
+        ValueError, OSError: a file is missing or does not fit the task.
     """
     tokenizer = find_tokenizer(config.init.model, config.init.tokenizer)
     kind, settings = task_kind(config.task.kind), task_settings(config)
@@ -91,7 +91,7 @@ def read_files(config: FinetuneConfig) -> Files:
 
 
 def open_model(config: FinetuneConfig, files: Files) -> BaseModel:
-    """The model that learns, before it has memory.
+    """The model to train, on the meta device, with the values of its parameters.
 
     Raises:
         ValueError: there is no model, or it does not fit the task or the tokenizer.
@@ -111,7 +111,7 @@ def open_model(config: FinetuneConfig, files: Files) -> BaseModel:
     if tokenizer.vocab_size > model.vocab_size:
         raise ValueError(
             f"tokenizer {tokenizer.folder} has {tokenizer.vocab_size} ids, and the model in {config.init.model} knows "
-            f"{model.vocab_size}; name its own with init.tokenizer"
+            f"{model.vocab_size}; give its own tokenizer with init.tokenizer"
         )
     learned = config.method.num_virtual_tokens if config.method.kind in PROMPT_METHODS else 0
     if task.max_length + learned > model.max_position_embeddings:
@@ -119,12 +119,13 @@ def open_model(config: FinetuneConfig, files: Files) -> BaseModel:
             f"task.max_length {task.max_length} and {learned} virtual tokens are more than the model's "
             f"{model.max_position_embeddings} positions; lower task.max_length"
         )
-    if problems := tensor_problems(model, config.parallel.tensor, 0):  # rows are made to fit
+    if problems := tensor_problems(model, config.parallel.tensor, 0):  # the reader pads rows for the tensor ranks
         raise ValueError("; ".join(problems))
     return base
 
 
 def task_settings(config: FinetuneConfig) -> TaskSettings:
+    """How the files of the task are read."""
     task = config.task
     return TaskSettings(
         text_columns=task.text_columns or task_kind(task.kind).text_columns,
@@ -141,10 +142,10 @@ def task_settings(config: FinetuneConfig) -> TaskSettings:
     )
 
 
-def reader_of(
+def task_reader(
     config: FinetuneConfig, data: TaskData, model: ModelConfig, mesh: Mesh | None, *, shuffle: bool
 ) -> TaskReader:
-    """Batches for this rank of a mesh, or, without one, for a single process."""
+    """The reader of this rank of a mesh; without a mesh, of a single process."""
     ranks = {} if mesh is None else {"multiple": mesh.tensor, "rank": mesh.data_rank, "num_ranks": mesh.num_data}
     return TaskReader(
         data.examples,
@@ -158,7 +159,7 @@ def reader_of(
     )
 
 
-def values_of(base: BaseModel, shapes: dict[str, tuple[int, ...]], seed: int) -> Callable[..., Tensor]:
+def initial_values(base: BaseModel, shapes: dict[str, tuple[int, ...]], seed: int) -> Callable[..., Tensor]:
     """The initial values of a model with the parameters that a method adds, rectangle by rectangle."""
 
     def part(name: str, offset: tuple[int, ...], shape: tuple[int, ...]) -> Tensor:
@@ -170,8 +171,10 @@ def values_of(base: BaseModel, shapes: dict[str, tuple[int, ...]], seed: int) ->
     return part
 
 
-def engine_of(config: FinetuneConfig, base: BaseModel, mesh: Mesh, labels: list[str], tokenizer: Tokenizer) -> Engine:
-    """The model with the parameters that the method adds, and with its teacher, under its engine, initialized."""
+def build_finetuning_engine(
+    config: FinetuneConfig, base: BaseModel, mesh: Mesh, labels: list[str], tokenizer: Tokenizer
+) -> Engine:
+    """Adds the parameters of the method and the teacher to the model, builds its engine, and initializes it."""
     model, method, kind = base.model, config.method, task_kind(config.task.kind)
     peft_methods.apply(method, model, has_head=kind.head is not None)
     make_robust(model, method.adversarial, method.adversarial_norm, method.adversarial_steps, method.r_drop)
@@ -187,41 +190,48 @@ def engine_of(config: FinetuneConfig, base: BaseModel, mesh: Mesh, labels: list[
     )
     shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
     schedule = peft_methods.layer_schedule(method, model.config.num_hidden_layers)
-    engine = put_under_engine(
-        model, config.optimizer, config.parallel, mesh, plan=tensor_plan(model.config), pace_of=schedule
+    engine = build_engine(
+        model, config.optimizer, config.parallel, mesh, plan=tensor_plan(model.config), scale_and_start=schedule
     )
-    engine.initialize(values_of(base, shapes, config.run.seed))
+    engine.initialize(initial_values(base, shapes, config.run.seed))
     return engine
 
 
-def pruner_of(config: FinetuneConfig, engine: Engine) -> Pruner | None:
-    """What prunes weights, or ranks, after each step; None where nothing is pruned."""
+def make_pruner(config: FinetuneConfig, engine: Engine) -> Pruner | None:
+    """The callback that prunes weights, or AdaLoRA's ranks; None if nothing is pruned."""
     method, steps = config.method, config.run.steps
-    final, group_of, importance = method.sparsity, each_matrix, magnitude
-    if method.kind == "adalora":
-        final, group_of, importance = 1 - method.r / method.init_r, singular_values, triplets
+    is_adalora = method.kind == "adalora"
+    final = 1 - method.r / method.init_r if is_adalora else method.sparsity
     if not final:
         return None
-    span = {"begin": method.sparsity_begin, "end": method.sparsity_end or max(1, 2 * steps // 3)}
-    return Pruner(engine, group_of, importance=importance, final=final, every=method.sparsity_every, last=steps, **span)
+    return Pruner(
+        engine,
+        singular_values if is_adalora else each_matrix,
+        importance=triplets if is_adalora else magnitude,
+        final=final,
+        begin=method.sparsity_begin,
+        end=method.sparsity_end or max(1, 2 * steps // 3),
+        every=method.sparsity_every,
+        last=steps,
+    )
 
 
-def job_of(config: FinetuneConfig, mesh: Mesh, files: Files) -> Job:
-    """Model, engine and readers of a fine-tuning run.
+def make_job(config: FinetuneConfig, mesh: Mesh, files: Files) -> Job:
+    """Builds the model, engine and readers of a fine-tuning run. Each rank must call it.
 
     Raises:
-        ValueError: something does not fit together.
+        ValueError: the options do not fit each other, the model or the files.
     """
     base, tokenizer, kind = open_model(config, files), files.tokenizer, task_kind(config.task.kind)
     model, task = base.model.config, getattr(base.model, "task", None)
     parts = [files.train] if files.validation is None else [files.train, files.validation]
     template = tokenizer.template(pair=False)
     train, *validation = (peft_methods.with_virtual_tokens(config.method, part, model, template) for part in parts)
-    reader = reader_of(config, train, model, mesh, shuffle=True)
-    held_out = [reader_of(config, part, model, mesh, shuffle=False) for part in validation]
+    reader = task_reader(config, train, model, mesh, shuffle=True)
+    held_out = [task_reader(config, part, model, mesh, shuffle=False) for part in validation]
     steps = config.run.steps or max(1, math.ceil(config.task.epochs * reader.num_instances / reader.global_size))
     config = replace(config, run=replace(config.run, steps=steps))
-    engine = engine_of(config, base, mesh, train.labels, tokenizer)
+    engine = build_finetuning_engine(config, base, mesh, train.labels, tokenizer)
     predicted: list = []  # of the last evaluation
 
     def evaluate_now() -> dict:
@@ -238,16 +248,16 @@ def job_of(config: FinetuneConfig, mesh: Mesh, files: Files) -> Job:
             context.metadata,
             lower_is_better=metric in kind.lower_is_better,
         )
-        found: list[Callback] = [best]
+        added: list[Callback] = [best]
         if config.task.early_stopping_patience:
             patience = config.task.early_stopping_patience
-            found.append(EarlyStopping(best, context.callbacks, patience=patience, every=config.run.eval_every))
+            added.append(EarlyStopping(best, context.callbacks, patience=patience, every=config.run.eval_every))
         if validation and mesh.is_main:
-            found.append(PredictionFiles(context, best, kind, validation[0], predicted))
+            added.append(PredictionFiles(context, best, kind, validation[0], predicted))
         if mesh.is_main:
-            found.append(BestScores(context, best))
-        pruner = pruner_of(config, engine)
-        return found if pruner is None else [pruner, *found]
+            added.append(BestScores(context, best))
+        pruner = make_pruner(config, engine)
+        return added if pruner is None else [pruner, *added]
 
     return Job(
         config=config,
@@ -265,33 +275,33 @@ def job_of(config: FinetuneConfig, mesh: Mesh, files: Files) -> Job:
             "task": None if task is None else asdict(task),
             "labels": train.labels,
         },
-        messages=[base.note, _about_data(config, train), _about_parameters(engine, config)],
+        messages=[base.note, _describe_data(config, train), _describe_parameters(engine, config)],
     )
 
 
-def _about_data(config: FinetuneConfig, train: TaskData) -> str:
+def _describe_data(config: FinetuneConfig, train: TaskData) -> str:
     lengths = [len(example.ids) for example in train.examples]
     text = f"{config.task.train}: {len(lengths):,} examples of {np.mean(lengths):.1f} tokens, at most {max(lengths)}"
     if train.num_truncated:
         text += f"; {train.num_truncated:,} longer than task.max_length {config.task.max_length}"
     if train.num_repaired_labels:
-        text += f"; {train.num_repaired_labels:,} labels I- that continue nothing begin an entity, as in conlleval"
+        text += f"; {train.num_repaired_labels:,} labels I- without an entity before them begin one, as in conlleval"
     labels = train.labels
     return text + (f"; labels: {', '.join(labels[:20])}{', ...' if len(labels) > 20 else ''}" if labels else "")
 
 
-def _about_parameters(engine: Engine, config: FinetuneConfig) -> str:
-    learning, total = engine.num_parameters(only_trainable=True), engine.num_parameters()
-    return f"{config.method.kind}: {learning:,} of {total:,} parameters learn ({learning / total:.2%})"
+def _describe_parameters(engine: Engine, config: FinetuneConfig) -> str:
+    trained, total = engine.num_parameters(only_trainable=True), engine.num_parameters()
+    return f"{config.method.kind}: {trained:,} of {total:,} parameters are trained ({trained / total:.2%})"
 
 
 def _report_seeds(config: FinetuneConfig, results: list[dict]) -> None:
-    """Mean and standard deviation of each score over the seeds, also in RUN-seeds.json."""
-    together = {}
+    """Prints the mean and the standard deviation of each score over the seeds, and writes them to RUN-seeds.json."""
+    summary = {}
     for name in results[0]:
         values = [result[name] for result in results]
-        together[name] = {"mean": statistics.mean(values), "deviation": statistics.stdev(values), "values": values}
+        summary[name] = {"mean": statistics.mean(values), "deviation": statistics.stdev(values), "values": values}
     path = Path(config.run.dir) / f"{config.run.name}-seeds.json"
-    path.write_text(json.dumps({"seeds": config.task.seeds, **together}, indent=1) + "\n")
-    for name, found in together.items():
-        print(f"{name}: {found['mean']:.4f} +- {found['deviation']:.4f} over seeds {config.task.seeds}")
+    path.write_text(json.dumps({"seeds": config.task.seeds, **summary}, indent=1) + "\n")
+    for name, figures in summary.items():
+        print(f"{name}: {figures['mean']:.4f} +- {figures['deviation']:.4f} over seeds {config.task.seeds}")

@@ -1,4 +1,4 @@
-"""What a fine-tuning run writes of its results: predictions and a report of the best step, its scores, and figures."""
+"""The results that a fine-tuning run writes: predictions, report and scores of the best step, and figures."""
 
 import json
 
@@ -11,11 +11,10 @@ from ingot.launcher.training.job import RunContext
 
 
 class PredictionFiles(Callback):
-    """Writes predictions.jsonl and report.txt of the best step, and shows the figures of the task's
-    kind. In the list of callbacks it comes after `best`.
+    """Writes predictions.jsonl and report.txt of the best step, and logs the figures. It comes after `best`.
 
     Args:
-        predicted: the predictions of the last evaluation, in the order of `data`; the evaluation fills it.
+        predicted: the predictions of the last evaluation, in the order of `data`. The evaluation fills this list.
     """
 
     def __init__(self, context: RunContext, best: BestCheckpoint, kind: TaskKind, data: TaskData, predicted: list):
@@ -27,8 +26,8 @@ class PredictionFiles(Callback):
         folder, data = self.context.folder, self.data
         true = self.kind.truth(data)
         with (folder / "predictions.jsonl").open("w") as file:
-            for record, ours, theirs in zip(data.records, self.predicted, true, strict=True):
-                line = {"where": record.where, "predicted": ours, "true": theirs}
+            for record, prediction, label in zip(data.records, self.predicted, true, strict=True):
+                line = {"where": record.where, "predicted": prediction, "true": label}
                 file.write(json.dumps(line, ensure_ascii=False) + "\n")
         if table := self.kind.report(self.predicted, true, data.labels):
             (folder / "report.txt").write_text(table)
@@ -38,7 +37,7 @@ class PredictionFiles(Callback):
 
 
 class BestScores(Callback):
-    """At the end, says the best scores, writes them to best.json, and shows the learning curves."""
+    """At the end of training, reports the best scores, writes them to best.json, and logs a figure of the curves."""
 
     def __init__(self, context: RunContext, best: BestCheckpoint):
         self.context, self.best = context, best

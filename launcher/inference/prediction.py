@@ -15,7 +15,7 @@ from ingot.data.tasks.examples import Example
 from ingot.data.tasks.task_data import TaskData
 from ingot.launcher.config.predict import PredictOptions
 from ingot.launcher.finetuning.evaluation import outputs_of
-from ingot.launcher.finetuning.finetune_run import reader_of, task_settings
+from ingot.launcher.finetuning.finetune_run import task_reader, task_settings
 from ingot.launcher.inference.generation import decoder
 from ingot.launcher.loading.finetuned_model import Finetuned, open_finetuned, quantize, size_of
 from ingot.launcher.loading.peft_methods import with_virtual_tokens
@@ -62,7 +62,7 @@ def _lines(options: PredictOptions, found: Finetuned, data: TaskData, device: to
         return
     micro_tokens = max(options.micro_tokens, max(len(example.ids) for example in data.examples))
     config = replace(found.config, batch=replace(found.config.batch, micro_tokens=micro_tokens))
-    reader = reader_of(config, data, found.model.config, None, shuffle=False)
+    reader = task_reader(config, data, found.model.config, None, shuffle=False)
     with torch.inference_mode():
         outputs, _ = outputs_of(lambda inputs: found.model(**inputs), reader, found.kind, device)
     predicted = found.kind.predictions(data, outputs)

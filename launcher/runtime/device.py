@@ -1,11 +1,14 @@
 """The device and the type in which a command computes, from the user's options."""
 
+from typing import TypeVar
+
 import torch
 from torch import nn
 
 from ingot.parallel.torch_compat import cpu_has_bf16_instructions
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+Module = TypeVar("Module", bound=nn.Module)
 
 
 def open_device(name: str) -> torch.device:
@@ -19,7 +22,9 @@ def open_device(name: str) -> torch.device:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:  # torch adds lines about its own code
         reason = str(error).strip().split("\n")[0]
-        raise ValueError(f"device {name!r} cannot be used here ({reason}); use cpu, or cuda on a machine with a GPU") from error
+        raise ValueError(
+            f"device {name!r} cannot be used here ({reason}); use cpu, or cuda on a machine with a GPU"
+        ) from error
     return device
 
 
@@ -33,6 +38,6 @@ def computes_in_bf16(device: torch.device) -> bool:
     return cpu_has_bf16_instructions()
 
 
-def in_dtype(model: nn.Module, name: str) -> nn.Module:
+def in_dtype(model: Module, name: str) -> Module:
     """Converts the parameters of a model to `float32` or `bfloat16`, in place."""
     return model.to(DTYPES[name])

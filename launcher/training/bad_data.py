@@ -1,8 +1,9 @@
-"""What the ranks agree on about damaged data: what is not read any more, when it is too much, and when all must stop.
+"""Damaged data: the ranks agree on what is not read any more, and on when a run must stop.
 
-A rank that meets damage goes on at once, with other sequences (data/loader), and tells the others along with the
-counts of the step. From the next step on nobody reads what one rank found damaged. So ranks never wait for one another,
-take the same number of steps, and the quarantine of a checkpoint is all that a resume needs to repeat the order.
+A rank that finds damage continues at once with other sequences (data/loader), and tells the other ranks together with
+the counts of the step. From the next step on, no rank reads what one rank found damaged. So the ranks need no further
+collective, and take the same number of steps. A resume repeats the order of the data from the quarantine in the
+checkpoint.
 """
 
 import json
@@ -14,18 +15,19 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-from ingot.data.corpus.quarantine import DamagedShard, Quarantine
+from ingot.data.corpus.quarantine import Damage, DamagedShard, Quarantine
 from ingot.data.loader.reader import NoReadableData
 from ingot.launcher.runtime import exit_codes
 from ingot.launcher.training.callbacks.callback import Callbacks
 from ingot.parallel.mesh import sum_over_ranks
 
-WINDOW = 10_000  # sequences, of which data.max_bad_fraction may be substitutes; or those of one step, if that has more
+WINDOW = 10_000
+"""The number of latest sequences of which data.max_bad_fraction may be substitutes; all of a step that is larger."""
 FILE = "quarantine.jsonl"
 
 
 class Unreadable(Exception):
-    """The data cannot be read on: raised on all ranks alike. `code` is the exit code."""
+    """The run cannot go on with these data. It is raised on all ranks. `code` is the exit code."""
 
     def __init__(self, message: str, code: int):
         super().__init__(message)
@@ -33,51 +35,55 @@ class Unreadable(Exception):
 
 
 class BadDataWatch:
-    """The damaged data that a run meets.
+    """The damaged data of a run.
 
     Args:
-        quarantine: what this rank's readers leave out; given to their corpora.
-        folder: the run's folder, where rank 0 lists in FILE what is damaged; None: it is not listed.
-        max_bad_fraction: of WINDOW, as data.max_bad_fraction says.
+        quarantine: what this rank's readers skip; the corpora share it.
+        callbacks: are told of each damage.
+        folder: the run's folder. Rank 0 appends each damage to the file FILE in it. None: there is no such file.
+        max_bad_fraction: the largest share of substitutes among the latest WINDOW sequences.
     """
 
     def __init__(self, quarantine: Quarantine, callbacks: Callbacks, folder: Path | None, *, max_bad_fraction: float):
         self.quarantine, self.callbacks, self.folder = quarantine, callbacks, folder
         self.max_bad_fraction = max_bad_fraction
-        self.names: set[tuple[str, int]] = set()  # of the quarantine, as all ranks know it
+        self.names: set[tuple[str, int]] = set()  # the quarantine, the same on all ranks: (sha256 of a shard, bundle)
         self._window: deque[tuple[int, int]] = deque()  # (sequences, substitutes) of the latest steps
-        self._mine: list = []
+        self._mine: list[Damage] = []  # found by this rank since the last agreement
 
     def start(self, names: Sequence[tuple[str, int]]) -> None:
-        """Go on with the quarantine of a checkpoint."""
+        """Begins with the quarantine of a checkpoint."""
         self.names = {(str(sha256), int(bundle)) for sha256, bundle in names}
         self.quarantine.adopt(self.names)
 
     def counts(self, error: Exception | None) -> list[int]:
-        """Two integers to be summed over ranks: damages that this rank has newly found, and errors."""
+        """Two integers to be summed over the ranks: new damages on this rank, and whether it had an error."""
         self._mine = self.quarantine.take_found()
         return [len(self._mine), error is not None]
 
     def agree(self, num_found: int, num_errors: int, error: Exception | None, step: int) -> bool:
-        """With the sums of `counts`, on each rank. Whether the quarantine has grown, so that steps read ahead are void.
+        """Exchanges the new damages between the ranks. Each rank must call it with the sums of `counts`.
+
+        Returns:
+            Whether the quarantine has grown. Then batches that were read ahead must be read again.
 
         Raises:
-            Unreadable: on all ranks, when one of them had an error that damaged data explains.
-            Exception: any other error, on the rank that had it, and RuntimeError on the others.
+            Unreadable: a rank had an error that damaged data explain; raised on all ranks.
+            Exception: any other error, on the rank that had it; the other ranks raise RuntimeError.
         """
         if not num_found and not num_errors:
             return False
-        parts: list = [None] * dist.get_world_size()
-        dist.all_gather_object(parts, ([asdict(damage) for damage in self._mine], _describe(error)))
-        for rank, (found, _) in enumerate(parts):
-            for damage in found:
-                self._list(rank, step, damage)
+        by_rank: list = [None] * dist.get_world_size()
+        dist.all_gather_object(by_rank, ([asdict(damage) for damage in self._mine], _describe(error)))
+        for rank, (damages, _) in enumerate(by_rank):
+            for damage in damages:
+                self._record(rank, step, damage)
         before = len(self.names)
-        self.names |= {(damage["sha256"], damage["bundle"]) for found, _ in parts for damage in found}
+        self.names |= {(damage["sha256"], damage["bundle"]) for damages, _ in by_rank for damage in damages}
         self.quarantine.adopt(self.names)
-        problems = [(*problem, rank) for rank, (_, problem) in enumerate(parts) if problem]
+        problems = [(*problem, rank) for rank, (_, problem) in enumerate(by_rank) if problem]
         if problems:
-            code, text, rank = max(problems)  # a code that is no 0 explains more than an error without
+            code, text, rank = max(problems)  # an error that damaged data explain comes before other errors
             if code:
                 raise Unreadable(text, code)
             if error is not None:
@@ -86,10 +92,14 @@ class BadDataWatch:
         return len(self.names) > before
 
     def count_substitutes(self, substituted: int, slots: int) -> None:
-        """Counts the substitutes of a step, over all ranks.
+        """Counts the substitutes of a step.
+
+        Args:
+            substituted: sequences of the step that replace damaged ones, over all ranks.
+            slots: sequences of the step, over all ranks.
 
         Raises:
-            Unreadable: there are too many.
+            Unreadable: there are too many substitutes.
         """
         self._window.append((slots, substituted))
         while sum(n for n, _ in self._window) > max(WINDOW, slots):
@@ -97,34 +107,35 @@ class BadDataWatch:
         bad = sum(n for _, n in self._window)
         if bad > self.max_bad_fraction * max(WINDOW, slots):
             raise Unreadable(
-                f"{bad} of the last {sum(n for n, _ in self._window)} sequences lie in damaged data: more than "
+                f"{bad} of the last {sum(n for n, _ in self._window)} sequences are in damaged data: more than "
                 f"data.max_bad_fraction {self.max_bad_fraction} of {max(WINDOW, slots)} allows. "
-                f"{(self.folder or Path()) / FILE} lists what is damaged; repair it and start again with "
-                f"data.allow_changed true, or raise the bound",
+                f"{(self.folder or Path()) / FILE} lists the damage; repair the data and start again with "
+                f"data.allow_changed true, or raise data.max_bad_fraction",
                 exit_codes.GIVE_UP,
             )
 
     def check(self, errors: Sequence[Exception | None], step: int) -> None:
-        """Counts and agrees on what the readers of an evaluation met. Each rank must call it."""
+        """Does the same for the readers of an evaluation, after it. Each rank must call it."""
         error = next((e for e in errors if e is not None), None)
-        self.agree(*sum_over_ranks(self.counts(error)), error, step)
+        num_found, num_errors = sum_over_ranks(self.counts(error))
+        self.agree(num_found, num_errors, error, step)
 
-    def _list(self, rank: int, step: int, damage: dict) -> None:
+    def _record(self, rank: int, step: int, damage: dict) -> None:
         if dist.get_rank():
             return
         if self.folder is not None:
             line = {"rank": rank, "step": step, **damage, "time": round(time.time(), 3)}
             with open(self.folder / FILE, "a") as file:
                 file.write(json.dumps(line) + "\n")
-        self.callbacks.event(step, f"damaged data left out: {damage['shard']}: {damage['reason']}", rank=rank)
+        self.callbacks.event(step, f"damaged data skipped: {damage['shard']}: {damage['reason']}", rank=rank)
 
 
 def _describe(error: Exception | None) -> tuple[int, str] | None:
-    """Exit code, 0 where damaged data are no explanation, and what to say."""
+    """The exit code (0 if damaged data do not explain the error) and the message."""
     if error is None:
         return None
     if isinstance(error, DamagedShard):
-        return exit_codes.BAD_INPUT, f"{error} (data.strict is true; without it other sequences would take its place)"
+        return exit_codes.BAD_INPUT, f"{error} (data.strict is true; set it to false to read other sequences instead)"
     if isinstance(error, NoReadableData):
         return exit_codes.GIVE_UP, str(error)
     return 0, f"{type(error).__name__}: {error}"

@@ -1,4 +1,4 @@
-"""From the configuration to the parts of a run: corpora and readers, model, engine."""
+"""Builds the parts of a run from the configuration: corpora and readers, model, engine."""
 
 import copy
 from collections.abc import Callable
@@ -24,7 +24,7 @@ from ingot.parallel.engines.engine import Engine
 from ingot.parallel.engines.fsdp import TorchEngine
 from ingot.parallel.engines.zero import ZeroEngine
 from ingot.parallel.mesh import Mesh
-from ingot.parallel.muon import MuonWithAdamW, choose
+from ingot.parallel.muon import MuonWithAdamW, names_matching
 from ingot.parallel.optimizer import adamw, matrices, parameter_groups
 from ingot.parallel.tensor_parallel.layers import Plan, parallelize_module
 
@@ -36,8 +36,15 @@ def open_cache(config: TrainConfig) -> Cache | None:
 def open_corpora(
     sources: list[CorpusSource], default_split: str, config: TrainConfig, cache: Cache | None, quarantine: Quarantine
 ) -> list[Corpus]:
-    """Opens the corpora. With data.strict, a shard that is missing or too short is an error now. Without it, that is
-    damage like any other, found when the shard is read."""
+    """Opens the corpora.
+
+    Args:
+        default_split: the split of a source that names none.
+
+    Raises:
+        ValueError, OSError: a corpus or its split is missing. With data.strict, also if a shard is missing or too
+            short; without data.strict such a shard counts as damaged when it is read.
+    """
     return [
         Corpus.open(
             source.path,
@@ -51,10 +58,10 @@ def open_corpora(
 
 
 def open_tokenizer(config: TrainConfig, corpora: list[Corpus]) -> Tokenizer:
-    """The tokenizer that the corpora were made with.
+    """Opens the tokenizer that the corpora were made with.
 
     Raises:
-        ValueError: the corpora were made with different tokenizers, one of them is shorter than a sequence, or the
+        ValueError: the corpora were made with different tokenizers, a corpus is shorter than a sequence, or the
             tokenizer has more ids than the model's vocabulary.
     """
     tokenizer = load_tokenizer(corpora[0].tokenizer_folder)
@@ -68,16 +75,17 @@ def open_tokenizer(config: TrainConfig, corpora: list[Corpus]) -> Tokenizer:
 
 
 def training_reader(config: TrainConfig, corpora: list[Corpus], tokenizer: Tokenizer, mesh: Mesh) -> Reader:
-    options = reader_options(config)
-    return Reader(corpora, tokenizer, options, rank=mesh.data_rank, num_ranks=mesh.num_data)
+    """The reader of this rank's training data."""
+    return Reader(corpora, tokenizer, reader_options(config), rank=mesh.data_rank, num_ranks=mesh.num_data)
 
 
 def batch_sizes(batch: Batch) -> BatchSizes:
+    """The batch sizes that the section `batch` describes."""
     return BatchSizes(batch.global_size, tuple((phase.steps, phase.global_size) for phase in batch.ramp))
 
 
 def weight_segments(config: TrainConfig) -> list[tuple[int, list[float]]]:
-    """(first slot, weights of the corpora) for each part of the run between two changes of the weights."""
+    """(first slot, weights of the corpora) for each part of the run with constant weights."""
     changes = sorted(config.data.mixture_schedule, key=lambda change: change.step)
     sizes = batch_sizes(config.batch)
     first = (0, [source.weight for source in config.data.train])
@@ -85,7 +93,7 @@ def weight_segments(config: TrainConfig) -> list[tuple[int, list[float]]]:
 
 
 def validation_readers(config: TrainConfig, corpora: list[Corpus], tokenizer: Tokenizer, mesh: Mesh) -> list[Reader]:
-    """One for each validation corpus, in the corpus's own order: every evaluation reads the same sequences."""
+    """A reader for each validation corpus, without shuffling: each evaluation reads the same sequences."""
     options = replace(
         reader_options(config),
         weights=None,
@@ -123,11 +131,14 @@ def reader_options(config: TrainConfig) -> ReaderOptions:
     )
 
 
-def engine_of(config: TrainConfig, mesh: Mesh, tokenizer: Tokenizer | None = None) -> Engine:
-    """The model under its engine, with initial weights that are the same in every layout.
+def build_pretraining_engine(config: TrainConfig, mesh: Mesh, tokenizer: Tokenizer | None = None) -> Engine:
+    """Builds the model of the configuration and its engine. The initial weights are the same in every layout.
 
     Args:
-        tokenizer: of the data. It must be that of the configured teacher. None: the model has no teacher.
+        tokenizer: of the data; the configured teacher must have the same. None: the model has no teacher.
+
+    Raises:
+        ValueError: there is no such teacher, or it does not fit.
     """
     with torch.device("meta"):
         model = LanguageModel(copy.copy(config.model))
@@ -141,7 +152,7 @@ def engine_of(config: TrainConfig, mesh: Mesh, tokenizer: Tokenizer | None = Non
             precision=config.parallel.precision,
             device=mesh.device,
         )
-    engine = put_under_engine(
+    engine = build_engine(
         model,
         config.optimizer,
         config.parallel,
@@ -154,7 +165,7 @@ def engine_of(config: TrainConfig, mesh: Mesh, tokenizer: Tokenizer | None = Non
     return engine
 
 
-def put_under_engine(
+def build_engine(
     model: Transformer,
     settings: Optimizer,
     parallel: Parallel,
@@ -163,50 +174,67 @@ def put_under_engine(
     plan: Plan,
     micro_batch: int = 1,
     num_micro_batches: int = 1,
-    pace_of: Callable[[str], tuple[float, int]] = lambda name: (1.0, 1),
+    scale_and_start: Callable[[str], tuple[float, int]] = lambda name: (1.0, 1),
 ) -> Engine:
-    """The engine that the configuration names; its parameters have no values yet.
+    """Builds the engine that the configuration names. The parameters have no values yet; see `Engine.initialize`.
 
     Args:
-        model: on the meta device. It is changed: parallelized over tensor ranks, with activation checkpointing and
-            compiled, as the configuration says.
-        plan: how tensor ranks share the layers.
-        micro_batch, num_micro_batches: the sizes that DeepSpeed is given.
-        pace_of: as in `parameter_groups`.
+        model: on the meta device. It is changed in place: parallelized over the tensor ranks, with activation
+            checkpointing, and compiled, as the configuration says.
+        plan: how the layers are split over the tensor ranks.
+        micro_batch, num_micro_batches: sequences of a micro-batch, and micro-batches of a step; only DeepSpeed needs
+            them.
+        scale_and_start: see `parameter_groups`.
+
+    Raises:
+        ValueError: optimizer.muon_matrices has a pattern that matches no matrix.
     """
-    assert parallel.precision != "auto"  # start_mesh has chosen
+    assert parallel.precision != "auto"  # start_mesh chooses one
     decaying = matrices(model)
-    common = {"learning_rate": settings.learning_rate, "betas": tuple(settings.betas), "eps": settings.eps}
+    rate, (beta1, beta2), eps = settings.learning_rate, settings.betas, settings.eps
 
     def make_optimizer(module: torch.nn.Module) -> torch.optim.Optimizer:
         if settings.kind == "adamw":
-            return adamw(parameter_groups(module, settings.weight_decay, decaying, pace_of), **common)
-        chosen = choose(decaying, settings.muon_matrices)
-        rest = {"momentum": settings.momentum, "weight_decay": settings.weight_decay, **common}
-        return MuonWithAdamW(module, chosen, decaying, **rest)
+            groups = parameter_groups(module, settings.weight_decay, decaying, scale_and_start)
+            return adamw(groups, learning_rate=rate, betas=(beta1, beta2), eps=eps)
+        return MuonWithAdamW(
+            module,
+            names_matching(decaying, settings.muon_matrices),
+            decaying,
+            learning_rate=rate,
+            betas=(beta1, beta2),
+            eps=eps,
+            momentum=settings.momentum,
+            weight_decay=settings.weight_decay,
+        )
 
     local_parameters = parallelize_module(model, plan, mesh)
-    checkpoint_activations(model.blocks, parallel.activation_checkpointing, kept=OPERATORS)
+    checkpoint_activations(list(model.blocks), parallel.activation_checkpointing, kept=OPERATORS)
     if parallel.compile:
         for block in model.blocks:
             block.compile()
-    basis = {
-        "mesh": mesh,
-        "local_parameters": local_parameters,
-        "precision": parallel.precision,
-        "max_grad_norm": settings.max_grad_norm,
-    }
     if parallel.engine == "fsdp":
-        offload = parallel.offload == "all"
-        return TorchEngine(model, make_optimizer, blocks=list(model.blocks), offload=offload, **basis)
+        return TorchEngine(
+            model,
+            make_optimizer,
+            mesh=mesh,
+            local_parameters=local_parameters,
+            blocks=list(model.blocks),
+            precision=parallel.precision,
+            max_grad_norm=settings.max_grad_norm,
+            offload=parallel.offload == "all",
+        )
     return ZeroEngine(
         model,
         make_optimizer,
+        mesh=mesh,
+        local_parameters=local_parameters,
         stage=parallel.zero_stage,
+        precision=parallel.precision,
+        max_grad_norm=settings.max_grad_norm,
         micro_batch=micro_batch,
         num_micro_batches=num_micro_batches,
         offload=parallel.offload,
         offload_folder=parallel.offload_dir,
         settings=parallel.deepspeed,
-        **basis,
     )

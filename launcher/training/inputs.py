@@ -1,4 +1,4 @@
-"""From a reader's arrays to the keyword arguments of a model."""
+"""Turns the arrays of a reader into the keyword arguments of a model."""
 
 import numpy as np
 import torch
@@ -17,8 +17,8 @@ NAMES = {
 
 
 def to_device(micro_batch: dict[str, np.ndarray], device: torch.device) -> Batch:
-    """A reader's micro-batch as the model's keyword arguments, on a device."""
+    """The micro-batch of a reader as the keyword arguments of the model, on a device."""
     batch = {NAMES[key]: torch.from_numpy(array) for key, array in micro_batch.items()}
-    if device.type == "cuda":  # the host does not wait for a copy from pinned memory
+    if device.type == "cuda":  # copies from pinned memory do not block the host
         batch = {key: tensor.pin_memory() for key, tensor in batch.items()}
     return {key: tensor.to(device, non_blocking=True) for key, tensor in batch.items()}

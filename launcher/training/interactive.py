@@ -11,14 +11,14 @@ from ingot.launcher.config.pretrain import TrainConfig
 from ingot.launcher.runtime.exit_codes import bad_input
 from ingot.launcher.training.bad_data import BadDataWatch
 from ingot.launcher.training.callbacks.callback import Callbacks
-from ingot.launcher.training.pretrain_run import job_of, open_data
+from ingot.launcher.training.pretrain_run import make_job, open_data
 from ingot.launcher.training.run import build_and_resume
 from ingot.launcher.training.setup import (
     RunLock,
     checkpoint_metadata,
-    folder_of,
     open_folder,
     rank_group,
+    run_folder,
     start_mesh,
 )
 from ingot.launcher.training.train_step import TrainStep
@@ -33,15 +33,15 @@ class Training:
             scores = training.evaluate()
             training.save()                 # a checkpoint that every command opens and resumes from
 
-    It computes what `launcher/pretrain.py` computes with the same configuration, step for step, and it begins where
-    that would begin: at the newest intact checkpoint of the run, or at step 0. It writes nothing before `save`.
+    It computes what `launcher/pretrain.py` computes with the same configuration, step for step. It starts where
+    that command starts: at the newest intact checkpoint of the run, or at step 0. It writes nothing before `save`.
 
     Args:
         config: a YAML file.
-        options: dotted options that replace those of the file.
+        options: dotted options; they override those of the file.
 
     Raises:
-        BadInput: anything in the configuration or the data that the user can correct.
+        BadInput: the configuration or the data have a mistake that the user can correct.
     """
 
     def __init__(self, config: str | Path, **options: object):
@@ -52,12 +52,12 @@ class Training:
         with ExitStack() as stack:
             watchdog = stack.enter_context(rank_group())
             with bad_input():
-                self._run_lock = RunLock(folder_of(self.config))
+                self._run_lock = RunLock(run_folder(self.config))
                 stack.callback(self._run_lock.close)
                 data = open_data(self.config)
                 mesh, self.config = start_mesh(self.config, watchdog)
             self._job, self.progress, self.notes = build_and_resume(
-                self.config, lambda: job_of(self.config, mesh, data)
+                self.config, lambda: make_job(self.config, mesh, data)
             )
             for reader in (self._job.reader, *self._job.validation_readers):
                 stack.callback(reader.close)
@@ -72,7 +72,7 @@ class Training:
 
     @property
     def model(self) -> nn.Module:
-        """The module that computes; under an engine that shards, it holds this process's part."""
+        """The module. With an engine that shards parameters, it holds the part of this process."""
         return self._job.engine.module
 
     def step(self) -> dict:
@@ -87,13 +87,13 @@ class Training:
         return self._train_step.update(batch, self._train_step.agree(batch))
 
     def evaluate(self) -> dict:
-        """The scores on `data.validation`: loss, perplexity and more.
+        """Evaluates on `data.validation`. Returns the scores: loss (nats per target), perplexity and others.
 
         Raises:
             ValueError: the configuration has no validation corpora.
         """
         if self._job.evaluate is None:
-            raise ValueError("data.validation names no corpora; name one to evaluate on")
+            raise ValueError("data.validation is empty; name a corpus to evaluate on")
         self.model.eval()
         return self._job.evaluate()
 
@@ -104,7 +104,7 @@ class Training:
         metadata = checkpoint_metadata(self.config, self._job.data_stamp, self._job.tokenizer, mesh)
         progress = {name: value for name, value in vars(self.progress).items() if name != "step"}
         return checkpoint.save(
-            folder_of(self.config) / "checkpoints",
+            run_folder(self.config) / "checkpoints",
             self._job.engine.shards(),
             step=self.progress.step,
             metadata=progress | metadata | self._job.metadata,
@@ -112,7 +112,7 @@ class Training:
         )
 
     def close(self) -> None:
-        """Ends the threads that read ahead and the process group."""
+        """Stops the threads that read ahead, and the process group."""
         self._stack.close()
 
     def __enter__(self) -> "Training":

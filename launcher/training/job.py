@@ -1,4 +1,4 @@
-"""What a run trains, on which data: all in which pretraining and fine-tuning differ."""
+"""A job: what a run trains, and on which data. Pretraining and fine-tuning differ only in their jobs."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -21,53 +21,57 @@ from ingot.parallel.engines.engine import Batch, Engine
 
 @dataclass(frozen=True)
 class RunContext:
-    """What callbacks of a job may need of the run, once its folder is open."""
+    """What the callbacks of a job can use, once the folder of the run is open."""
 
     folder: Path
     progress: Progress
     callbacks: Callbacks
     metadata: dict
-    """What the run's checkpoints say besides the progress."""
+    """What the checkpoints of the run contain in addition to the progress."""
 
 
 def no_callbacks(context: RunContext) -> list[Callback]:
+    """For a job without callbacks."""
     return []
 
 
 def no_inputs(micro_batch: dict[str, np.ndarray], num_targets: int, num_sequences: int) -> Batch:
+    """For a job whose model needs no further arguments."""
     return {}
 
 
 @dataclass(frozen=True)
 class Job:
-    """What a run trains, on which data."""
+    """What a run trains, and on which data."""
 
     config: TrainConfig | FinetuneConfig
-    """Complete: nothing in it is automatic any more but the device."""
+    """Complete: only the device may still be `auto`."""
     tokenizer: Tokenizer
     model: ModelConfig
     engine: Engine
     reader: Reader | TaskReader
     batch_sizes: BatchSizes
     data_stamp: dict
-    """Plain JSON: what, besides the slot number, decides what a sequence is. A resume compares it."""
+    """Plain JSON: all that determines the sequence at a slot of the data order. A resume compares it."""
     flops_per_token: float
-    """Of forward and backward, for the reported TFLOP/s and MFU."""
+    """FLOPs of forward and backward for one token, for the reported TFLOP/s and MFU."""
     evaluate: Callable[[], dict] | None = None
-    """Called between steps on each rank; returns the scores of an eval record. None: there is no evaluation."""
+    """Called between two steps on each rank; it returns the scores. None: the run has no evaluation."""
     validation_readers: Sequence[Reader] = ()
-    """Readers of the evaluation that may meet damaged data."""
+    """The readers of the evaluation that can find damaged data."""
     loss_inputs: Callable[[dict[str, np.ndarray], int, int], Batch] = no_inputs
-    """From a micro-batch, and the targets and sequences of the whole step, to further arguments of the model."""
+    """From a micro-batch, and the numbers of targets and sequences of the step, to further arguments of the model."""
     callbacks: Callable[[RunContext], list[Callback]] = no_callbacks
-    """The callbacks of this kind of run, besides the loggers."""
+    """The callbacks of this kind of run, in addition to the loggers."""
     quarantine: Quarantine = field(default_factory=Quarantine)
+    """What the readers skip because it is damaged."""
     max_bad_fraction: float = 0.0
+    """See data.max_bad_fraction."""
     allow_changed: bool | None = None
-    """Whether a resume may read other data; None where there is no such option."""
+    """Whether a resume may read other data (data.allow_changed); None for a run without that option."""
     init_from: str | None = None
-    """A run, checkpoint or Hugging Face folder for the first weights of a run without checkpoints."""
+    """A run, a checkpoint or a Hugging Face folder with the initial weights of a run without checkpoints."""
     metadata: dict = field(default_factory=dict)
-    """What the checkpoints say of this kind of run."""
+    """What the checkpoints of this kind of run contain in addition."""
     messages: Sequence[str] = ()
-    """What the log says at the start."""
+    """Lines of the log at the start."""

@@ -13,9 +13,9 @@ from ingot.launcher.runtime.exit_codes import bad_input
 from ingot.launcher.training import build
 from ingot.launcher.training.callbacks.callback import Callback, Callbacks
 from ingot.launcher.training.job import Job, RunContext
-from ingot.launcher.training.resume import choose_start, data_stamp
+from ingot.launcher.training.resume import checkpoints_to_try, data_stamp
 from ingot.launcher.training.run import run
-from ingot.launcher.training.setup import RunLock, folder_of, rank_group, start_mesh
+from ingot.launcher.training.setup import RunLock, rank_group, run_folder, start_mesh
 from ingot.launcher.training.validation import validation_scores
 from ingot.model.costs.flops import flops_per_token, summary
 from ingot.parallel.engines.engine import Batch
@@ -33,25 +33,25 @@ class OpenData:
 
 
 def pretrain(config: TrainConfig) -> int:
-    """Runs, and returns the exit code. Each rank calls it.
+    """Pretrains, and returns the exit code. Each rank calls it.
 
     Raises:
-        BadInput: anything that the user can correct, before the run's folder is changed.
+        BadInput: there is a mistake that the user can correct. The folder of the run is unchanged.
     """
     with rank_group() as watchdog:
-        with bad_input():  # what can be seen without the other ranks comes first
-            run_lock = RunLock(folder_of(config))
+        with bad_input():  # first the checks that need no other rank
+            run_lock = RunLock(run_folder(config))
             data = open_data(config)
-            choose_start(config.run.resume, folder_of(config))
+            checkpoints_to_try(config.run.resume, run_folder(config))
             mesh, config = start_mesh(config, watchdog)
-        return run(config, mesh, run_lock, lambda: job_of(config, mesh, data)).code
+        return run(config, mesh, run_lock, lambda: make_job(config, mesh, data)).code
 
 
 def open_data(config: TrainConfig) -> OpenData:
     """Opens the corpora.
 
     Raises:
-        ValueError, OSError: one is missing or damaged, or they do not fit together or with the model.
+        ValueError, OSError: a corpus is missing or damaged, or the corpora do not fit each other or the model.
     """
     cache, quarantine = build.open_cache(config), Quarantine()
     train = build.open_corpora(config.data.train, "train", config, cache, quarantine)
@@ -59,14 +59,14 @@ def open_data(config: TrainConfig) -> OpenData:
     return OpenData(train, validation, build.open_tokenizer(config, train + validation), quarantine)
 
 
-def job_of(config: TrainConfig, mesh: Mesh, data: OpenData) -> Job:
-    """Model, engine and readers of a pretraining run.
+def make_job(config: TrainConfig, mesh: Mesh, data: OpenData) -> Job:
+    """Builds the model, engine and readers of a pretraining run. Each rank must call it.
 
     Raises:
-        ValueError: something does not fit together.
+        ValueError: the options do not fit each other or the data.
     """
     readers = build.validation_readers(config, data.validation, data.tokenizer, mesh)
-    engine = build.engine_of(config, mesh, data.tokenizer)
+    engine = build.build_pretraining_engine(config, mesh, data.tokenizer)
 
     def evaluate() -> dict:
         return validation_scores(engine, readers, max_samples=config.run.eval_samples, causal=config.model.causal)
@@ -82,7 +82,7 @@ def job_of(config: TrainConfig, mesh: Mesh, data: OpenData) -> Job:
         flops_per_token=flops_per_token(config.model, config.data.sequence_length),
         evaluate=evaluate if readers else None,
         validation_readers=readers,
-        loss_inputs=weight_of_pairs,
+        loss_inputs=sentence_pair_weight,
         callbacks=lambda context: [FinalMessage(context)],
         quarantine=data.quarantine,
         max_bad_fraction=config.data.max_bad_fraction,
@@ -92,16 +92,23 @@ def job_of(config: TrainConfig, mesh: Mesh, data: OpenData) -> Job:
     )
 
 
-def weight_of_pairs(micro_batch: dict[str, np.ndarray], num_targets: int, num_sequences: int) -> Batch:
-    """With sentence pairs, each sequence is one pair, and the loss is the sum of two means, as in BERT: the loss of a
-    pair counts `num_targets / num_sequences` times, since the sum of all is divided by the targets of the step."""
+def sentence_pair_weight(micro_batch: dict[str, np.ndarray], num_targets: int, num_sequences: int) -> Batch:
+    """The weight of a sentence pair in the sum of losses; nothing without sentence pairs.
+
+    Each sequence is one pair. The loss is the mean over the targets plus the mean over the pairs, as in BERT (Devlin et
+    al. 2019). The engine divides the sum of all losses by the number of targets, so a pair is weighted by
+    `num_targets / num_sequences`.
+
+    Args:
+        num_targets, num_sequences: of the whole step, over all ranks.
+    """
     if "pair_labels" not in micro_batch:
         return {}
     return {"pair_weight": torch.tensor(num_targets / num_sequences)}
 
 
 class FinalMessage(Callback):
-    """Says at the end how far the validation loss is below the unigram entropy."""
+    """Reports at the end how far the validation loss is below the unigram entropy."""
 
     def __init__(self, context: RunContext):
         self._callbacks: Callbacks = context.callbacks

@@ -1,19 +1,19 @@
-"""How far a run is."""
+"""The progress of a run."""
 
 from dataclasses import dataclass, field
 
 
 @dataclass
 class Progress:
-    """How far a run is. With the weights and the configuration, this is the whole state of a run."""
+    """The progress of a run. Together with the weights and the configuration, it is the whole state of the run."""
 
     step: int = 0
-    """Optimizer steps that are done."""
+    """Optimizer steps done."""
     cursor: int = 0
-    """Slots of the data order that these steps have consumed."""
+    """Slots of the data order that these steps have read."""
     tokens: int = 0
     """Tokens of these steps."""
     substituted: int = 0
-    """Sequences that took the place of damaged ones."""
+    """Sequences that replaced damaged ones."""
     quarantine: list[tuple[str, int]] = field(default_factory=list)
-    """Data that are not read any more; see data/corpus/quarantine.py."""
+    """Damaged data that are not read any more: (sha256 of a shard, bundle); see data/corpus/quarantine.py."""

@@ -1,4 +1,4 @@
-"""Where a run starts: at step 0 or from a checkpoint, and whether its data are still those of the checkpoint."""
+"""The start of a run: at step 0 or from a checkpoint, after a check that its data are those of the checkpoint."""
 
 import hashlib
 import json
@@ -18,15 +18,15 @@ from ingot.parallel.engines.engine import Engine
 from ingot.parallel.mesh import sum_over_ranks
 
 
-def choose_start(resume: str, folder: Path) -> list[Path]:
-    """The checkpoints to try, in this order; an empty list means a start at step 0.
+def checkpoints_to_try(resume: str, folder: Path) -> list[Path]:
+    """The checkpoints from which a run can start, in the order to try them. An empty list means a start at step 0.
 
     Args:
         resume: `auto`, `never`, or the path of a run or checkpoint.
         folder: the run's folder.
 
     Raises:
-        ValueError: `never` in a folder with checkpoints, or a path without any.
+        ValueError: `resume` is `never` and the folder has checkpoints, or the path has no checkpoint.
     """
     own = checkpoint.committed(folder / "checkpoints")
     if resume == "auto":
@@ -43,30 +43,31 @@ def choose_start(resume: str, folder: Path) -> list[Path]:
 
 def resume(
     engine: Engine,
-    starts: list[Path],
+    candidates: list[Path],
     stamp: dict,
     model: dict,
     *,
     allow_changed: bool | None = None,
     init_from: str | None = None,
 ) -> tuple[Progress, list[str]]:
-    """Loads the first intact checkpoint of `starts` into the engine. Each rank must call it.
+    """Loads the first intact checkpoint of `candidates` into the engine. Each rank must call it.
 
     Args:
         stamp: the identity of the run's data, from `data_stamp`.
-        model: the model's configuration, for the message when the checkpoint has another one.
-        allow_changed: whether the data may have changed; None where there is no such option.
-        init_from: run, checkpoint or Hugging Face folder with the weights of a run that has no checkpoints.
+        model: the configuration of the model, for the message if the checkpoint has another one.
+        allow_changed: whether the data may have changed (data.allow_changed); None for a run without that option.
+        init_from: a run, a checkpoint or a Hugging Face folder with the initial weights of a run without checkpoints.
 
     Returns:
-        The progress of that checkpoint, and what a log should say about it.
+        The progress at that checkpoint, and notes for the log.
 
     Raises:
         CheckpointError: none of the checkpoints is intact, or one belongs to another model.
         ValueError: the data are not those of the checkpoint.
     """
     errors = []
-    for path in starts:
+    manifest: dict = {}
+    for path in candidates:
         try:
             manifest = modernize_manifest(checkpoint.read_manifest(path))
             changed = _changes(manifest.get("data", {}), stamp)
@@ -74,14 +75,14 @@ def resume(
                 remedy = "Choose another run.name to start a new run with these data"
                 if allow_changed is not None:
                     remedy = (
-                        "To go on with the data of this configuration, from the same count of sequences on, set "
+                        "To continue with the data of this configuration, after the same number of sequences, set "
                         "data.allow_changed true"
                     )
                 raise ValueError(f"checkpoint {path} was trained on other data: {'; '.join(changed)}. {remedy}")
             checkpoint.load(path, engine.shards())
         except CheckpointMismatch as error:
             different = _changes(manifest.get("config", {}).get("model", {}), model)
-            raise CheckpointMismatch(f"{error}. Of the model's configuration, {'; '.join(different)}") from error
+            raise CheckpointMismatch(f"{error}. In the configuration of the model, {'; '.join(different)}") from error
         except CheckpointError as error:
             errors.append(str(error))
             continue
@@ -93,7 +94,7 @@ def resume(
             progress.quarantine = [(sha256, bundle) for sha256, bundle in manifest.get("quarantine", [])]
         return progress, notes
     if not errors and init_from is not None and (Path(init_from) / "config.json").is_file():
-        fill_from_released(engine, init_from, ModelConfig(**model))
+        load_huggingface_weights(engine, init_from, ModelConfig(**model))
         return Progress(), [f"weights from {init_from}"]
     if not errors and init_from is not None:
         path = checkpoint.resolve(Path(init_from))
@@ -102,27 +103,27 @@ def resume(
         return Progress(), [f"weights from {path}"]
     if errors:
         raise CheckpointError(
-            "; ".join(errors) + ". None of the checkpoints is sound; mend or remove them, or choose another run.name"
+            "; ".join(errors) + ". None of the checkpoints is intact; remove them, or choose another run.name"
         )
     return Progress(), []
 
 
-def fill_from_released(engine: Engine, path: str, config: ModelConfig) -> None:
-    """Gives the engine the weights of a Hugging Face folder.
+def load_huggingface_weights(engine: Engine, path: str, config: ModelConfig) -> None:
+    """Loads the weights of a Hugging Face folder into the engine.
 
     Raises:
-        ValueError: no weights there, or of a model that computes something else.
+        ValueError: there are no weights, or they are of a model with another configuration.
     """
     kind = "pretraining" if config.pair_head else "language"
     source = Source(path, kind)
-    theirs, mine = computing_fields(source.config, kind, None), computing_fields(config, kind, None)
-    if different := [f"model.{n} {theirs.get(n)}" for n in sorted(theirs | mine) if theirs.get(n) != mine.get(n)]:
-        raise ValueError(f"the model in {path} is another: it has {', '.join(different)}")
+    theirs, ours = computing_fields(source.config, kind, None), computing_fields(config, kind, None)
+    if different := [f"model.{n} {theirs.get(n)}" for n in sorted(theirs | ours) if theirs.get(n) != ours.get(n)]:
+        raise ValueError(f"the model in {path} has another configuration; set {', '.join(different)}")
     engine.initialize(source.part)
 
 
 def data_stamp(config: TrainConfig, corpora: list[Corpus]) -> dict:
-    """What, besides the slot number, decides what a sequence is. Plain JSON."""
+    """All that determines the sequence at a slot of the data order, as plain JSON."""
     data = config.data
     stamp = {
         "corpora": [corpus.fingerprint for corpus in corpora],
@@ -133,7 +134,7 @@ def data_stamp(config: TrainConfig, corpora: list[Corpus]) -> dict:
     }
     if data.shuffle == "window":
         stamp |= {"window_shards": data.window_shards, "partitions": data.partitions}
-        if data.partitions > 1:  # their shares of an epoch follow from all changes, those to come included
+        if data.partitions > 1:  # the shards of each partition depend on all changes of the weights, also later ones
             stamp |= {"weight_changes": [asdict(change) for change in data.mixture_schedule]}
     if data.objective == "mlm":
         stamp |= {name: getattr(data, name) for name in ("mlm_probability", "mask_unit")}
@@ -142,17 +143,17 @@ def data_stamp(config: TrainConfig, corpora: list[Corpus]) -> dict:
 
 
 def check_same_data(stamp: dict) -> None:
-    """Each rank must call it.
+    """Checks that all ranks read the same data. Each rank must call it.
 
     Raises:
-        ValueError: the ranks do not see the same corpora.
+        ValueError: they do not.
     """
     value = int.from_bytes(hashlib.sha256(json.dumps(stamp, sort_keys=True).encode()).digest()[:8])
     total, num_ranks = sum_over_ranks([value, 1])
     if total != value * num_ranks % 2**64:
         raise ValueError(
-            "the ranks do not see the same corpora: the manifests at the paths of data.train differ from machine to "
-            "machine; copy one of them everywhere"
+            "the ranks do not see the same corpora: the manifests at the paths of data.train differ between machines; "
+            "copy the same corpora to all machines"
         )
 
 

@@ -1,4 +1,4 @@
-"""One run, whatever it trains: build the job, resume, open the folder, train."""
+"""A run of any kind: build the job, resume, open the folder, train."""
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -11,8 +11,8 @@ from ingot.launcher.training.bad_data import BadDataWatch
 from ingot.launcher.training.callbacks.callback import Callback
 from ingot.launcher.training.job import Job, RunContext
 from ingot.launcher.training.progress import Progress
-from ingot.launcher.training.resume import check_same_data, choose_start, resume
-from ingot.launcher.training.setup import RunLock, checkpoint_metadata, folder_of, open_callbacks, open_folder
+from ingot.launcher.training.resume import check_same_data, checkpoints_to_try, resume
+from ingot.launcher.training.setup import RunLock, checkpoint_metadata, open_callbacks, open_folder, run_folder
 from ingot.launcher.training.trainer import Trainer
 from ingot.parallel.mesh import Mesh
 
@@ -21,12 +21,13 @@ T = TypeVar("T", bound=Callback)
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended: its exit code, and the callbacks that listened."""
+    """How a run ended: its exit code and its callbacks."""
 
     code: int
     callbacks: list[Callback]
 
     def find(self, kind: type[T]) -> T:
+        """The callback of this class."""
         return next(callback for callback in self.callbacks if isinstance(callback, kind))
 
 
@@ -34,7 +35,7 @@ def run(config: TrainConfig | FinetuneConfig, mesh: Mesh, run_lock: RunLock, bui
     """Trains the job that `build` makes. Each rank calls it.
 
     Raises:
-        BadInput: anything that the user can correct, before the run's folder is changed.
+        BadInput: there is a mistake that the user can correct. The folder of the run is unchanged.
     """
     try:
         job, progress, notes = build_and_resume(config, build)
@@ -48,14 +49,14 @@ def run(config: TrainConfig | FinetuneConfig, mesh: Mesh, run_lock: RunLock, bui
 
 
 def build_and_resume(config: TrainConfig | FinetuneConfig, build: Callable[[], Job]) -> tuple[Job, Progress, list[str]]:
-    """The job, with the state of the checkpoint that it goes on from; its progress; and what a log says about it."""
+    """Builds the job and loads the checkpoint to resume from. Returns the job, its progress, and notes for the log."""
     with bad_input():
-        starts = choose_start(config.run.resume, folder_of(config))
+        candidates = checkpoints_to_try(config.run.resume, run_folder(config))
         job = build()
         check_same_data(job.data_stamp)
         progress, notes = resume(
             job.engine,
-            starts,
+            candidates,
             job.data_stamp,
             asdict(job.model),
             allow_changed=job.allow_changed,
@@ -65,7 +66,7 @@ def build_and_resume(config: TrainConfig | FinetuneConfig, build: Callable[[], J
 
 
 def _train(job: Job, mesh: Mesh, run_lock: RunLock, progress: Progress, notes: list[str]) -> Outcome:
-    folder = folder_of(job.config)
+    folder = run_folder(job.config)
     open_folder(job.config, job.tokenizer, mesh, run_lock)
     callbacks = open_callbacks(job.config, mesh, progress, list(job.messages), notes)
     try:

@@ -1,4 +1,4 @@
-"""What each run begins with: its ranks, its folder, and what its checkpoints say."""
+"""The setup of every run: its ranks, its folder, its loggers, and the metadata of its checkpoints."""
 
 import os
 import shutil
@@ -25,25 +25,26 @@ from ingot.parallel.mesh import Mesh
 Config = TypeVar("Config", TrainConfig, FinetuneConfig)
 
 
-def folder_of(config: TrainConfig | FinetuneConfig) -> Path:
+def run_folder(config: TrainConfig | FinetuneConfig) -> Path:
+    """The folder of a run."""
     return Path(config.run.dir) / config.run.name
 
 
 @contextmanager
 def rank_group() -> Iterator[PeerWatchdog]:
-    """Around a command of several ranks: watches over the other ranks, and ends the process group with the command."""
+    """Context of a command with several ranks: watches the other ranks, and stops the process group at the end."""
     try:
         with PeerWatchdog() as watchdog:
             yield watchdog
     finally:
-        meshes.stop()  # threads of a process group that is left alone can abort the process as it exits
+        meshes.stop()  # threads of a process group that still runs can abort the process when it exits
 
 
 def start_mesh(config: Config, watchdog: PeerWatchdog) -> tuple[Mesh, Config]:
-    """Meets the other ranks and lets the watchdog watch them. Each rank must call it.
+    """Connects to the other ranks and makes the mesh. Each rank must call it.
 
     Returns:
-        The mesh, and the configuration with the precision that all ranks compute in instead of `auto`.
+        The mesh, and the configuration, with the precision of all ranks instead of `auto`.
     """
     parallel = config.parallel
     mesh = meshes.start(
@@ -61,32 +62,43 @@ def start_mesh(config: Config, watchdog: PeerWatchdog) -> tuple[Mesh, Config]:
 
 
 class RunLock:
-    """Keeps other runs out of a run's folder until it is closed. Only rank 0 holds it."""
+    """A lock on the folder of a run. Only rank 0 holds it, until `close`."""
 
     def __init__(self, folder: Path):
-        """Takes the folder if it exists.
+        """Locks the folder if it exists.
 
         Raises:
-            ValueError: another run has it.
+            ValueError: another run holds the lock.
         """
-        self.folder, self._file = folder, None
+        self.folder = folder
+        self._file: TextIO | None = None
         if folder.is_dir():
             self.take()
 
     def take(self) -> None:
-        """Takes the folder now, if it is not taken yet."""
+        """Locks the folder, if it is not locked yet.
+
+        Raises:
+            ValueError: another run holds the lock.
+        """
         if self._file is None and int(os.environ.get("RANK", 0)) == 0:
-            self._file: TextIO | None = lock(self.folder)
+            self._file = lock(self.folder)
 
     def close(self) -> None:
+        """Releases the lock."""
         if self._file is not None:
             self._file.close()
 
 
 def open_folder(config: TrainConfig | FinetuneConfig, tokenizer: Tokenizer, mesh: Mesh, run_lock: RunLock) -> None:
-    """On rank 0 makes the run's folder with config.yaml and the tokenizer; with a checkpoint, using the model needs no
-    more."""
-    folder = folder_of(config)
+    """Makes the folder of the run, with config.yaml and the tokenizer. Only rank 0 writes.
+
+    The folder with a checkpoint is all that is needed to use the model.
+
+    Raises:
+        BadInput: another run holds the lock.
+    """
+    folder = run_folder(config)
     if mesh.is_main:
         folder.mkdir(parents=True, exist_ok=True)
         with bad_input():
@@ -99,18 +111,18 @@ def open_folder(config: TrainConfig | FinetuneConfig, tokenizer: Tokenizer, mesh
 def open_callbacks(
     config: TrainConfig | FinetuneConfig, mesh: Mesh, progress: Progress, messages: list[str], notes: list[str]
 ) -> Callbacks:
-    """The loggers, which then have written how the run begins.
+    """Opens the loggers, and logs the start of the run.
 
     Args:
-        messages: what the log says of the run.
-        notes: what the log says of the resume.
+        messages: lines about the run.
+        notes: lines about the resume, each logged as an event.
     """
     callbacks = Callbacks()
     if mesh.is_main:
-        callbacks.add(*loggers(folder_of(config), steps=config.run.steps, step=progress.step))
+        callbacks.add(*loggers(run_folder(config), steps=config.run.steps, step=progress.step))
     messages = [*messages, f"{engine_name(config)} on {mesh.describe()}"]
     if config.parallel.precision == "bf16" and not computes_in_bf16(mesh.device):
-        messages.append("this device has no instructions for bf16, and computes faster in fp32 (parallel.precision)")
+        messages.append("this device has no instructions for bf16; it is faster with parallel.precision fp32")
     for text in messages:
         callbacks.message(text)
     for note in notes:
@@ -120,7 +132,7 @@ def open_callbacks(
 
 
 def checkpoint_metadata(config: TrainConfig | FinetuneConfig, stamp: dict, tokenizer: Tokenizer, mesh: Mesh) -> dict:
-    """What the checkpoints of a run say besides its progress."""
+    """What the checkpoints of a run contain in addition to its progress."""
     return {
         "data": stamp,
         "tokenizer_sha256": tokenizer.sha256,
@@ -135,5 +147,6 @@ def checkpoint_metadata(config: TrainConfig | FinetuneConfig, stamp: dict, token
 
 
 def engine_name(config: TrainConfig | FinetuneConfig) -> str:
+    """The name of the engine and its precision, for people."""
     name = f"DeepSpeed ZeRO-{config.parallel.zero_stage}" if config.parallel.engine == "zero" else "torch"
     return f"{name}, {config.parallel.precision}"

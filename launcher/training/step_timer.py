@@ -1,4 +1,4 @@
-"""Speed and memory of the training steps."""
+"""The speed and memory of training steps."""
 
 import resource
 import sys
@@ -8,7 +8,7 @@ import torch
 
 
 class StepTimer:
-    """Means over the steps since the last report. A step's time counts from the end of the step before."""
+    """Measures steps. The time of a step starts at the end of the step before; `means` averages since its last call."""
 
     def __init__(self) -> None:
         self._last = time.perf_counter()
@@ -18,27 +18,27 @@ class StepTimer:
         self._steps, self._seconds, self._data, self._tokens = 0, 0.0, 0.0, 0
 
     def lap(self) -> float:
-        """Seconds since the last lap."""
+        """Starts a new lap. Returns the seconds of the last one."""
         now = time.perf_counter()
         seconds, self._last = now - self._last, now
         return seconds
 
     def add(self, data_seconds: float, tokens: int) -> None:
-        """Ends a step, which waited `data_seconds` for its data."""
+        """Ends a step of `tokens` tokens, which waited `data_seconds` for its data before the last lap started."""
         self._steps += 1
         self._data += data_seconds
         self._seconds += data_seconds + self.lap()
         self._tokens += tokens
 
     def means(self) -> tuple[float, float, float]:
-        """Seconds for each step, seconds of these waiting for data, tokens for each second; then starts again."""
+        """Seconds per step, seconds of these waiting for data, and tokens per second, since the last call."""
         result = self._seconds / self._steps, self._data / self._steps, self._tokens / self._seconds
         self._clear()
         return result
 
 
 def peak_memory(device: torch.device) -> int:
-    """Peak bytes so far: allocated on a CUDA device, resident in the process on a CPU."""
+    """The most bytes so far: allocated on a CUDA device; on a CPU, resident in the process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

@@ -5,9 +5,9 @@ from types import FrameType, TracebackType
 
 
 class StopSignals:
-    """While it is entered, SIGTERM, SIGUSR1 and the first Ctrl-C set `requested` instead of ending the process.
+    """Within its context, SIGTERM, SIGUSR1 and the first Ctrl-C set `requested` instead of ending the process.
 
-    A second Ctrl-C raises KeyboardInterrupt. On the way out, the handlers are again what they were.
+    A second Ctrl-C raises KeyboardInterrupt. At the end of the context, the previous handlers are restored.
     """
 
     SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)

@@ -1,6 +1,6 @@
 """One optimizer step: agree with the other ranks, forward and backward for each micro-batch, update.
 
-Whatever a step needs besides the weights follows from its number: the slots, the learning rate, the random streams.
+The slots, the learning rate and the random streams of a step are functions of its number.
 """
 
 from collections.abc import Generator, Sequence
@@ -22,7 +22,7 @@ from ingot.parallel.optimizer import learning_rate_at
 
 @dataclass(frozen=True)
 class Agreed:
-    """Sums over all ranks of what each has to say before a step."""
+    """Sums over all ranks, which the ranks exchange before a step."""
 
     num_targets: int
     num_tokens: int
@@ -36,7 +36,7 @@ class TrainStep:
     """Takes the optimizer steps of a job, and keeps `progress` up to date. Each rank calls it.
 
     Args:
-        bad_data: what to do about damaged data.
+        bad_data: handles damaged data.
     """
 
     def __init__(self, job: Job, progress: Progress, bad_data: BadDataWatch):
@@ -44,9 +44,9 @@ class TrainStep:
         self.mesh, self._read_again = job.engine.mesh, False
 
     def batches(self, last: int) -> Generator[StepBatch, None, None]:
-        """The batches of the steps up to number `last`, each of its size; each must be used before the next is taken.
+        """The batches of the steps up to step `last`. Each must be used before the next one is taken.
 
-        Batches that were read ahead are read again when the ranks have agreed on another quarantine.
+        Batches that were read ahead are read again if the ranks agree on more damaged data.
         """
         progress = self.progress
         while progress.step < last:
@@ -60,22 +60,23 @@ class TrainStep:
                         break
 
     def agree(self, batch: StepBatch, votes: Sequence[int] = ()) -> Agreed:
-        """Adds up over the ranks what they must agree on, in one collective of integers.
+        """Sums what the ranks must agree on, in one collective of integers.
 
         Args:
-            votes: further integers to be added up.
+            votes: further integers to sum.
         """
         counts = [batch.num_targets, batch.num_tokens, batch.fingerprint, batch.substituted]
         counts = [count * (self.mesh.tensor_rank == 0) for count in counts]  # tensor ranks read the same data
         sums = sum_over_ranks([*counts, *votes, *self.bad_data.counts(batch.error)])
-        first = len(counts)
-        return Agreed(*sums[:first], votes=sums[first : first + len(votes)], bad_data=sums[first + len(votes) :])
+        num_targets, num_tokens, fingerprint, substituted = sums[: len(counts)]
+        rest = sums[len(counts) :]
+        return Agreed(num_targets, num_tokens, fingerprint, substituted, rest[: len(votes)], rest[len(votes) :])
 
     def update(self, batch: StepBatch, agreed: Agreed) -> dict:
         """Forward, backward and update. Returns the record of the step.
 
         Raises:
-            Unreadable: the data cannot be read any more; raised on all ranks alike.
+            Unreadable: there are too many damaged data; raised on all ranks.
         """
         progress, step = self.progress, self.progress.step + 1
         found, errors = agreed.bad_data
@@ -105,10 +106,10 @@ class TrainStep:
         }
 
     def _inputs(self, micro_batch: dict[str, np.ndarray], num_targets: int, step: int) -> Batch:
-        """The model's arguments, with the terms that are added to the loss in training, but not in an evaluation."""
-        added = {name: weight for name, weight in asdict(self.job.config.loss).items() if weight}
+        """The arguments of the model, with the weights of the loss terms that are used only in training."""
+        loss_terms = {name: weight for name, weight in asdict(self.job.config.loss).items() if weight}
         of_job = self.job.loss_inputs(micro_batch, num_targets, self.job.batch_sizes.size_at(step)[0])
-        return to_device(micro_batch, self.mesh.device) | of_job | added
+        return to_device(micro_batch, self.mesh.device) | of_job | loss_terms
 
     def _learning_rate(self, step: int) -> float:
         options = self.job.config.optimizer

@@ -1,6 +1,6 @@
-"""The one training loop. Pretraining and fine-tuning differ in the job that they hand in, not in the loop.
+"""The training loop, for pretraining and fine-tuning. They differ only in the job.
 
-One turn: take the next batch, do a step (train_step.py), report, and now and then evaluate and save.
+One iteration: take the next batch, do a step (train_step.py), report, and at intervals evaluate and save.
 """
 
 import math
@@ -29,10 +29,10 @@ class Trainer:
     Args:
         job: model, data and settings.
         folder: the run's folder.
-        progress: how far the run is; it is kept up to date.
-        callbacks: who listens.
-        bad_data: what to do about damaged data.
-        metadata: what checkpoints say besides the progress: configuration, layout, the identity of the data.
+        progress: of the run; it is updated.
+        callbacks: are told of each step, record and evaluation.
+        bad_data: handles damaged data.
+        metadata: what the checkpoints contain in addition to the progress, such as the configuration.
     """
 
     def __init__(
@@ -54,17 +54,17 @@ class Trainer:
             peak_flops(torch.cuda.get_device_name(self.mesh.device), dtype) if self.mesh.device.type == "cuda" else None
         )
         self.saver = checkpoint.Saver(folder / "checkpoints", self.run_options.keep_checkpoints)
-        self._saving: dict = {}  # what is known of the save under way
+        self._saving: dict = {}  # of the checkpoint that is being written
         self._signals = StopSignals()
         self._saved_step = progress.step
         self._evaluated_step = -1
         self.scores: dict = {}  # of the last evaluation
 
     def run(self) -> int:
-        """Trains to the end, or to a request to stop. Returns the exit code.
+        """Trains until the last step or a request to stop. Returns the exit code.
 
         Raises:
-            BadInput: data are damaged and data.strict is set, or a checkpoint cannot be written.
+            BadInput: data are damaged and data.strict is true, or a checkpoint cannot be written.
         """
         try:
             with self._signals:
@@ -76,7 +76,7 @@ class Trainer:
                 raise exit_codes.BadInput(str(problem)) from None
             self.callbacks.event(self.progress.step, str(problem))
             return problem.code
-        except checkpoint.CheckpointError as problem:  # raised on all ranks alike; older checkpoints are as they were
+        except checkpoint.CheckpointError as problem:  # raised on all ranks; older checkpoints are unchanged
             raise exit_codes.BadInput(str(problem)) from None
 
     def _run(self) -> int:
@@ -89,7 +89,7 @@ class Trainer:
             self.callbacks.step_end(progress.step)
             if not math.isfinite(record["loss"]) or not math.isfinite(record["grad_norm"]):
                 self.callbacks.event(
-                    progress.step, "loss or gradient is not finite; nothing is saved", loss=record["loss"]
+                    progress.step, "the loss or the gradient is not finite; this step is not saved", loss=record["loss"]
                 )
                 self._finish_saving()  # of an earlier step
                 return exit_codes.GIVE_UP
@@ -103,11 +103,11 @@ class Trainer:
             if stop:
                 self.save()
                 self._finish_saving()
-                self.callbacks.event(progress.step, "stopped on request; start again to go on")
+                self.callbacks.event(progress.step, "stopped on request; start again to continue")
                 return exit_codes.REQUEUE
             if is_over:
                 break
-            timer.lap()  # the time of an evaluation or of a save is no part of a step
+            timer.lap()  # an evaluation or a save does not count as time of a step
         self.save()
         if self.job.evaluate and self._evaluated_step != progress.step:
             self._evaluate()
@@ -116,7 +116,7 @@ class Trainer:
         return exit_codes.DONE
 
     def save(self) -> None:
-        """Begins a checkpoint of the present state. Training waits only for a copy in host memory."""
+        """Starts to write a checkpoint of the current state. Training waits only for a copy in host memory."""
         progress = self.progress
         if self._saved_step == progress.step:
             return
@@ -139,7 +139,7 @@ class Trainer:
             self.callbacks.log("checkpoint", {**self._saving, "path": str(path), "written_seconds": written})
 
     def _step(self, batch: StepBatch) -> tuple[dict, bool]:
-        """One optimizer step: its record, and whether a rank was asked to stop."""
+        """One optimizer step. Returns its record, and whether a rank was asked to stop."""
         step = self.progress.step
         agreed = self.train_step.agree(batch, [self._signals.requested, *self.saver.status()])
         stop, ended, failed = agreed.votes
@@ -173,7 +173,7 @@ class Trainer:
         )
 
     def _evaluate(self) -> bool:
-        """Evaluates, and reports it. Whether a callback asks the run to end."""
+        """Evaluates, and logs the scores. Returns whether a callback asks the run to end."""
         assert self.job.evaluate is not None
         start, step = time.perf_counter(), self.progress.step
         self.engine.module.eval()

@@ -11,31 +11,29 @@ from ingot.parallel.engines.engine import Engine
 
 
 class BestCheckpoint(Callback):
-    """Keeps the weights with the best value of a metric in `folder`, as a checkpoint of its own, without an optimizer.
+    """Keeps a checkpoint of the step with the best value of a metric in `folder`. It has no optimizer state.
 
     Args:
         metric: name of the score.
-        step: optimizer steps that are done; what later steps have left there is removed, since they will be repeated.
-        metadata: what the checkpoint says besides its step and scores.
+        step: optimizer steps done. Checkpoints of later steps are removed, since the run repeats these steps.
+        metadata: what the checkpoint contains in addition to its step and scores.
         lower_is_better: whether the lowest value of the metric is the best one.
 
     Attributes:
-        step, scores: of the best evaluation; 0 and empty before there is one.
+        step, scores: of the best evaluation; 0 and empty before the first one.
         is_new: whether the last evaluation was the best.
     """
 
-    def __init__(
-        self, folder: Path, metric: str, engine: Engine, step: int, metadata: dict, *, lower_is_better: bool
-    ):
+    def __init__(self, folder: Path, metric: str, engine: Engine, step: int, metadata: dict, *, lower_is_better: bool):
         self.metric, self.engine, self.metadata, self.lower_is_better = metric, engine, metadata, lower_is_better
         self.step, self.scores, self.is_new = 0, dict[str, float](), False
         for path in checkpoint.committed(folder):
             try:
-                found = checkpoint.read_manifest(path)
+                manifest = checkpoint.read_manifest(path)
             except checkpoint.CheckpointError:
-                continue  # the next evaluation writes another
-            if found["step"] <= step:
-                self.step, self.scores = found["step"], found["scores"]
+                continue  # it is damaged; the next evaluation writes another one
+            if manifest["step"] <= step:
+                self.step, self.scores = manifest["step"], manifest["scores"]
                 break
         dist.barrier()
         if engine.mesh.is_main:
@@ -59,7 +57,7 @@ class BestCheckpoint(Callback):
 
 
 class EarlyStopping(Callback):
-    """Ends a run after `patience` evaluations without a better one, `every` steps apart. It stands behind `best`."""
+    """Ends a run after `patience` evaluations without a better score, `every` steps apart. It comes after `best`."""
 
     def __init__(self, best: BestCheckpoint, callbacks: Callbacks, *, patience: int, every: int):
         self.best, self.callbacks, self.patience, self.every = best, callbacks, patience, every
@@ -69,7 +67,7 @@ class EarlyStopping(Callback):
         if is_over:
             self.callbacks.event(
                 step,
-                f"no better {self.best.metric} since step {self.best.step}; task.early_stopping_patience is "
+                f"{self.best.metric} has not improved since step {self.best.step}; task.early_stopping_patience is "
                 f"{self.patience} evaluations",
             )
         return is_over

@@ -1,4 +1,4 @@
-"""The interface between a run and those who listen to it."""
+"""The interface between a run and its callbacks."""
 
 from collections.abc import Iterable
 from typing import Any, Literal
@@ -7,37 +7,37 @@ Kind = Literal["train", "eval", "checkpoint", "event"]
 
 
 class Callback:
-    """Listens to a run. Each method does nothing by default; a callback overrides those that it needs.
+    """Is told what happens in a run. Each method does nothing by default; a callback overrides those that it needs.
 
     `on_step_end`, `on_evaluate` and `on_train_end` are called on every rank, between two optimizer steps, so they may
-    start collectives. What only rank 0 should do, such as writing files, is done by callbacks that only rank 0 has.
+    call collectives. Callbacks that write files, such as the loggers, exist only on rank 0.
     """
 
     def on_step_end(self, step: int) -> None:
         """Called after each optimizer step (counted from 1)."""
 
     def on_log(self, kind: Kind, record: dict[str, Any]) -> None:
-        """Called with each record: a line of metrics.jsonl. `record["step"]` is the optimizer step."""
+        """Called with each record: the content of a line of metrics.jsonl. `record["step"]` is the optimizer step."""
 
     def on_message(self, text: str) -> None:
-        """Called with each line for people that belongs to no record."""
+        """Called with each message for people."""
 
     def on_figure(self, name: str, figure: Any, step: int) -> None:
-        """Called with each figure (of matplotlib)."""
+        """Called with each figure of matplotlib."""
 
     def on_evaluate(self, step: int, scores: dict[str, float]) -> bool:
-        """Called after each evaluation. True asks the run to end here."""
+        """Called after each evaluation. Returns whether the run should end now."""
         return False
 
     def on_train_end(self, step: int, scores: dict[str, float]) -> None:
-        """Called when the run has reached its end, with the scores of its last evaluation (empty without one)."""
+        """Called at the end of training, with the scores of the last evaluation (empty without one)."""
 
     def close(self) -> None:
-        """Called once, however the run ends."""
+        """Called once, also after an error."""
 
 
 class Callbacks:
-    """The callbacks of a run, in their order. What one says through it, all hear."""
+    """The callbacks of a run, called in this order."""
 
     def __init__(self, callbacks: Iterable[Callback] = ()):
         self.callbacks = list(callbacks)
@@ -50,7 +50,7 @@ class Callbacks:
             callback.on_log(kind, record)
 
     def event(self, step: int, event: str, **more: Any) -> None:
-        """Logs something that is worth knowing and is no measurement: start, resume, stop, trouble."""
+        """Logs an event, such as a start, a resume or a problem."""
         self.log("event", {"step": step, "event": event, **more})
 
     def message(self, text: str) -> None:
@@ -66,7 +66,7 @@ class Callbacks:
             callback.on_step_end(step)
 
     def evaluate(self, step: int, scores: dict[str, float]) -> bool:
-        """Whether one of them asks the run to end. All are called."""
+        """Calls all of them. Returns whether one asks the run to end."""
         return any([callback.on_evaluate(step, scores) for callback in self.callbacks])
 
     def train_end(self, step: int, scores: dict[str, float]) -> None:

@@ -1,11 +1,11 @@
-"""log.txt: each record and message as a line with its time."""
+"""The log file: each record and message as a line with its time."""
 
 import logging
 from pathlib import Path
 from typing import Any
 
 from ingot.launcher.training.callbacks.callback import Callback, Kind
-from ingot.launcher.training.callbacks.text import line_of
+from ingot.launcher.training.callbacks.text import format_record
 
 
 class LogFile(Callback):
@@ -21,7 +21,7 @@ class LogFile(Callback):
         self._logger.addHandler(self._handler)
 
     def on_log(self, kind: Kind, record: dict[str, Any]) -> None:
-        self._logger.info(line_of(kind, record))
+        self._logger.info(format_record(kind, record))
 
     def on_message(self, text: str) -> None:
         self._logger.info(text)

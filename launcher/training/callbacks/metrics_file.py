@@ -1,4 +1,4 @@
-"""metrics.jsonl: each record as a line of JSON."""
+"""The metrics file: each record as a line of JSON."""
 
 import json
 import math
@@ -10,7 +10,7 @@ from ingot.launcher.training.callbacks.callback import Callback, Kind
 
 
 class MetricsFile(Callback):
-    """Appends records to `folder`/metrics.jsonl. NaN and infinity, which are no JSON, become null."""
+    """Appends records to `folder`/metrics.jsonl. NaN and infinity, which JSON does not have, become null."""
 
     def __init__(self, folder: Path):
         self._file = (folder / "metrics.jsonl").open("a", buffering=1)

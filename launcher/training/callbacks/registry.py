@@ -1,4 +1,4 @@
-"""The loggers that each run has."""
+"""The loggers of every run. A new logger is one file, and a line here."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ def loggers(folder: Path, *, steps: int, step: int) -> list[Callback]:
     Args:
         folder: the run's folder.
         steps: optimizer steps of the run.
-        step: optimizer steps that are done.
+        step: optimizer steps done.
     """
     return [
         MetricsFile(folder),

@@ -1,4 +1,4 @@
-"""TensorBoard: curves of the measurements, and figures."""
+"""TensorBoard: curves of the metrics, and figures."""
 
 from pathlib import Path
 from typing import Any
@@ -19,11 +19,11 @@ NAMES = {
     "bits_per_byte": "bits_per_byte",
     "accuracy": "accuracy",
 }
-"""The measurements that get a curve, and its name. Of an evaluation every score gets one."""
+"""The metrics with a curve, and the names of the curves. Each score of an evaluation has a curve too."""
 
 
 class TensorBoard(Callback):
-    """Writes to `folder`/tensorboard; curves of steps after `step`, which a resumed run repeats, are dropped."""
+    """Writes to `folder`/tensorboard. It removes points after `step`, since a resumed run repeats these steps."""
 
     def __init__(self, folder: Path, step: int):
         from torch.utils.tensorboard import SummaryWriter

@@ -6,15 +6,15 @@ from typing import Any
 from tqdm import tqdm
 
 from ingot.launcher.training.callbacks.callback import Callback, Kind
-from ingot.launcher.training.callbacks.text import line_of
+from ingot.launcher.training.callbacks.text import format_record
 
 
 class Terminal(Callback):
-    """Shows a bar on a terminal. Where standard error is a file, each train record is a line instead.
+    """Shows a progress bar. If standard error is not a terminal, it prints each train record as a line instead.
 
     Args:
         steps: optimizer steps of the run.
-        step: optimizer steps that are done.
+        step: optimizer steps done.
     """
 
     def __init__(self, steps: int, step: int):
@@ -28,7 +28,7 @@ class Terminal(Callback):
             speed = f"loss {record['loss']:.3f} {record['tokens_per_second']:,.0f} tok/s"
             self._bar.set_postfix_str(speed, refresh=False)
         else:
-            self.on_message(line_of(kind, record))
+            self.on_message(format_record(kind, record))
 
     def on_message(self, text: str) -> None:
         tqdm.write(text, file=sys.stderr)

@@ -5,8 +5,8 @@ from typing import Any
 from ingot.launcher.training.callbacks.callback import Kind
 
 
-def line_of(kind: Kind, record: dict[str, Any]) -> str:
-    """The line of a record, for log.txt and the terminal."""
+def format_record(kind: Kind, record: dict[str, Any]) -> str:
+    """A record as a line of log.txt and of the terminal."""
     start = f"step {record['step']}  "
     if kind == "train":
         return start + (

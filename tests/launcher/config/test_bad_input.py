@@ -142,7 +142,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_only_damaged_ones_are_an_error(
     damage("step-00000002")
     result = launch("python", *common, 5, code=2)
     assert_matches(
-        "step-00000004 is damaged.*step-00000002 is damaged.*None of the checkpoints is sound", result.stderr
+        "step-00000004 is damaged.*step-00000002 is damaged.*None of the checkpoints is intact", result.stderr
     )
 
 

@@ -78,7 +78,7 @@ def test_too_much_damage_and_strictness_end_a_run_with_one_message(damaged, tmp_
     config = write_config(tmp_path, damaged)
     common = ["--config", config, "--parallel.engine", "fsdp", "--data.validation", "[]"]
     result = launch("python", *common, "--data.max_bad_fraction", 1e-4, code=exit_codes.GIVE_UP)
-    assert "lie in damaged data: more than data.max_bad_fraction 0.0001" in result.stderr
+    assert "are in damaged data: more than data.max_bad_fraction 0.0001" in result.stderr
     assert "Traceback" not in result.stderr
     result = launch("python", *common, "--data.strict", "true", "--run.name", "strict", code=exit_codes.BAD_INPUT)
     assert result.stderr.count("error: ") == 1

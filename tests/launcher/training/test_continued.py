@@ -31,8 +31,9 @@ def test_pretraining_goes_on_from_a_released_model(tmp_path):
     settings = {
         "run": {"dir": str(tmp_path / "runs"), "steps": 2, "device": "cpu", "init_from": str(bert), "eval_every": 0},
         "model": {
-            "vocab_size": vocab_size, "num_hidden_layers": 2, "num_attention_heads": 2, "hidden_size": 32, "intermediate_size": 64,
-            "max_position_embeddings": 64, "causal": False, "positions": "learned", "norm": "layernorm", "norm_placement": "post",
+            "vocab_size": vocab_size, "num_hidden_layers": 2, "num_attention_heads": 2, "hidden_size": 32,
+            "intermediate_size": 64, "max_position_embeddings": 64, "causal": False, "positions": "learned",
+            "norm": "layernorm", "norm_placement": "post",
             "bias": True, "type_vocab_size": 2, "embedding_norm": True, "head_transform": True, "head_bias": True,
             "norm_eps": 1e-12, "activation": "gelu", "gated_mlp": False, "tie_word_embeddings": True,
         },
@@ -46,5 +47,5 @@ def test_pretraining_goes_on_from_a_released_model(tmp_path):
     folder = tmp_path / "runs/run/checkpoints/step-00000002"
     found = read_tensor(folder, read_manifest(folder), "model/blocks.1.attention.query.weight")
     torch.testing.assert_close(found, load(bert, "language").blocks[1].attention.query.weight.data)
-    with pytest.raises(BadInput, match=r"the model in .* is another: it has .*model.num_hidden_layers 2"):
+    with pytest.raises(BadInput, match=r"the model in .* has another configuration; set .*model.num_hidden_layers 2"):
         pretrain.main(["--config", str(config), "--model.num_hidden_layers", "3", "--run.name", "other"])
