@@ -1,15 +1,15 @@
-"""Looks at checkpoints and makes new ones of them, on any machine, without a GPU, some rows of a tensor at a time.
+"""Lists, checks, compares, averages and converts checkpoints, on any machine, without a GPU and with little memory.
 
-checkpoint.py list RUN                                 what a run has saved, sound or damaged
-checkpoint.py show CKPT                                step, layout, tensors, and who holds which part of them
-checkpoint.py verify CKPT...                           every byte against the digests; 0, or 2 with all that is wrong
-checkpoint.py diff A B                                 0 when they are equal, 1 when they differ
+checkpoint.py list RUN                                 the checkpoints of a run, intact or damaged
+checkpoint.py show CKPT                                step, layout, tensors, and which file has which part
+checkpoint.py verify CKPT...                           compares every byte with the digests; exit code 0, or 2
+checkpoint.py diff A B                                 exit code 0 if they are equal, 1 if they differ
 checkpoint.py average A B... --output RUN              a run folder with the mean of their weights
-checkpoint.py export CKPT --output DIR                 a Hugging Face folder, or, with --format dcp, torch's own
-checkpoint.py import DIR --config FILE --output RUN    from DeepSpeed ZeRO or torch DCP, optimizer included
-checkpoint.py plan CKPT --config FILE --ranks N        whether it loads into another layout
+checkpoint.py export CKPT --output DIR                 a Hugging Face folder; with --format dcp, torch's format
+checkpoint.py import DIR --config FILE --output RUN    from DeepSpeed ZeRO or torch DCP, with the optimizer
+checkpoint.py plan CKPT --config FILE --ranks N        whether it can be loaded into another layout
 
-CKPT is a run folder, whose newest sound checkpoint is taken, or the folder of a checkpoint.
+CKPT is a run folder, which means its newest intact checkpoint, or the folder of a checkpoint.
 """
 
 import argparse
@@ -36,30 +36,35 @@ def parser() -> argparse.ArgumentParser:
 
     command = add("list", "The checkpoints of a run, newest first.")
     command.add_argument("run", type=Path)
-    command = add("show", "What is in a checkpoint, and which file holds which part.")
+    command = add("show", "The tensors of a checkpoint, and which file has which part.")
     command.add_argument("checkpoint", type=Path)
     command.add_argument("--tensor", default="*", help="a pattern of names, such as 'model/blocks.0.*'")
     command.add_argument("--digests", action="store_true", help="print the digest of each tensor")
-    command = add("verify", "Reads every byte and compares each tensor with its digest.")
+    command = add("verify", "Reads every byte, and compares each tensor with its digest.")
     command.add_argument("checkpoint", type=Path, nargs="+")
-    command = add("diff", "Which tensors and settings of two checkpoints differ, and how far.")
+    command = add("diff", "Which tensors and settings of two checkpoints differ, and by how much.")
     command.add_argument("one", type=Path)
     command.add_argument("other", type=Path)
-    command.add_argument("--weights", action="store_true", help="leave the optimizer out")
+    command.add_argument("--weights", action="store_true", help="compare only the weights, not the optimizer")
     command = add("average", "The mean of the weights of several checkpoints of one model, without an optimizer.")
     command.add_argument("checkpoint", type=Path, nargs="+")
     command.add_argument("--output", type=Path, required=True, help="a new run folder")
-    command.add_argument("--shares", type=float, nargs="+", help="one for each checkpoint; by default all alike")
+    command.add_argument(
+        "--coefficients",
+        type=float,
+        nargs="+",
+        help="one for each checkpoint; the default is 1 / their number",
+    )
     command = add("export", "A folder for other software.")
     command.add_argument("checkpoint", type=Path)
     command.add_argument("--output", type=Path, required=True)
     command.add_argument("--format", choices=["huggingface", "dcp"], default="huggingface")
     command = add("import", "A run folder from a checkpoint of DeepSpeed ZeRO or of torch.distributed.checkpoint.")
-    command.add_argument("source", type=Path, help="a tag's folder of DeepSpeed, or a DCP folder")
-    command.add_argument("--config", type=Path, required=True, help="configuration of the run; its model is compared")
+    command.add_argument("source", type=Path, help="the folder of a tag of DeepSpeed, or a DCP folder")
+    command.add_argument("--config", type=Path, required=True, help="configuration of the run, whose model must fit")
     command.add_argument("--output", type=Path, required=True, help="a new run folder")
-    command.add_argument("--step", type=int, default=0, help="optimizer steps that the checkpoint has behind it")
-    command = add("plan", "Whether a checkpoint loads into a configuration, and what each rank would read and hold.")
+    command.add_argument("--step", type=int, default=0, help="number of optimizer steps that were done")
+    command = add("plan", "Whether a checkpoint can be loaded with a configuration, and how much each rank would read.")
     command.add_argument("checkpoint", type=Path)
     command.add_argument("--config", type=Path, required=True)
     command.add_argument("--ranks", type=int, required=True)

@@ -1,4 +1,4 @@
-"""The commands of `launcher/checkpoint.py`."""
+"""What the subcommands of `launcher/checkpoint.py` do. Each takes its options and returns an exit code."""
 
 import argparse
 import fnmatch
@@ -43,14 +43,12 @@ def list_run(options: argparse.Namespace) -> int:
         tokens = manifest.get("tokens", 0)
         print(f"{manifest['step']:10}  {tokens:16,}  {size:9.3f}  {len(manifest['files']):6}  {_layout(manifest)}")
     for left in sorted({*folder.glob(".step-*"), *folder.glob("step-*.damaged-*")}):
-        print(
-            f"  {left.name}: {'kept for inspection' if 'damaged' in left.name else 'left by a save that was cut short'}"
-        )
+        print(f"  {left.name}: {'kept for inspection' if 'damaged' in left.name else 'left by an interrupted save'}")
     return DONE
 
 
 def _layout(manifest: dict) -> str:
-    return ", ".join(f"{key} {value}" for key, value in manifest.get("layout", {}).items()) or "not said"
+    return ", ".join(f"{key} {value}" for key, value in manifest.get("layout", {}).items()) or "unknown"
 
 
 def show(options: argparse.Namespace) -> int:
@@ -61,24 +59,22 @@ def show(options: argparse.Namespace) -> int:
     )
     print(f"layout: {_layout(manifest)}")
     files = {name: number for number, name in enumerate(manifest["files"])}
-    print(
-        f"{len(files)} files, {sum(manifest['files'].values()):,} bytes; parts are drawn with the number of their file"
-    )
+    print(f"{len(files)} files, {sum(manifest['files'].values()):,} bytes; a part is shown with the number of its file")
     chosen = {n: e for n, e in manifest["tensors"].items() if fnmatch.fnmatchcase(n, options.tensor)}
     if not chosen:
         raise CheckpointError(
-            f"no tensor of {path} fits {options.tensor}; the first is {next(iter(manifest['tensors']))}"
+            f"no tensor of {path} matches {options.tensor}; the first one is {next(iter(manifest['tensors']))}"
         )
     for name, entry in chosen.items():
         digest = f"  {entry['digest']}" if options.digests else ""
-        print(f"{name}  {entry['dtype']} {entry['shape']}{digest}  {_drawing(name, entry, files)}")
+        print(f"{name}  {entry['dtype']} {entry['shape']}{digest}  {_parts(name, entry, files)}")
     total = sum(math.prod(e["shape"]) for n, e in chosen.items() if n.startswith("model/"))
     print(f"{len(chosen)} tensors, {total:,} parameters")
     return DONE
 
 
-def _drawing(name: str, entry: dict, files: dict[str, int], most: int = 8) -> str:
-    """Who holds what: `file[start:stop, ...]`, a dim that is whole as `:`."""
+def _parts(name: str, entry: dict, files: dict[str, int], most: int = 8) -> str:
+    """Which file has which part: `file[start:stop, ...]`, with `:` for a whole dim."""
     parts = []
     found = sorted(stored_shards(name, entry), key=lambda piece: piece.rectangle.offset)
     for piece in found[:most]:
@@ -98,7 +94,9 @@ def verify(options: argparse.Namespace) -> int:
             found = find_problems(path, manifest, bar.update)
         for problem in found:
             print(problem)
-        print(f"{path}: {len(found)} problems" if found else f"{path}: whole, {len(manifest['tensors'])} digests agree")
+        print(
+            f"{path}: {len(found)} problems" if found else f"{path}: intact, {len(manifest['tensors'])} digests agree"
+        )
         total += len(found)
     return BAD_INPUT if total else DONE
 
@@ -136,9 +134,9 @@ def _flat(tree: dict, prefix: str = "") -> Iterator[tuple[str, object]]:
 
 def average(options: argparse.Namespace) -> int:
     paths = [resolve(each) for each in options.checkpoint]
-    shares = options.shares or [1 / len(paths)] * len(paths)
-    if len(shares) != len(paths):
-        raise ValueError(f"{len(shares)} shares for {len(paths)} checkpoints; give one for each")
+    coefficients = options.coefficients or [1 / len(paths)] * len(paths)
+    if len(coefficients) != len(paths):
+        raise ValueError(f"{len(coefficients)} coefficients for {len(paths)} checkpoints; give one for each")
     manifests = [modernize_manifest(read_manifest(path)) for path in paths]
     shapes = [{n: e["shape"] for n, e in m["tensors"].items() if n.startswith("model/")} for m in manifests]
     for path, each in zip(paths, shapes, strict=True):
@@ -150,18 +148,18 @@ def average(options: argparse.Namespace) -> int:
         opened = [OpenCheckpoint(path, manifest) for path, manifest in zip(paths, manifests, strict=True)]
         for name in shapes[0]:
             for shard in opened[0].rows(name):
-                total = shard.tensor.float() * shares[0]
-                for share, each in zip(shares[1:], opened[1:], strict=True):
-                    total += share * each.read(name, shard.rectangle).float()
+                total = shard.tensor.float() * coefficients[0]
+                for coefficient, each in zip(coefficients[1:], opened[1:], strict=True):
+                    total += coefficient * each.read(name, shard.rectangle).float()
                 yield TensorShard(name, shard.global_shape, shard.rectangle, total)
         for each in opened:
             each.__exit__()
 
-    metadata = _metadata_of(manifests[0]) | {"averaged": [str(path) for path in paths], "shares": shares}
+    metadata = _metadata_of(manifests[0]) | {"averaged": [str(path) for path in paths], "shares": coefficients}
     _new_run(options.output, manifests[0]["step"], means(), metadata)
     if (tokenizer := paths[0].parents[1] / "tokenizer").is_dir():
         shutil.copytree(tokenizer, options.output / "tokenizer")
-    print(f"{options.output}: the mean of {len(paths)} checkpoints; weights alone, to use, or for run.init_from")
+    print(f"{options.output}: the mean of {len(paths)} checkpoints, weights without an optimizer; for run.init_from")
     return DONE
 
 
@@ -176,7 +174,7 @@ def _new_run(output: Path, step: int, shards: Iterator[TensorShard], metadata: d
 
 def _check_new(output: Path) -> None:
     if output.exists():
-        raise ValueError(f"{output} exists; name a new folder with --output")
+        raise ValueError(f"{output} exists; give the name of a new folder with --output")
 
 
 def export(options: argparse.Namespace) -> int:
@@ -191,7 +189,7 @@ def export(options: argparse.Namespace) -> int:
     with OpenCheckpoint(path, read_manifest(path)) as opened:
         tensors = {name: _whole(opened, name) for name in opened.manifest["tensors"]}
         dcp.save(tensors, checkpoint_id=str(options.output), no_dist=True)
-    print(f"{options.output}: {len(tensors)} tensors, under the names that they have in {path}")
+    print(f"{options.output}: {len(tensors)} tensors, with the names that they have in {path}")
     return DONE
 
 
@@ -227,14 +225,14 @@ def plan(options: argparse.Namespace) -> int:
     odd = [name for name in sorted({*wanted, *saved}) if saved.get(name) != wanted.get(name)]
     wrong = [f"{n}: {saved.get(n, 'missing')} there and {wanted.get(n, 'not in this model')} here" for n in odd]
     footprint, layout = footprint_of(config), layout_of(config, options.ranks)
-    cut = layout.data_shard if layout.engine == "fsdp" else layout.num_data if layout.stage else 1
-    held = 12 * footprint.parameters / cut
+    parts = layout.data_shard if layout.engine == "fsdp" else layout.num_data if layout.stage else 1
+    held = 12 * footprint.parameters / parts
     total = 12 * sum(math.prod(shape) for shape in shapes.values())
     print(f"{path} ({_layout(manifest)}) into {layout.name} on {options.ranks} ranks")
     print(
         f"  state: {total / 1e9:.3f} GB, fp32 weights and two moments; a rank reads and holds {held / 1e9:.3f} GB of it"
     )
-    print("  besides, while it reads: no more of the host's memory than a part of one tensor on its way to a device")
+    print("  while it reads, it needs more host memory only for a part of one tensor")
     if wrong:
         print("\n".join(f"  {line}" for line in wrong[:10]))
         print(f"  does NOT load: {len(wrong)} tensors do not fit")

@@ -1,4 +1,6 @@
-"""Writing a run or checkpoint as a Hugging Face folder: what launcher/export.py does."""
+"""Writes a run or checkpoint as a Hugging Face folder, or its adapter as a folder of peft: the command `export`."""
+
+from collections.abc import Callable
 
 import torch
 
@@ -9,6 +11,8 @@ from ingot.launcher.loading.base_model import is_finetuned
 from ingot.launcher.loading.finetuned_model import additions, merge, open_finetuned
 from ingot.launcher.loading.language_model import open_checkpoint
 from ingot.launcher.loading.tokenizer import open_tokenizer
+from ingot.model.config import ModelConfig
+from ingot.model.finetuning.task_model import TaskConfig
 from ingot.model.huggingface.folder import new_folder
 from ingot.model.huggingface.peft_adapter import as_lora, write_adapter
 from ingot.model.huggingface.peft_prompts import TYPES, write_prompts
@@ -17,13 +21,12 @@ from ingot.parallel.checkpoint import read_tensor
 
 
 def export(options: ExportOptions) -> None:
-    """Writes the folder, tensor by tensor; it appears when it is whole.
+    """Writes a Hugging Face folder, tensor by tensor. The folder appears when it is complete.
 
     Raises:
-        ValueError: no such checkpoint or tokenizer, a model that no known family can express, or a folder that is
-            there.
+        ValueError: there is no such checkpoint or tokenizer, no known family can express the model, or the folder
+            exists.
     """
-
     if is_finetuned(options.checkpoint):
         config, task, read, tokenizer = _merged(options)
     else:
@@ -56,9 +59,10 @@ def token_ids_of(tokenizer: Tokenizer, causal: bool) -> dict[str, int | None]:
     return ids if causal else ids | {"cls": tokenizer.bos_id, "sep": tokenizer.eos_id}
 
 
-def _merged(options: ExportOptions):
-    """Configuration, task, tensors by name and tokenizer of a fine-tuned model, additions merged."""
-
+def _merged(
+    options: ExportOptions,
+) -> tuple[ModelConfig, TaskConfig | None, Callable[[str], torch.Tensor], Tokenizer]:
+    """Configuration, task, a function from names to tensors, and tokenizer of a fine-tuned model, adapters merged."""
     found = open_finetuned(options.checkpoint, torch.device("cpu"), options.tokenizer)
     merge(found.model)
     parameters, task = dict(found.model.named_parameters()), getattr(found.model, "task", None)
@@ -66,12 +70,11 @@ def _merged(options: ExportOptions):
 
 
 def export_adapter(options: ExportOptions) -> None:
-    """Writes a folder of the peft library, with the tokenizer.
+    """Writes the adapter of a fine-tuned model as a folder of the peft library, with the tokenizer.
 
     Raises:
-        ValueError: no run of that kind, or a folder that is there.
+        ValueError: the run was trained with a method that peft does not have, or the folder exists.
     """
-
     found = open_finetuned(options.checkpoint, torch.device("cpu"), options.tokenizer)
     method = found.config.method
     if method.kind not in ("lora", "adalora", "ia3", *TYPES):
@@ -80,12 +83,13 @@ def export_adapter(options: ExportOptions) -> None:
     head = {} if task is None else {f"head.{name}": p for name, p in found.model.head.named_parameters()}
     with new_folder(options.output) as temporary:
         found.tokenizer.save(temporary)
-        (temporary / "config.json").unlink(missing_ok=True)  # of the tokenizer's folder; peft looks for its own
-        common = {"base": found.config.init.model, "family": options.family}
+        (temporary / "config.json").unlink(missing_ok=True)  # the tokenizer's; peft would read it as its own
+        base, family = found.config.init.model, options.family
         if method.kind in TYPES:
-            write_prompts(temporary, found.model, method.kind, head, **common)
+            write_prompts(temporary, found.model, method.kind, head, base=base, family=family)
             return
-        added, alpha = additions(found.model), method.lora_alpha
+        added = additions(found.model)
+        alpha: float | None = method.lora_alpha
         if method.kind == "adalora":
             added, alpha = as_lora(added, method.lora_alpha / method.init_r), None
-        write_adapter(temporary, found.model.config, task, added, head, alpha=alpha, **common)
+        write_adapter(temporary, found.model.config, task, added, head, base=base, alpha=alpha, family=family)

@@ -1,4 +1,4 @@
-"""Checkpoints of other software, tensor by tensor, under Ingot's names: native DeepSpeed ZeRO and torch DCP."""
+"""Reads checkpoints of DeepSpeed ZeRO and torch DCP, tensor by tensor, with Ingot's names."""
 
 import subprocess
 import sys
@@ -17,15 +17,15 @@ Shapes = dict[str, tuple[int, ...]]
 
 @contextmanager
 def read_foreign(source: Path, shapes: Shapes, other_names: set[str]) -> Iterator[Iterator[TensorShard]]:
-    """Weights and AdamW's moments of the parameters in `shapes`, one after the other.
+    """The weights and AdamW's moments of the parameters in `shapes`, one after the other.
 
     Args:
-        other_names: further names of shared parameters, which the source may list too.
         source: a folder of torch.distributed.checkpoint, or the folder of a tag that DeepSpeed's `save_checkpoint` has
-            written at any ZeRO stage. Both are pickles in part: only open those that you trust.
+            written at any ZeRO stage. Both contain pickles: open only those that you trust.
+        other_names: further names of shared parameters, which the source may have too.
 
     Raises:
-        ValueError: it is neither, or has other parameters or shapes; all of them are named.
+        ValueError: the source is neither, or has other parameters or shapes. The message names them.
     """
     if (source / ".metadata").is_file():
         yield _from_dcp(source, shapes)
@@ -41,7 +41,8 @@ def read_foreign(source: Path, shapes: Shapes, other_names: set[str]) -> Iterato
 def _from_dcp(source: Path, shapes: Shapes) -> Iterator[TensorShard]:
     import torch.distributed.checkpoint as dcp
 
-    stored = dcp.FileSystemReader(str(source)).read_metadata().state_dict_metadata
+    metadata = dcp.FileSystemReader(str(source)).read_metadata().state_dict_metadata
+    stored = {key: entry for key, entry in metadata.items() if isinstance(entry, dcp.metadata.TensorStorageMetadata)}
     names = {}
     for name in shapes:
         weights = (name, f"model.{name}", f"module.{name}", f"model/{name}")
@@ -60,7 +61,7 @@ def _from_dcp(source: Path, shapes: Shapes) -> Iterator[TensorShard]:
 
 
 def _one(source: Path, stored: dict, what: str, ends: tuple[str, ...]) -> str:
-    """The key that is one of `ends`, or, after a prefix, ends with it."""
+    """The key that is one of `ends`, or has it after a prefix."""
     found = [key for key in stored if key in ends] or [k for k in stored if k.endswith(tuple(f".{e}" for e in ends))]
     if len(found) != 1:
         raise ValueError(f"{source} has {len(found)} tensors for {what}; it holds {', '.join([*stored][:5])}, ...")
@@ -68,7 +69,7 @@ def _one(source: Path, stored: dict, what: str, ends: tuple[str, ...]) -> str:
 
 
 def _from_deepspeed(source: Path, universal: Path, shapes: Shapes, other_names: set[str]) -> Iterator[TensorShard]:
-    """By way of DeepSpeed's universal format, in which each parameter has a folder."""
+    """Converts to DeepSpeed's universal format first, in which each parameter has a folder."""
     tool = "from deepspeed.checkpoint.ds_to_universal import main, parse_arguments; main(parse_arguments())"
     line = [sys.executable, "-c", tool, "--input_folder", str(source), "--output_folder", str(universal)]
     result = subprocess.run([*line, "--inject_missing_state"], capture_output=True, text=True)

@@ -1,4 +1,4 @@
-"""Exit codes, and how an error that the user can mend ends a command: one message, code 2, no traceback."""
+"""Exit codes. An error that the user can fix ends a command with one message and code 2, without a traceback."""
 
 import atexit
 import os
@@ -12,21 +12,21 @@ from ingot.launcher.runtime.parent_watchdog import watch_launcher
 
 DONE = 0
 BAD_INPUT = 2
-REQUEUE = 75  # stopped on request, or another process died: worth starting again, from the last checkpoint
+REQUEUE = 75  # stopped on request, or another process died: start again, and it continues from the last checkpoint
 GIVE_UP = 93  # starting again would fail again
-WAIT_SECONDS = 20
-INTERRUPTED = 130  # Ctrl-C, as shells count it
+WAIT_SECONDS = 20  # other local ranks give rank 0 so long to report the same error first
+INTERRUPTED = 130  # Ctrl-C, the code that shells use
 
 
 class BadInput(Exception):
-    """Bad configuration or input; the message says what is wrong and what would be right."""
+    """Bad configuration or input. The message says what is wrong and what would be right."""
 
 
 @contextmanager
 def bad_input() -> Iterator[None]:
-    """Around parsing, checking and building, where a ValueError or OSError means something that the user can mend.
+    """Turns a ValueError or OSError into BadInput. For parsing, checking and building, where users can fix the cause.
 
-    Not around training: there the same errors would be bugs, and want their traceback.
+    Not for training: there these errors are bugs, and their traceback is needed.
     """
     try:
         yield
@@ -35,7 +35,7 @@ def bad_input() -> Iterator[None]:
 
 
 def run_main(main: Callable[[list[str]], int]) -> None:
-    """Runs a command and exits with its code. INGOT_TRACEBACK=1 shows where a BadInput came from."""
+    """Runs a command and exits with its code. With INGOT_TRACEBACK=1 a BadInput has a traceback."""
     watch_launcher()
     try:
         code = main(sys.argv[1:])
@@ -43,7 +43,7 @@ def run_main(main: Callable[[list[str]], int]) -> None:
         if os.environ.get("INGOT_TRACEBACK") == "1":
             raise
         rank = int(os.environ.get("LOCAL_RANK", 0))
-        if rank:  # rank 0 of this machine mostly saw the same: let it speak, and its launcher end this process
+        if rank:  # local rank 0 has usually the same error: it prints it, and the launcher ends this process
             time.sleep(WAIT_SECONDS)
         print(f"error{f' on local rank {rank}' if rank else ''}: {error}", file=sys.stderr, flush=True)
         code = BAD_INPUT
@@ -53,12 +53,12 @@ def run_main(main: Callable[[list[str]], int]) -> None:
 
 
 def exit_process(code: int) -> NoReturn:
-    """Ends the process after its exit functions, but without taking the interpreter down.
+    """Runs the exit functions and ends the process, without the interpreter's own finalization.
 
-    A thread of a process group that is still about to let go of a tensor asks for the interpreter's lock; where the
-    interpreter is already going down, that aborts the process, and a finished run would report SIGABRT.
+    A thread of a process group may free a tensor at this time, and needs the interpreter's lock for it. During
+    finalization that aborts the process, and a run that has finished would end with SIGABRT.
     """
-    atexit._run_exitfuncs()
+    atexit._run_exitfuncs()  # private in Python's atexit; multiprocessing ends its processes with it as well
     with suppress(BrokenPipeError):
         sys.stdout.flush()
         sys.stderr.flush()

@@ -1,4 +1,4 @@
-"""Workers end with their launcher. One that is killed outright cannot tell them, and they would train on unattended."""
+"""Ranks end with their launcher. A launcher that is killed by SIGKILL cannot tell them, and they would train on."""
 
 import os
 import signal
@@ -13,9 +13,9 @@ LAUNCHERS = {"torchrun", "torchrun.py", "torch.distributed.run", "deepspeed", "d
 
 
 def watch_launcher() -> None:
-    """Once torchrun or deepspeed above this process has died, this process gets SIGTERM: training stops after its step.
+    """Sends this process SIGTERM when torchrun or deepspeed above it has died. Training then stops after its step.
 
-    Does nothing where no launcher started this process, or where there is no /proc to see it.
+    Does nothing if no launcher has started this process, or if there is no /proc.
     """
     chain = launchers_above(os.getpid())
     if chain:
@@ -23,7 +23,7 @@ def watch_launcher() -> None:
 
 
 def launchers_above(process: int) -> list[tuple[int, int]]:
-    """(child, parent) for each launcher above `process`: `deepspeed` is two of them, one above the other."""
+    """(child, parent) for each launcher above `process`. `deepspeed` is two processes, one above the other."""
     chain = []
     while (parent := _parent_of(process)) is not None and _is_launcher(parent):
         chain.append((process, parent))
@@ -36,7 +36,7 @@ def _follow(chain: list[tuple[int, int]]) -> None:
         time.sleep(POLL_SECONDS)
         dead = [parent for child, parent in chain if _parent_of(child) != parent]
         if dead:
-            with suppress(OSError):  # the launcher may have taken the output along
+            with suppress(OSError):  # the output may have been a pipe to the launcher
                 rank = os.environ.get("RANK", "?")
                 print(f"rank {rank}: its launcher, process {dead[0]}, has died; stopping", file=sys.stderr, flush=True)
             os.kill(os.getpid(), signal.SIGTERM)

@@ -1,8 +1,9 @@
-"""Each rank holds a line to rank 0, so that all hear at once which rank has died, whatever they are waiting in.
+"""Each rank keeps a connection to rank 0, so that all ranks learn at once which rank has died.
 
-A collective over gloo fails when a process is gone, without its name; one over NCCL waits until its timeout. But the
-kernel closes the line of a process that ends in any way. Rank 0 tells the others, and so does a rank that fails and can
-still say why. A machine that vanishes closes nothing: keep-alive probes of TCP miss it after about a minute.
+When a process is gone, a collective over gloo fails and does not name it, and one over NCCL waits until its timeout.
+But the kernel closes the connections of a process that ends in any way. Rank 0 then tells the other ranks. A rank that
+fails with an exception tells them why. A machine that vanishes closes nothing: TCP's keep-alive probes notice that
+after about a minute.
 """
 
 import json
@@ -18,179 +19,193 @@ from dataclasses import asdict, dataclass
 
 from ingot.launcher.runtime.exit_codes import BAD_INPUT, REQUEUE, BadInput, exit_process
 
-GRACE_SECONDS = 5.0  # for the main thread to come to an end by itself
-HEARSAY_SECONDS = 2.0  # between an error that a lost connection may have caused and the word of who was lost
+GRACE_SECONDS = 5.0  # the main thread has so long to end the process
+REPORT_SECONDS = 2.0  # an error of a collective waits so long for the report of which rank was lost
 CALL_SECONDS = 5.0
 KEEP_ALIVE = {"TCP_KEEPIDLE": 20, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 4}
 
 
 @dataclass(frozen=True)
-class Loss:
-    """A rank that ended before its time."""
+class LostRank:
+    """A rank that ended too early.
 
-    rank: int | None  # None: an unknown one
-    reason: str = ""  # as it said itself; empty if it died without a word
+    Attributes:
+        rank: None if it is not known.
+        reason: the first connection of its exception; empty if its process died.
+        code: the exit code for the other ranks.
+    """
+
+    rank: int | None
+    reason: str = ""
     code: int = REQUEUE
 
-    def told_to(self, rank: int) -> str:
+    def message_for(self, rank: int) -> str:
+        """What another rank prints."""
         if self.reason:
             return f"rank {rank} ends because rank {self.rank} has failed ({self.reason}); see its output above"
         other = "another rank" if self.rank is None else f"rank {self.rank}"
         return (
             f"rank {rank} lost its connection to {other}: that process has died (killed, out of memory, or its machine "
-            f"is gone); see its output above. Start again to go on from the last checkpoint"
+            f"is gone); see its output above. Start the run again to continue from the last checkpoint"
         )
 
 
 class PeerWatchdog:
-    """Around a training run: `with PeerWatchdog() as line: ... line.tie(rank, world_size) ...`, on each rank.
+    """A context manager around a training run, on each rank. `connect` starts the watching.
 
-    An exception inside is told to the other ranks before it goes on its way. When another rank is lost, the process
-    ends within GRACE_SECONDS or so, with one message, and with the code of that rank or, if it died, REQUEUE.
+    An exception inside is reported to the other ranks before it is raised further. When another rank is lost, the
+    process prints one message and ends, at the latest GRACE_SECONDS later. Its exit code is that of the lost rank, or
+    REQUEUE if the process of that rank died.
     """
 
     def __init__(self) -> None:
-        self.rank, self.loss = 0, None
-        self._heard = threading.Event()
+        self.rank = 0
+        self.lost: LostRank | None = None
+        self._reported = threading.Event()  # that a rank is lost
         self._leaving = self._watching = False
         self._lock = threading.Lock()
         self._token = ""
-        self._lines: dict[socket.socket, int | None] = {}  # to whom; None before the other has said who it is
+        self._ranks: dict[socket.socket, int | None] = {}  # of each connection; None until the peer has named its rank
         self._buffers: dict[socket.socket, bytes] = {}
         self._selector = selectors.DefaultSelector()
 
     def __enter__(self) -> "PeerWatchdog":
         return self
 
-    def tie(self, rank: int, world_size: int) -> None:
-        """Joins the ranks of the default process group by lines. Each rank must call it: it is collective."""
+    def connect(self, rank: int, world_size: int) -> None:
+        """Connects the ranks of the default process group to rank 0. A collective: each rank must call it."""
         self.rank = rank
         if world_size == 1:
             return
+        import torch
         from torch.distributed import broadcast_object_list
 
         listener = _listener() if rank == 0 else None
-        where = [(_own_names(), listener.getsockname()[1], secrets.token_hex(16))] if listener else [None]
-        broadcast_object_list(where, src=0, device="cpu")
-        names, port, self._token = where[0]
+        address = [(_own_names(), listener.getsockname()[1], secrets.token_hex(16)) if listener else ([], 0, "")]
+        broadcast_object_list(address, src=0, device=torch.device("cpu"))
+        names, port, self._token = address[0]
         if listener:
             self._selector.register(listener, selectors.EVENT_READ, self._accept)
         elif not self._call(names, port):
-            print(f"rank {rank} cannot reach rank 0 at port {port} of {names}: if a rank dies, it will not hear "
-                  f"which one", file=sys.stderr, flush=True)  # fmt: skip
+            print(
+                f"rank {rank} cannot reach rank 0 at port {port} of {names}: if a rank dies, this rank will not learn "
+                f"which one",
+                file=sys.stderr,
+                flush=True,
+            )
             return
         self._watching = True
         threading.Thread(target=self._watch, daemon=True).start()
 
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
-        self._leaving = error is None or self.loss is None
+        self._leaving = error is None or self.lost is None
         if error is None:
-            self._tell({"bye": True})
+            self._send({"bye": True})
             return
         if isinstance(error, RuntimeError | OSError):  # torch's errors of communication are RuntimeErrors
-            # Not only while there are lines: the other thread drops one before it says whose it was.
-            self._heard.wait(HEARSAY_SECONDS if self._watching else 0)
-            if self.loss is None and re.search("onnection (closed|reset) by peer", str(error)):
-                self.loss = Loss(None)
-        if self.loss:
-            print(self.loss.told_to(self.rank), file=sys.stderr, flush=True)
-            self._leaving = False  # if leaving takes too long, the other thread ends the process
-            exit_process(self.loss.code)
+            # Also without open connections: the watching thread closes one before it reports whose it was.
+            self._reported.wait(REPORT_SECONDS if self._watching else 0)
+            if self.lost is None and re.search("onnection (closed|reset) by peer", str(error)):
+                self.lost = LostRank(None)
+        if self.lost:
+            print(self.lost.message_for(self.rank), file=sys.stderr, flush=True)
+            self._leaving = False  # if the exit takes too long, the watching thread ends the process
+            exit_process(self.lost.code)
         first_line = f"{type(error).__name__}: {error}".split("\n")[0][:300]
         code = BAD_INPUT if isinstance(error, BadInput) else 1
-        self._tell(asdict(Loss(self.rank, first_line, code)))
+        self._send(asdict(LostRank(self.rank, first_line, code)))
 
     def _watch(self) -> None:
-        while self.loss is None:
+        while self.lost is None:
             for key, _ in self._selector.select():
                 key.data(key.fileobj)
-        self._heard.set()
+        self._reported.set()
         threading.Event().wait(GRACE_SECONDS)
         if not self._leaving:
             with suppress(OSError):
-                print(self.loss.told_to(self.rank), file=sys.stderr, flush=True)
-            os._exit(self.loss.code)
+                print(self.lost.message_for(self.rank), file=sys.stderr, flush=True)
+            os._exit(self.lost.code)
 
     def _accept(self, listener: socket.socket) -> None:
         with suppress(OSError):
-            line, _ = listener.accept()
-            self._hold(line, None)
+            connection, _ = listener.accept()
+            self._add(connection, None)
 
     def _call(self, names: list[str], port: int) -> bool:
         for name in names:
             try:
-                line = socket.create_connection((name, port), timeout=CALL_SECONDS)
-                line.sendall(_packed({"token": self._token, "rank": self.rank}))
-                if line.recv(1) == b"\n":  # rank 0 greets with an empty line
-                    self._hold(line, 0)
+                connection = socket.create_connection((name, port), timeout=CALL_SECONDS)
+                connection.sendall(_packed({"token": self._token, "rank": self.rank}))
+                if connection.recv(1) == b"\n":  # rank 0 answers with an empty line
+                    self._add(connection, 0)
                     return True
             except OSError:
                 continue
         return False
 
-    def _hold(self, line: socket.socket, rank: int | None) -> None:
-        line.settimeout(CALL_SECONDS)
-        line.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    def _add(self, connection: socket.socket, rank: int | None) -> None:
+        connection.settimeout(CALL_SECONDS)
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         for name, value in KEEP_ALIVE.items():
             if hasattr(socket, name):
-                line.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+                connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
         with self._lock:
-            self._lines[line], self._buffers[line] = rank, b""
-        self._selector.register(line, selectors.EVENT_READ, self._hear)
+            self._ranks[connection], self._buffers[connection] = rank, b""
+        self._selector.register(connection, selectors.EVENT_READ, self._receive)
 
-    def _hear(self, line: socket.socket) -> None:
+    def _receive(self, connection: socket.socket) -> None:
         try:
-            received = line.recv(65536)
+            received = connection.recv(65536)
         except TimeoutError:
             return
         except OSError:
             received = b""
         if not received:
-            rank = self._drop(line)
+            rank = self._close(connection)
             if rank is not None:
-                self._lose(Loss(rank))
+                self._lose(LostRank(rank))
             return
-        *messages, self._buffers[line] = (self._buffers[line] + received).split(b"\n")
+        *messages, self._buffers[connection] = (self._buffers[connection] + received).split(b"\n")
         for message in filter(None, messages):
-            if line in self._lines:
+            if connection in self._ranks:
                 try:
-                    self._take(line, json.loads(message))
-                except (ValueError, TypeError, KeyError, OSError):  # a stranger, or a line that has just gone
-                    self._drop(line)
+                    self._handle(connection, json.loads(message))
+                except (ValueError, TypeError, KeyError, OSError):  # another program, or a peer that just ended
+                    self._close(connection)
 
-    def _take(self, line: socket.socket, message: dict) -> None:
+    def _handle(self, connection: socket.socket, message: dict) -> None:
         if "token" in message:
             if secrets.compare_digest(str(message["token"]), self._token):
-                line.sendall(b"\n")
+                connection.sendall(b"\n")
                 with self._lock:
-                    self._lines[line] = int(message["rank"])
+                    self._ranks[connection] = int(message["rank"])
             else:
-                self._drop(line)
-        elif self._lines[line] is None or "bye" in message:  # None: a stranger
-            self._drop(line)
+                self._close(connection)
+        elif self._ranks[connection] is None or "bye" in message:  # None: another program
+            self._close(connection)
         else:
-            self._lose(Loss(**message))
+            self._lose(LostRank(**message))
 
-    def _drop(self, line: socket.socket) -> int | None:
-        self._selector.unregister(line)
+    def _close(self, connection: socket.socket) -> int | None:
+        self._selector.unregister(connection)
         with self._lock:
-            rank = self._lines.pop(line, None)
-            self._buffers.pop(line, None)
-        line.close()
+            rank = self._ranks.pop(connection, None)
+            self._buffers.pop(connection, None)
+        connection.close()
         return rank
 
-    def _lose(self, loss: Loss) -> None:
-        if self.loss is None:
-            self.loss = loss
+    def _lose(self, lost: LostRank) -> None:
+        if self.lost is None:
+            self.lost = lost
             if self.rank == 0:
-                self._tell(asdict(loss))
+                self._send(asdict(lost))
 
-    def _tell(self, message: dict) -> None:
+    def _send(self, message: dict) -> None:
         with self._lock:
-            lines = [line for line, rank in self._lines.items() if rank is not None]
-        for line in lines:
+            connections = [connection for connection, rank in self._ranks.items() if rank is not None]
+        for connection in connections:
             with suppress(OSError):
-                line.sendall(_packed(message))
+                connection.sendall(_packed(message))
 
 
 def _packed(message: dict) -> bytes:
@@ -204,7 +219,10 @@ def _listener() -> socket.socket:
 
 
 def _own_names() -> list[str]:
-    """Under which others may reach this machine: its address on the way to the meeting, the meeting's, its own name."""
+    """Names under which other machines may reach this one, the best first.
+
+    They are the address of its interface towards MASTER_ADDR, MASTER_ADDR itself, and its host name.
+    """
     names = [os.environ["MASTER_ADDR"], socket.gethostname()]
     with suppress(OSError):
         family, kind, _, _, address = socket.getaddrinfo(names[0], 9, type=socket.SOCK_DGRAM)[0]

@@ -1,4 +1,4 @@
-"""One run at a time in a run's folder: two would write the same checkpoints and metrics."""
+"""A lock on a run's folder: two runs at the same time would write the same checkpoints and metrics."""
 
 import errno
 import fcntl
@@ -11,10 +11,10 @@ NAME = ".lock"
 
 
 def lock(folder: Path) -> TextIO:
-    """Takes the folder until the process ends, however it ends, or the result is closed.
+    """Locks the folder until the process ends in any way, or until the result is closed.
 
     Raises:
-        ValueError: another process has it; it is named.
+        ValueError: another process has the lock. The message names it.
     """
     file = (folder / NAME).open("a+")
     try:

@@ -174,7 +174,7 @@ def partition(
 
 
 def mark_tensor_parallel(parameter: nn.Parameter, is_counted: bool) -> None:
-    """Tells DeepSpeed's gradient norm whether to add this tensor rank's part of a parameter on each tensor rank."""
+    """Tells DeepSpeed's gradient norm whether this tensor rank adds its part of a parameter."""
     parameter.model_parallel = is_counted  # type: ignore[attr-defined]  # DeepSpeed reads it
 
 

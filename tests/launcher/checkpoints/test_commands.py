@@ -47,7 +47,7 @@ def damaged_copy(run, tmp_path):
     return tmp_path / "copy"
 
 
-def test_list_names_the_sound_the_damaged_and_what_was_left(capsys, run, tmp_path):
+def test_list_names_intact_and_damaged_checkpoints_and_leftovers(capsys, run, tmp_path):
     shutil.copytree(run, tmp_path / "copy")
     (tmp_path / "copy" / LAST / "rank-00000.safetensors").unlink()
     (tmp_path / "copy/checkpoints/.step-00000006.12ab.partial").mkdir()
@@ -56,11 +56,11 @@ def test_list_names_the_sound_the_damaged_and_what_was_left(capsys, run, tmp_pat
     assert "rank-00000.safetensors is missing" in lines[1]
     assert lines[2].split()[:2] == ["2", "512"]
     assert "data_replicate 1" in lines[2]
-    assert ".step-00000006.12ab.partial: left by a save that was cut short" in lines[3]
+    assert ".step-00000006.12ab.partial: left by an interrupted save" in lines[3]
     assert "holds no checkpoint" in refusal("list", tmp_path)
 
 
-def test_show_draws_who_holds_what(capsys, run):
+def test_show_says_which_file_has_which_part(capsys, run):
     text = say(capsys, "show", run, "--tensor", "model/*", "--digests")
     digest = read_manifest(run / LAST)["tensors"]["model/final_norm.weight"]["digest"]
     assert f"model/final_norm.weight  float32 [32]  {digest}  0[:]" in text
@@ -70,7 +70,7 @@ def test_show_draws_who_holds_what(capsys, run):
 
 
 def test_verify_reads_every_byte(capsys, run, tmp_path):
-    assert "whole" in say(capsys, "verify", run, run / "checkpoints/step-00000002")
+    assert "intact" in say(capsys, "verify", run, run / "checkpoints/step-00000002")
     text = say(capsys, "verify", damaged_copy(run, tmp_path), code=2)
     assert re.search(r"(model|optimizer)/\S+: its digest is [0-9a-f]{16}, and was [0-9a-f]{16}", text)
     assert "1 problems" in text
@@ -79,11 +79,14 @@ def test_verify_reads_every_byte(capsys, run, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda rectangle: rectangle.update(shape=[rectangle["shape"][0] - 1, *rectangle["shape"][1:]]), "elements are in no file"),
+        (
+            lambda rectangle: rectangle.update(shape=[rectangle["shape"][0] - 1, *rectangle["shape"][1:]]),
+            "elements are in no file",
+        ),
         (lambda rectangle: rectangle.update(key="other"), "has no other"),
     ],
 )
-def test_verify_sees_parts_that_do_not_make_a_whole(capsys, run, tmp_path, change, message):
+def test_verify_sees_parts_that_are_missing(capsys, run, tmp_path, change, message):
     shutil.copytree(run / LAST, tmp_path / "step")
     manifest = json.loads((tmp_path / "step/manifest.json").read_text())
     change(manifest["tensors"]["model/embedding.token.weight"]["rectangles"][0])
@@ -117,14 +120,16 @@ def test_diff(capsys, run):
 
 def test_average_is_a_run_that_other_commands_open(capsys, run, tmp_path):
     sources = [run / "checkpoints/step-00000002", run / LAST]
-    say(capsys, "average", *sources, "--output", tmp_path / "mean", "--shares", 0.25, 0.75)
-    assert "whole" in say(capsys, "verify", tmp_path / "mean")
+    say(capsys, "average", *sources, "--output", tmp_path / "mean", "--coefficients", 0.25, 0.75)
+    assert "intact" in say(capsys, "verify", tmp_path / "mean")
     model, _ = load_for_inference(str(tmp_path / "mean"), None, torch.device("cpu"))
     for name, parameter in model.named_parameters():
         one, two = (read_tensor(path, read_manifest(path), f"model/{name}") for path in sources)
         assert torch.allclose(parameter, 0.25 * one + 0.75 * two, atol=1e-7), name
     assert "exists" in refusal("average", *sources, "--output", tmp_path / "mean")
-    assert "1 shares for 2 checkpoints" in refusal("average", *sources, "--output", tmp_path / "x", "--shares", 1)
+    assert "1 coefficients for 2 checkpoints" in refusal(
+        "average", *sources, "--output", tmp_path / "x", "--coefficients", 1
+    )
 
 
 def test_a_dcp_folder_goes_out_and_comes_back_with_its_optimizer(capsys, run, tmp_path):
@@ -144,14 +149,15 @@ def test_plan_says_what_loads_where(capsys, run, tmp_path):
     text = say(capsys, "plan", run, "--config", tmp_path / "same.yaml", "--ranks", 4)
     assert "loads: all names and shapes fit" in text
     assert "tensor 2 on 4 ranks" in text
-    (tmp_path / "wide.yaml").write_text(config.replace("width: 32", "width: 64"))
+    (tmp_path / "wide.yaml").write_text(config.replace("hidden_size: 32", "hidden_size: 64"))
     text = say(capsys, "plan", run, "--config", tmp_path / "wide.yaml", "--ranks", 4, code=2)
     assert "does NOT load" in text
     assert "[32] there and [64] here" in text
 
 
 def test_a_wrong_command_is_answered_without_torch():
-    code = "import sys\nfrom launcher.checkpoint import main\nfrom launcher.exits import BadInput\n"
+    code = "import sys\nfrom ingot.launcher.checkpoint import main\n"
+    code += "from ingot.launcher.runtime.exit_codes import BadInput\n"
     code += "try: main(['shew'])\nexcept BadInput as e: print(e); sys.exit('torch' in sys.modules)"
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 0

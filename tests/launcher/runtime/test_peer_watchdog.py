@@ -1,4 +1,4 @@
-"""What is said on the lines between ranks, by ranks and by strangers. What ranks do then: test_failures.py."""
+"""Messages between ranks, and from other programs. What ranks do then: test_failures.py."""
 
 import socket
 import threading
@@ -7,7 +7,7 @@ from dataclasses import asdict
 
 import pytest
 
-from ingot.launcher.runtime.peer_watchdog import PeerWatchdog, Loss
+from ingot.launcher.runtime.peer_watchdog import LostRank, PeerWatchdog
 from ingot.parallel import mesh as meshes
 from tests.ranks import run_ranks
 
@@ -22,65 +22,65 @@ JUNK = [
 ]
 
 
-def listen(rank_that_fails: int) -> tuple[Loss | None, Loss | None]:
-    """What this rank has heard after strangers have called, and after a rank has said that it fails."""
+def listen(rank_that_fails: int) -> tuple[LostRank | None, LostRank | None]:
+    """What this rank knows after other programs have connected, and after a rank has reported that it fails."""
     mesh = meshes.start("cpu")
-    with PeerWatchdog() as line:
-        line.tie(mesh.rank, mesh.world_size)
+    with PeerWatchdog() as watchdog:
+        watchdog.connect(mesh.rank, mesh.world_size)
         if mesh.rank == 1:
-            address = next(iter(line._lines)).getpeername()[:2]
+            address = next(iter(watchdog._ranks)).getpeername()[:2]
             for words in JUNK:
                 with socket.create_connection(address) as stranger:
                     stranger.sendall(words)
         time.sleep(0.5)
         meshes.sum_over_ranks([0])
-        before = line.loss
+        before = watchdog.lost
         meshes.sum_over_ranks([0])
         if mesh.rank == rank_that_fails:
-            line._tell(asdict(Loss(mesh.rank, "so it goes", 3)))
+            watchdog._send(asdict(LostRank(mesh.rank, "so it goes", 3)))
         else:
-            line._heard.wait(10)
-        after = line.loss
+            watchdog._reported.wait(10)
+        after = watchdog.lost
         meshes.sum_over_ranks([0])
     return before, after
 
 
 @pytest.mark.distributed
 @pytest.mark.parametrize("rank", [0, 2])
-def test_all_hear_of_a_failure_and_nobody_heeds_strangers(rank):
+def test_all_learn_of_a_failure_and_other_programs_are_ignored(rank):
     heard = run_ranks(listen, 3, rank)
     assert [before for before, _ in heard] == [None] * 3
     for other in {0, 1, 2} - {rank}:
-        assert heard[other][1] == Loss(rank, "so it goes", 3)
+        assert heard[other][1] == LostRank(rank, "so it goes", 3)
 
 
-def test_an_error_waits_for_the_word_of_who_was_lost(monkeypatch, capsys):
-    """Even where the line is gone already, and only the word of whose it was is still to come."""
+def test_an_error_waits_for_the_report_of_the_lost_rank(monkeypatch, capsys):
+    """Also if the connection is closed already, and only the report of whose it was is missing."""
 
-    def leave(code: int) -> None:
+    def exit_process(code: int) -> None:
         raise SystemExit(code)
 
     def lose() -> None:
         time.sleep(0.3)
-        line._lose(Loss(1))
-        line._heard.set()
+        watchdog._lose(LostRank(1))
+        watchdog._reported.set()
 
-    monkeypatch.setattr("ingot.launcher.runtime.peer_watchdog.exit_process", leave)
-    line = PeerWatchdog()
-    line._watching = True
+    monkeypatch.setattr("ingot.launcher.runtime.peer_watchdog.exit_process", exit_process)
+    watchdog = PeerWatchdog()
+    watchdog._watching = True
     threading.Thread(target=lose).start()
-    with pytest.raises(SystemExit), line:
+    with pytest.raises(SystemExit), watchdog:
         raise RuntimeError("Connection closed by peer")
     assert "rank 0 lost its connection to rank 1" in capsys.readouterr().err
 
 
-def test_what_a_rank_is_told():
-    assert Loss(3).told_to(0).startswith("rank 0 lost its connection to rank 3: that process has died (killed,")
-    assert Loss(None).told_to(0).startswith("rank 0 lost its connection to another rank: ")
-    assert "rank 3 has failed (out of luck); see its output above" in Loss(3, "out of luck", 1).told_to(0)
+def test_the_message_for_a_rank():
+    assert LostRank(3).message_for(0).startswith("rank 0 lost its connection to rank 3: that process has died (killed,")
+    assert LostRank(None).message_for(0).startswith("rank 0 lost its connection to another rank: ")
+    assert "rank 3 has failed (out of luck); see its output above" in LostRank(3, "out of luck", 1).message_for(0)
 
 
-def test_one_rank_holds_no_line():
-    with PeerWatchdog() as line:
-        line.tie(0, 1)
-        assert line._lines == {}
+def test_one_rank_has_no_connection():
+    with PeerWatchdog() as watchdog:
+        watchdog.connect(0, 1)
+        assert watchdog._ranks == {}
