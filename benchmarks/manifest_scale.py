@@ -21,14 +21,14 @@ TENSOR = 8
 def shapes() -> tuple[dict, dict]:
     """By tensor: the whole shape, and that of one tensor rank's part."""
     from ingot.model.config import ModelConfig
-    from ingot.model.costs.memory import held_shapes
+    from ingot.model.costs.memory import local_shapes
 
     config = ModelConfig(
         num_hidden_layers=126, hidden_size=16384, num_attention_heads=128, num_key_value_heads=8, intermediate_size=53248, vocab_size=128256,
         max_position_embeddings=8192, norm="rmsnorm", gated_mlp=True, activation="silu", positions="rotary", bias=False,
         tie_word_embeddings=False,
     )  # fmt: skip
-    return held_shapes(config), held_shapes(config, TENSOR)
+    return local_shapes(config), local_shapes(config, TENSOR)
 
 
 def rectangle(whole: tuple, held: tuple, rank: int, ranks: int):

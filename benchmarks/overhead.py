@@ -82,7 +82,7 @@ def run_bare(arguments: argparse.Namespace, side: str, folder: Path) -> list[flo
     from ingot.data.corpus.quarantine import Quarantine
     from ingot.launcher.training import build
     from ingot.launcher.training.inputs import to_device
-    from ingot.model.initialization import initialise
+    from ingot.model.initialization import initialize
     from ingot.model.transformer import LanguageModel
     from ingot.parallel import mesh as meshes
     from ingot.parallel.engines.engine import Bf16Compute
@@ -98,7 +98,7 @@ def run_bare(arguments: argparse.Namespace, side: str, folder: Path) -> list[flo
     ]
     targets = arguments.batch * arguments.length / mesh.num_data
     module = LanguageModel(config.model)
-    initialise(module, config.run.seed)
+    initialize(module, config.run.seed)
     module.train()
     groups = parameter_groups(module, 0.1, matrices(module))
     optimizer = adamw(groups, learning_rate=6e-4, betas=(0.9, 0.95), eps=1e-8)

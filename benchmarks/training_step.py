@@ -60,12 +60,12 @@ def model_config(shape: argparse.Namespace, kind: str):
 
 
 def ingot(shape: argparse.Namespace, kind: str, device: str):
-    from ingot.model.initialization import initialise
+    from ingot.model.initialization import initialize
     from ingot.model.transformer import LanguageModel
     from ingot.parallel.engines.engine import Bf16Compute
 
     module = LanguageModel(model_config(shape, kind))
-    initialise(module, seed=1)
+    initialize(module, seed=1)
     module.to(device).train()
     optimizer = torch.optim.AdamW(module.parameters(), lr=1e-4, fused=True)
     compute, (ids_BT, labels_BT) = Bf16Compute(module), batch(shape, kind, device)

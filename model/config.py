@@ -22,8 +22,8 @@ class RopeScaling:
     """How rotary positions are scaled beyond the training length (model/rotary.py has the formulas).
 
     Attributes:
-        rope_type: "linear" (position interpolation, arXiv 2306.15595), "dynamic" (the base grows with the length of the sequence),
-            "llama3", "yarn" (arXiv 2309.00071), or "longrope" (arXiv 2402.13753).
+        rope_type: "linear" (position interpolation, arXiv 2306.15595), "dynamic" (the base grows with the
+            length of the sequence), "llama3", "yarn" (arXiv 2309.00071), or "longrope" (arXiv 2402.13753).
         factor: Factor by which the length is scaled.
         original_max_position_embeddings: Length of the original training. For llama3, yarn, longrope and dynamic.
         low_freq_factor: For llama3: wavelengths above original_max_position_embeddings / low_freq_factor are scaled by
@@ -69,7 +69,8 @@ class ModelConfig:
             positions have no table; then it is the length that the model is trained for.
         position_offset: Index of the first learned position: 2 for RoBERTa, whose table has two more rows.
         causal: True: each token sees only the tokens before it and itself (GPT). False: it sees all tokens (BERT).
-        positions: "learned" adds a position embedding. "rotary" rotates queries and keys (arXiv 2104.09864, half-split).
+        positions: "learned" adds a position embedding. "rotary" rotates queries and keys (arXiv 2104.09864,
+            half-split).
         rope_theta: Base of the rotary wavelengths. No effect if positions are learned.
         local_rope_theta: The same for local layers (ModernBERT). Null means rope_theta.
         rope_scaling: How rotary positions are scaled. Null means no scaling.
@@ -205,16 +206,15 @@ class ModelConfig:
         if not problems:  # relations are checked only between values that are valid
             problems = self._problems_between_fields()
         if problems:
-            raise ValueError(
-                "the model configuration is not consistent:\n" + "\n".join(f"  - {p}" for p in problems)
-            )
+            raise ValueError("the model configuration is not consistent:\n" + "\n".join(f"  - {p}" for p in problems))
 
     def _problems_between_fields(self) -> list[str]:
         problems = []
         if self.head_dim is None and self.hidden_size % self.num_attention_heads:
+            near = _divisors_near(self.hidden_size, self.num_attention_heads)
             problems.append(
-                f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads {self.num_attention_heads}; set "
-                f"num_attention_heads to {_divisors_near(self.hidden_size, self.num_attention_heads)}, or set head_dim"
+                f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads {self.num_attention_heads}; "
+                f"set num_attention_heads to {near}, or set head_dim"
             )
         elif self.positions == "rotary" and self.head_size % 2:
             problems.append(f"rotary positions rotate pairs, and head_dim {self.head_size} is odd; make it even")
@@ -224,16 +224,19 @@ class ModelConfig:
                 "set pair_head or causal to false"
             )
         if self.num_attention_heads % self.kv_heads:
+            near = _divisors_near(self.num_attention_heads, self.kv_heads)
             problems.append(
-                f"num_attention_heads {self.num_attention_heads} is not a multiple of num_key_value_heads {self.kv_heads}; "
-                f"set num_key_value_heads to {_divisors_near(self.num_attention_heads, self.kv_heads)}"
+                f"num_attention_heads {self.num_attention_heads} is not a multiple of "
+                f"num_key_value_heads {self.kv_heads}; set num_key_value_heads to {near}"
             )
         if not self.layer_pattern or set(self.layer_pattern) - set("GL"):
             problems.append(f"layer_pattern is {self.layer_pattern!r}; use only the letters G and L")
         elif any(map(self.is_local, range(self.num_hidden_layers))) and self.sliding_window is None:
             problems.append(f"layer_pattern {self.layer_pattern!r} has local layers; set sliding_window")
         if not self.first_norm and self.norm_placement == "post":
-            problems.append("first_norm is false, and post-norm blocks have no norm before attention; set first_norm to true")
+            problems.append(
+                "first_norm is false, and post-norm blocks have no norm before attention; set first_norm to true"
+            )
         if self.rope_scaling is not None:
             problems += self._problems_of_scaling(self.rope_scaling)
         return problems
@@ -241,7 +244,9 @@ class ModelConfig:
     def _problems_of_scaling(self, scaling: RopeScaling) -> list[str]:
         problems = []
         if self.positions != "rotary":
-            problems.append(f"rope_scaling needs rotary positions, and positions is {self.positions!r}; set it to rotary")
+            problems.append(
+                f"rope_scaling needs rotary positions, and positions is {self.positions!r}; set it to rotary"
+            )
         if scaling.rope_type != "linear" and scaling.original_max_position_embeddings is None:
             problems.append(f"rope_scaling of type {scaling.rope_type} needs original_max_position_embeddings")
         if scaling.rope_type == "llama3" and not scaling.low_freq_factor < scaling.high_freq_factor:
@@ -267,9 +272,9 @@ _LARGEST |= {"original_max_position_embeddings": 10**9}
 
 
 def limits_of(name: str, hint: type) -> tuple[float, float | None, bool, bool]:
-    """Which numbers a field takes: the smallest, the largest (None: no limit), and whether each is itself outside.
+    """Limits of a number field: smallest, largest (None: no limit), and for each whether the limit itself is excluded.
 
-    The largest whole numbers are beyond any model and below what would fill all memory before a check could answer.
+    The largest integers are larger than in any model, but small enough that a check of them does not fill the memory.
     """
     if hint is int:
         return (0 if name in _MAY_BE_ZERO else 1), _LARGEST.get(name, 10**7), False, False
@@ -296,6 +301,7 @@ def _problems_of_fields(config: ModelConfig | RopeScaling) -> list[str]:
             problems += _problem_of_float(name, value)
         elif hint is int:
             smallest, largest, _, _ = limits_of(name, int)
+            assert largest is not None  # every int has an upper limit
             if isinstance(value, bool) or not isinstance(value, int) or not smallest <= value <= largest:
                 problems.append(
                     f"{name} is {value!r}; it must be an integer of at least {smallest} and at most {largest}"

@@ -1,6 +1,6 @@
 """The head of a language model: hidden states to logits, or to the loss.
 
-Legend: ... any leading dims, N rows (tokens), D width, V vocabulary.
+Legend: ... any leading dims, N rows (tokens), D hidden size, V vocabulary.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from ingot.model.loss import IGNORED, VocabularyPart, keep_targets, linear_cross
 
 
 class HeadTransform(nn.Module):
-    """BERT's norm(activation(dense(x))) before the head's matrix (arXiv 1810.04805)."""
+    """BERT's norm(activation(dense(x))) before the matrix of the head (arXiv 1810.04805)."""
 
     def __init__(self, config: ModelConfig):
         super().__init__()
@@ -27,7 +27,7 @@ class HeadTransform(nn.Module):
 
 
 class PairHead(nn.Module):
-    """BERT's classification of sentence pairs: tanh(pooler(first token)), then two classes (arXiv 1810.04805)."""
+    """BERT's classifier of sentence pairs: tanh(pooler(first token)), then two classes (arXiv 1810.04805)."""
 
     def __init__(self, config: ModelConfig):
         super().__init__()
@@ -36,7 +36,7 @@ class PairHead(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, first_BD: Tensor, labels_B: Tensor | None = None) -> Tensor:
-        """Logits (B, 2); with labels (B,), 0, 1 or -100 for none, the fp32 sum of the cross-entropies."""
+        """Logits (B, 2), or, with labels (B,) of 0, 1 or -100 for none, the fp32 sum of the cross-entropies."""
         logits_B2 = self.classifier(self.dropout(torch.tanh(self.pooler(first_BD))))
         if labels_B is None:
             return logits_B2
@@ -46,9 +46,9 @@ class PairHead(nn.Module):
 class LanguageModelHead(nn.Module):
     """Logits, or the summed loss, from hidden states.
 
-    The matrix is this module's own registered parameter, tied or not, and the loss is computed inside `forward`: an
-    engine that keeps parameters in pieces gathers them for exactly as long as their module runs. `part` may be set from
-    outside, with a matrix (and bias) that has only these rows of the vocabulary.
+    The matrix is a registered parameter of this module, tied or not, and the loss is computed inside `forward`: an
+    engine that shards parameters gathers them only while their module runs. Tensor parallelism sets `part`; the matrix
+    and the bias then have only these rows of the vocabulary.
     """
 
     part: VocabularyPart | None = None
@@ -64,15 +64,17 @@ class LanguageModelHead(nn.Module):
     def forward(
         self, hidden: Tensor, labels: Tensor | None = None, z_loss: float = 0.0, label_smoothing: float = 0.0
     ) -> Tensor:
-        """Logits (..., V) of hidden (..., D); with labels (...), the fp32 sum of the targets' losses."""
+        """Logits (..., V) of hidden (..., D), or, with labels (...), the fp32 sum of the losses of the targets."""
         if labels is not None:
             hidden, labels = keep_targets(hidden.flatten(0, -2), labels.flatten())
         if self.transform is not None:
             hidden = self.transform(hidden)
-        weight, bias, part = self.weight, self.bias, self.part
+        part = self.part
+        weight: Tensor = self.weight
+        bias: Tensor | None = self.bias
         if part is not None:
             hidden = part.enter(hidden)
-            weight, bias = weight[: part.size], None if bias is None else bias[: part.size]  # what is more is padding
+            weight, bias = weight[: part.size], None if bias is None else bias[: part.size]  # the rest is padding
         if labels is None:
             logits = nn.functional.linear(hidden, weight, bias)
             logits = logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)

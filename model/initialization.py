@@ -1,4 +1,5 @@
-"""First values of a model's parameters, each a pure function of the seed, the parameter's name and the place in it."""
+"""First values of the parameters of a model. Each is a pure function of the seed, the parameter's name and the
+index."""
 
 from __future__ import annotations
 
@@ -7,26 +8,27 @@ import math
 from collections.abc import Container, Iterator
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ingot.model.layers import LayerNorm, RMSNorm
 from ingot.model.transformer import Transformer
 
 RESIDUAL_OUTPUTS = ("attention.output.weight", "mlp.down.weight")
-"""Ends of the names of the matrices that write to the residual stream."""
+"""Suffixes of the names of the matrices that write to the residual stream."""
 BLOCK_NUMEL = 1 << 20
-"""Elements of the rows that are drawn at once, so that a part of a large matrix costs no more than a bit around it."""
+"""Elements that are drawn at once, so that a part of a large matrix does not cost much more than its own size."""
 
 
 class InitialValues:
-    """The first values of a model's parameters, whole or in parts.
+    """The first values of the parameters of a model, whole or in parts.
 
-    Norms are 1, biases 0, all matrices normal with `initializer_range`, divided by sqrt(2 * num_hidden_layers) where they write to the
-    residual stream and `residual_scaled_init` is set (GPT-2). Each block of rows is drawn from its own generator, so a
-    value depends on neither the order of creation nor on what else the model has, nor on who asks for which part.
+    Norms are 1 and biases 0. All matrices are normal with `initializer_range`, divided by sqrt(2 * num_hidden_layers)
+    if they write to the residual stream and `residual_scaled_init` is set (GPT-2). Each block of rows has its own
+    random generator, so a value does not depend on the order of creation, on other parameters, or on which part is
+    read.
 
     Args:
-        model: only names and shapes are read; it may be on the meta device. A tied parameter has its first name.
+        model: only names and shapes are read, so it may be on the meta device. A tied parameter has its first name.
     """
 
     def __init__(self, model: Transformer, seed: int):
@@ -42,7 +44,7 @@ class InitialValues:
         }
 
     def part(self, name: str, offset: tuple[int, ...], shape: tuple[int, ...]) -> Tensor:
-        """The box of `shape` at `offset` of a parameter's first value, fp32 on the CPU."""
+        """The rectangle of `shape` at `offset` of the first value of a parameter, fp32 on the CPU."""
         if name in self._constants:
             return torch.full(shape, self._constants[name])
         whole = self.shapes[name]
@@ -67,13 +69,13 @@ class InitialValues:
 
 
 def named_generator(seed: int, name: str) -> torch.Generator:
-    """A generator of its own for each seed and name."""
+    """A random generator for this seed and name."""
     key = hashlib.sha256(f"{seed}/{name}".encode()).digest()[:8]
     return torch.Generator().manual_seed(int.from_bytes(key, "little"))
 
 
 def initial_values(model: Transformer, seed: int, only: Container[str] | None = None) -> Iterator[tuple[str, Tensor]]:
-    """Name and first value, fp32 on the CPU, of each parameter; `only` names those that are wanted, None is all."""
+    """Name and first value, fp32 on the CPU, of each parameter that `only` names, or of all."""
     values = InitialValues(model, seed)
     for name in values.shapes:
         if only is None or name in only:
@@ -81,17 +83,18 @@ def initial_values(model: Transformer, seed: int, only: Container[str] | None = 
 
 
 @torch.no_grad()
-def initialise(model: nn.Module, seed: int) -> None:
-    """Sets all parameters of a materialised model to their `InitialValues`, in their own type and on their device.
+def initialize(model: Transformer, seed: int) -> None:
+    """Sets all parameters of a model to their `InitialValues`, in their dtype and on their device.
 
     Raises:
-        ValueError: the model is still on the meta device.
+        ValueError: parameters are still on the meta device.
     """
     parameters = dict(model.named_parameters())
     on_meta = [name for name, parameter in parameters.items() if parameter.is_meta]
     if on_meta:
         raise ValueError(
-            f"{len(on_meta)} parameters ({on_meta[0]}, ...) have no memory; call model.to_empty(device=...) first"
+            f"{len(on_meta)} parameters ({on_meta[0]}, ...) are on the meta device; "
+            "call model.to_empty(device=...) first"
         )
     for name, value in initial_values(model, seed):
         parameters[name].copy_(value)

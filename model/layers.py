@@ -1,6 +1,6 @@
 """The small parts of a block: norms, activations, MLP.
 
-Legend: B batch, T time, D width.
+Legend: B batch, T time, D hidden size.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ ACTIVATIONS = {
 class RMSNorm(nn.RMSNorm):
     """x / sqrt(mean(x^2) + eps) * weight over the last dim (arXiv 1910.07467).
 
-    The mean square and the division are computed in fp32, whatever the type of x.
+    The mean square and the division are computed in fp32, for every dtype of x.
     """
 
     def __init__(self, size: int, eps: float):
@@ -29,7 +29,7 @@ class RMSNorm(nn.RMSNorm):
 
 
 class LayerNorm(nn.LayerNorm):
-    """(x - mean) / sqrt(variance + eps) * weight + bias over the last dim (arXiv 1607.06450); the bias is optional."""
+    """(x - mean) / sqrt(variance + eps) * weight + bias over the last dim (arXiv 1607.06450). The bias is optional."""
 
     def __init__(self, size: int, eps: float, bias: bool):
         super().__init__(size, eps=eps, bias=bias)
@@ -47,10 +47,10 @@ class MLP(nn.Module):
 
     def __init__(self, config: ModelConfig):
         super().__init__()
-        width, hidden, bias = config.hidden_size, config.mlp_size, config.has_bias("mlp")
-        self.gate = nn.Linear(width, hidden, bias=bias) if config.gated_mlp else None
-        self.up = nn.Linear(width, hidden, bias=bias)
-        self.down = nn.Linear(hidden, width, bias=bias)
+        hidden, intermediate, bias = config.hidden_size, config.mlp_size, config.has_bias("mlp")
+        self.gate = nn.Linear(hidden, intermediate, bias=bias) if config.gated_mlp else None
+        self.up = nn.Linear(hidden, intermediate, bias=bias)
+        self.down = nn.Linear(intermediate, hidden, bias=bias)
         self.activation = ACTIVATIONS[config.activation]
 
     def forward(self, x_BTD: Tensor) -> Tensor:

@@ -1,10 +1,10 @@
-"""The loss: a sum of cross-entropies over the target tokens, never a mean, without the logits of all tokens.
+"""The loss: a sum of cross-entropies over the target tokens, never a mean, without the logits of all tokens in memory.
 
-Products of logits and of their gradients are taken for a chunk of rows at a time; between them the chunk turns in
-place from logits into gradients, a block of rows that fits the caches at a time. Gradients are complete when the
-forward ends, so nothing is kept but them and nothing is computed twice (as in Liger, arXiv 2410.10989).
+The matrix products are computed for a chunk of rows at a time. Between the products the logits of the chunk are
+replaced in place by their gradients, one block of rows that fits the caches after the other. The gradients are complete
+when the forward ends, so only they are saved, and nothing is computed twice (as in Liger, arXiv 2410.10989).
 
-Legend: N rows (tokens), D width, V vocabulary.
+Legend: N rows (tokens), D hidden size, V vocabulary.
 """
 
 from __future__ import annotations
@@ -17,17 +17,18 @@ import torch
 from torch import Tensor
 
 IGNORED = -100
-"""The label of a token that is no target."""
+"""The label of a token that is not a target."""
 
 
 @dataclass(frozen=True)
 class VocabularyPart:
-    """A head that holds the rows [first, first + size) of a vocabulary of `total`, and how to add up with the others.
+    """The rows [first, first + size) of a vocabulary of `total` that a head holds, and how to combine it with the
+    others.
 
     Attributes:
-        enter: applied to the hidden states: their gradient becomes the sum over all parts.
+        enter: applied to the hidden states; their gradient becomes the sum over all parts.
         add, maximum: sum and elementwise maximum of a tensor over all parts.
-        join: logits (..., size) of all parts, side by side: (..., total).
+        join: concatenates the logits (..., size) of all parts to (..., total).
     """
 
     first: int
@@ -39,7 +40,7 @@ class VocabularyPart:
     join: Callable[[Tensor], Tensor]
 
 
-@torch.compiler.disable  # A graph would unroll the chunks and leave their memory to its planner.
+@torch.compiler.disable  # A graph would unroll the chunks, and their memory would no longer be limited.
 def linear_cross_entropy(
     hidden_ND: Tensor,
     weight_VD: Tensor,
@@ -53,16 +54,16 @@ def linear_cross_entropy(
 ) -> Tensor:
     """Sum over the rows with a label other than -100 of -log softmax(hidden weight^T + bias)[label], a fp32 scalar.
 
-    The products have the type of their factors, the softmax is fp32. No target at all gives 0, with gradients of 0.
-    The result's backward can run once only: it hands out, scaled, the gradients that the forward has made.
+    The products have the dtype of their factors, the softmax is fp32. Without any target the loss and its gradients are
+    0. The backward can run only once: it scales the gradients of the forward in place and returns them.
 
     Args:
         softcap: logits become softcap * tanh(logits / softcap) (Gemma 2, arXiv 2408.00118).
-        z_loss: factor of the squared log of the softmax's denominator, added per target (PaLM, arXiv 2204.02311).
+        z_loss: factor of the squared log of the denominator of the softmax, added per target (PaLM, arXiv 2204.02311).
         label_smoothing: share of the target that is spread evenly over the vocabulary (arXiv 1512.00567), as in
             `torch.nn.functional.cross_entropy`.
-        part: which rows of the vocabulary `weight_VD` and `bias_V` are. None: all. The result is the whole loss, the
-            same for all parts; the hidden states' gradient is this part's, until `part.enter` adds them up.
+        part: the rows of the vocabulary that `weight_VD` and `bias_V` hold. None: all. The result is the whole loss,
+            the same for all parts. The gradient of the hidden states is that of this part; `part.enter` sums them.
     """
     options = (softcap, z_loss, label_smoothing, part)
     return _LinearCrossEntropy.apply(hidden_ND, weight_VD, bias_V, labels_N, options, torch.is_grad_enabled())
@@ -82,7 +83,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def forward(ctx, hidden_ND, weight_VD, bias_V, labels_N, options, grad_enabled):
         ctx.types = [None if x is None else x.dtype for x in (hidden_ND, weight_VD, bias_V)]
         num_rows, vocabulary = len(hidden_ND), len(weight_VD)
-        # Without gradients autograd still says which inputs would need them.
+        # Under no_grad `needs_input_grad` still tells which inputs would need a gradient.
         hidden_needs, weight_needs, bias_needs = (grad_enabled and needs for needs in ctx.needs_input_grad[:3])
         with_gradient = hidden_needs or weight_needs or bias_needs
         hidden_gradient_ND = torch.empty_like(hidden_ND) if hidden_needs else None
@@ -90,10 +91,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
         bias_V = None if bias_V is None else bias_V.float()
 
         chunk_rows, block_rows = rows_at_a_time(num_rows, vocabulary, hidden_ND.element_size(), hidden_ND.device.type)
-        if options[-1] is not None:  # the parts exchange something for each block: as few as can be
+        if options[-1] is not None:  # the parts communicate once for each block, so blocks are as large as possible
             block_rows = chunk_rows
         buffer_NV = hidden_ND.new_empty(chunk_rows, vocabulary)
-        # Sums over several chunks are taken in fp32.
+        # Sums over several chunks are computed in fp32.
         weight_gradient_VD = None
         if weight_needs:
             sum_type = weight_VD.dtype if chunk_rows >= num_rows else torch.float32
@@ -106,14 +107,14 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 block_NV = chunk_NV[row : row + block_rows]
                 rows = slice(start + row, start + row + len(block_NV))
                 losses_N[rows] = _cross_entropy(
-                    block_NV, bias_V, labels_N[rows], *options, with_gradient, bias_gradient_V
+                    block_NV, bias_V, labels_N[rows], with_gradient, bias_gradient_V, *options
                 )
-            if hidden_needs:
+            if hidden_gradient_ND is not None:
                 torch.mm(chunk_NV, weight_VD, out=hidden_gradient_ND[start : start + chunk_rows])
-            if weight_needs:
+            if weight_gradient_VD is not None:
                 _add_product(weight_gradient_VD, chunk_NV.T, chunk_ND, first=start == 0)
 
-        if weight_needs and num_rows == 0:
+        if weight_gradient_VD is not None and num_rows == 0:
             weight_gradient_VD.zero_()
         ctx.save_for_backward(hidden_gradient_ND, weight_gradient_VD, bias_gradient_V)
         return losses_N.sum()
@@ -121,18 +122,18 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, scale):
-        # In place: autograd then makes these very tensors the parameters' gradients, with no copy beside them.
+        # In place: autograd then uses these tensors as the gradients of the parameters, without a copy.
         gradients = zip(ctx.saved_tensors, ctx.types, strict=True)
         return *(None if x is None else x.mul_(scale).to(dtype) for x, dtype in gradients), None, None, None
 
 
 def rows_at_a_time(num_rows: int, vocabulary: int, element_size: int, device: str) -> tuple[int, int]:
-    """Rows of a chunk, which share the matrix products, and of a block of it, which share the softmax.
+    """Number of rows of a chunk, which shares a matrix product, and of a block of it, which shares a softmax.
 
-    Longer chunks make the products faster, since each of them reads the weight and adds to its gradient; on a CPU there
-    is nothing to gain beyond 1,024 rows. Their logits, in the factors' type, are held to 100 MiB on a CPU and 512 MiB
-    elsewhere. A block is worked on in fp32: on a CPU in pieces of 4 MiB, which stay in the caches. Chunks are of equal
-    length, up to a row each.
+    Longer chunks make the products faster, because each product reads the whole weight and adds to its gradient; on a
+    CPU chunks of more than 1,024 rows are not faster. The logits of a chunk, in the dtype of the factors, take at most
+    100 MiB on a CPU and 512 MiB on other devices. A block is computed in fp32; on a CPU it takes 4 MiB, which stay in
+    the caches. The lengths of two chunks differ by at most one row.
     """
     on_cpu = device == "cpu"
     most = max(1, (100 if on_cpu else 512) * 2**20 // (vocabulary * element_size))
@@ -145,26 +146,26 @@ def _cross_entropy(
     product_NV: Tensor,
     bias_V: Tensor | None,
     labels_N: Tensor,
+    with_gradient: bool,
+    bias_gradient_V: Tensor | None,
     softcap: float | None,
     z_loss: float,
     label_smoothing: float,
     part: VocabularyPart | None,
-    with_gradient: bool,
-    bias_gradient_V: Tensor | None,
 ) -> Tensor:
-    """Losses (N,) of a product of hidden states and weight; where asked, their gradient overwrites the product, and
-    its sum over the rows is added to the bias's."""
+    """Losses (N,) of a product of hidden states and weight. With `with_gradient` their gradient overwrites the product,
+    and its sum over the rows is added to the gradient of the bias."""
     logits_NV = product_NV.float()  # fp32 factors: the product itself
     if bias_V is not None:
         logits_NV += bias_V
     if softcap is not None:
         logits_NV.div_(softcap).tanh_().mul_(softcap)
     is_target_N1 = (labels_N != IGNORED)[:, None]
-    statistics = _whole_softmax if part is None else _shared_softmax
-    softmax_NV, largest_N1, log_sum_N1, target_N1, total_N1, index_N1, is_here_N1 = statistics(
-        logits_NV, labels_N[:, None], is_target_N1, part
-    )
-    vocabulary = logits_NV.shape[1] if part is None else part.total
+    if part is None:
+        vocabulary, statistics = logits_NV.shape[1], _softmax(logits_NV, labels_N[:, None], is_target_N1)
+    else:
+        vocabulary, statistics = part.total, _softmax_of_part(logits_NV, labels_N[:, None], is_target_N1, part)
+    softmax_NV, largest_N1, log_sum_N1, target_N1, total_N1, index_N1, is_here_N1 = statistics
 
     loss_N1 = largest_N1 - target_N1
     if label_smoothing:
@@ -187,9 +188,12 @@ def _cross_entropy(
     return (loss_N1 * is_target_N1)[:, 0]
 
 
-def _whole_softmax(logits_NV: Tensor, labels_N1: Tensor, is_target_N1: Tensor, part: None) -> tuple[Tensor | None, ...]:
-    """softmax, largest logit, log of the sum of exp(logits - largest), the target's logit, the sum of the logits if it
-    is at hand, the target's index, and whether it is a target of these logits."""
+_Statistics = tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None, Tensor, Tensor]
+
+
+def _softmax(logits_NV: Tensor, labels_N1: Tensor, is_target_N1: Tensor) -> _Statistics:
+    """softmax, largest logit, log of the sum of exp(logits - largest), logit of the target, sum of the logits (None if
+    it was not computed), index of the target, and whether the target is in these logits."""
     index_N1 = labels_N1.where(is_target_N1, 0)
     largest_N1 = logits_NV.amax(1, keepdim=True)
     softmax_NV = logits_NV.softmax(1)
@@ -197,10 +201,8 @@ def _whole_softmax(logits_NV: Tensor, labels_N1: Tensor, is_target_N1: Tensor, p
     return softmax_NV, largest_N1, log_sum_N1, logits_NV.gather(1, index_N1), None, index_N1, is_target_N1
 
 
-def _shared_softmax(
-    logits_NV: Tensor, labels_N1: Tensor, is_target_N1: Tensor, part: VocabularyPart
-) -> tuple[Tensor, ...]:
-    """The same over all parts of a vocabulary, of which the logits are one."""
+def _softmax_of_part(logits_NV: Tensor, labels_N1: Tensor, is_target_N1: Tensor, part: VocabularyPart) -> _Statistics:
+    """The same over all parts of a vocabulary; the logits are those of one part."""
     index_N1 = labels_N1 - part.first
     is_here_N1 = is_target_N1 & (index_N1 >= 0) & (index_N1 < part.size)
     index_N1 = index_N1.where(is_here_N1, 0)
@@ -212,12 +214,12 @@ def _shared_softmax(
 
 
 def _add_product(total_VD: Tensor, left_VN: Tensor, right_ND: Tensor, first: bool) -> None:
-    """Adds left @ right to the total, or sets it, a slab at a time: where the types differ, a product needs room of its
-    own, and while it is small, it is added from the caches."""
-    for part_VD, slab_VN in zip(total_VD.split(4096), left_VN.split(4096), strict=True):
-        if part_VD.dtype == right_ND.dtype:
-            part_VD.addmm_(slab_VN, right_ND, beta=0 if first else 1)
+    """Adds left @ right to the total, or sets it, 4096 rows at a time: if the dtypes differ, a product needs its own
+    memory, and a small one is added from the caches."""
+    for rows_VD, left_rows_VN in zip(total_VD.split(4096), left_VN.split(4096), strict=True):
+        if rows_VD.dtype == right_ND.dtype:
+            rows_VD.addmm_(left_rows_VN, right_ND, beta=0 if first else 1)
         elif first:
-            part_VD.copy_(slab_VN @ right_ND)
+            rows_VD.copy_(left_rows_VN @ right_ND)
         else:
-            part_VD.add_(slab_VN @ right_ND)
+            rows_VD.add_(left_rows_VN @ right_ND)

@@ -1,20 +1,20 @@
-"""What each module becomes when its layers are shared by several tensor ranks, as plain data.
+"""The tensor-parallel plan: the role of each module when the layers are split over tensor ranks, as plain data.
 
-Attention is shared by heads, the MLP by its hidden size, embedding and head by the vocabulary. In between, activations
-lie cut along the sequence; `parallel/tensor_parallel/layers.py` says what the roles mean.
+Attention is split by heads, the MLP by its intermediate size, embedding and head by the vocabulary. Between them the
+activations are split along the sequence. `parallel/tensor_parallel/layers.py` defines the roles.
 """
 
 from __future__ import annotations
 
 from ingot.model.config import ModelConfig
 
-Role = tuple[str, int]  # a role and the number of units that its outputs (of rows: inputs) consist of, 0 for none
+Role = tuple[str, int]  # name, and into how many units the outputs (for "row" the inputs) can be split; 0 for none
 
 
 def tensor_plan(config: ModelConfig) -> list[tuple[str, Role]]:
-    """Patterns of module names, with `*` for a layer's number, and the roles of the modules they match, in order.
+    """Patterns of module names, with `*` for the number of a layer, and the roles of the modules that match, in order.
 
-    Heads of tasks and of pairs are not listed: they work on whole sequences, on each rank alike.
+    The heads of tasks and of pairs have no role: every rank computes them on whole sequences.
     """
     last = f"blocks.{config.num_hidden_layers - 1}" if config.norm_placement == "post" else "final_norm"
     return [
@@ -42,16 +42,16 @@ def tensor_plan(config: ModelConfig) -> list[tuple[str, Role]]:
 
 
 def tensor_problems(config: ModelConfig, tensor: int, sequence_length: int) -> list[str]:
-    """Why a model cannot be shared by `tensor` ranks, each with its numbers; empty if it can."""
+    """Why a model cannot be split over `tensor` ranks, each with its numbers; empty if it can."""
     problems = []
     if config.num_attention_heads % tensor:
-        problems.append(f"model.num_attention_heads {config.num_attention_heads} is no multiple of it")
+        problems.append(f"model.num_attention_heads {config.num_attention_heads} is not a multiple of it")
     if config.kv_heads % tensor and tensor % config.kv_heads:
-        problems.append(f"model.num_key_value_heads {config.kv_heads} neither divides it nor is a multiple of it")
+        problems.append(f"model.num_key_value_heads {config.kv_heads} is neither a divisor nor a multiple of it")
     if config.mlp_size % tensor:
-        problems.append(f"the MLP's hidden size {config.mlp_size} (model.intermediate_size) is no multiple of it")
+        problems.append(f"model.intermediate_size {config.mlp_size} is not a multiple of it")
     if sequence_length % tensor:
-        problems.append(f"data.sequence_length {sequence_length} is no multiple of it")
+        problems.append(f"data.sequence_length {sequence_length} is not a multiple of it")
     if (tensor - 1) * -(-config.vocab_size // tensor) >= config.vocab_size:
-        problems.append(f"model.vocab_size {config.vocab_size} is too small to be cut")
+        problems.append(f"model.vocab_size {config.vocab_size} is too small to be split")
     return [f"parallel.tensor is {tensor}, and {problem}" for problem in problems]

@@ -1,12 +1,13 @@
 """The transformer: embeddings, blocks and a final norm, and the language model that puts a head on them.
 
-Legend: B batch, T time (of new tokens), S time (of keys), D width, H query heads, K key and value heads, E head size,
-V vocabulary, N flattened tokens (B * T).
+Legend: B batch, T time (of new tokens), S time (of keys), D hidden size, H query heads, K key and value heads, E head
+dim, V vocabulary, N flattened tokens (B * T).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +22,7 @@ from ingot.model.rotary import Rotation, rotate, rotation_of
 
 
 class Embedding(nn.Module):
-    """Token, position and token type embeddings, summed, then normalised and dropped out where configured."""
+    """The sum of token, position and token type embeddings, then norm and dropout where configured."""
 
     def __init__(self, config: ModelConfig):
         super().__init__()
@@ -38,7 +39,7 @@ class Embedding(nn.Module):
         if self.position is not None:
             x_BTD = x_BTD + self.position(positions_BT + self.position_offset)
         if self.token_type is not None:
-            # Without types all tokens are of type 0, as in BERT; one row then serves all of them.
+            # Without types all tokens have type 0, as in BERT. One row is then enough: it is broadcast.
             x_BTD = x_BTD + self.token_type(input_ids_BT.new_zeros(1, 1) if token_types_BT is None else token_types_BT)
         if self.norm is not None:
             x_BTD = self.norm(x_BTD)
@@ -64,7 +65,7 @@ class SelfAttention(nn.Module):
     def forward(
         self, x_BTD: Tensor, layout: AttentionLayout, rotation: Rotation | None, cache: LayerCache | None = None
     ) -> Tensor:
-        # The number of heads is read off the outputs: a projection may hold a part of the heads only.
+        # The number of heads is read from the outputs: under tensor parallelism a projection has only some heads.
         q_BTHE = self.query(x_BTD).unflatten(-1, (-1, self.head_size))
         k_BSKE = self.key(x_BTD).unflatten(-1, (-1, self.head_size))
         v_BSKE = self.value(x_BTD).unflatten(-1, (-1, self.head_size))
@@ -106,7 +107,7 @@ class Transformer(nn.Module):
     """Embeddings, blocks and (pre-norm) a final norm: token ids to hidden states.
 
     Raises:
-        ValueError: from `ModelConfig.validate`, with all that is wrong.
+        ValueError: from `ModelConfig.validate`, with all problems.
     """
 
     def __init__(self, config: ModelConfig):
@@ -129,34 +130,38 @@ class Transformer(nn.Module):
         """Hidden states (B, T, D) of token ids (B, T).
 
         Args:
-            positions_BT: position of each token in its document. None: counted from each document's start, or from the
-                first token that `attention_mask_BS` shows.
-            cu_seqlens: int32 (documents + 1,), boundaries of the documents in the flattened B * T tokens; every row
-                starts one, and no token sees another document. None: each row is one document. To keep padding
-                out of sight, make it a document of its own.
-            token_types_BT: token types; None: all 0. Refused where the model has none.
-            cache: keys and values of the tokens before these; the new tokens' are added.
-            attention_mask_BS: bool, False for padding, on either side, which no token sees; S are the cached tokens
-                and the new ones. What comes out at padding means nothing. Not with `cu_seqlens`.
+            positions_BT: position of each token in its document. None: counted from the start of each document, or
+                from the first token that is not padding.
+            cu_seqlens: int32 (documents + 1,), boundaries of the documents in the flattened B * T tokens. Every row
+                starts a document, and no token sees another document. None: each row is one document. To hide
+                padding, make it a document of its own.
+            token_types_BT: token types. None: all 0.
+            cache: keys and values of the tokens before these. Those of the new tokens are appended.
+            attention_mask_BS: bool, False for padding, on either side. No token sees padding. S counts the cached and
+                the new tokens. The output at padding has no meaning. Not together with `cu_seqlens`.
 
         Raises:
-            ValueError: more tokens than learned positions (of documents in `cu_seqlens` the caller takes care), or
-                token types that the model has no embedding for.
+            ValueError: more tokens than learned positions (with `cu_seqlens` the caller must check), or token types
+                for a model without type embeddings.
         """
         config = self.config
         (batch, length), past = input_ids_BT.shape, cache.length if cache is not None else 0
+        blocks = cast("list[Block]", list(self.blocks))
         if config.positions == "learned" and cu_seqlens is None and past + length > config.max_position_embeddings:
             raise ValueError(
-                f"a sequence of {past + length} tokens does not fit the model's {config.max_position_embeddings} learned "
-                f"positions; shorten it to {config.max_position_embeddings}, or train a model with a larger max_position_embeddings"
+                f"a sequence of {past + length} tokens is longer than the {config.max_position_embeddings} learned "
+                f"positions of the model; shorten it to {config.max_position_embeddings} tokens, or train a model with "
+                "a larger max_position_embeddings"
             )
         if token_types_BT is not None and not config.type_vocab_size:
-            raise ValueError("token types were given to a model without them; leave them out, or set token_types to 2")
+            raise ValueError(
+                "the model has no token type embeddings; leave token_types_BT out, or set type_vocab_size to 2"
+            )
 
         if positions_BT is None:
             positions_BT = default_positions(batch, length, cu_seqlens, input_ids_BT.device, past, attention_mask_BS)
         x_BTD = self.embedding(input_ids_BT, positions_BT, token_types_BT)
-        kinds = {block.local for block in self.blocks}
+        kinds = {block.local for block in blocks}
         layouts = {
             local: prepare_layout(
                 batch,
@@ -174,7 +179,7 @@ class Transformer(nn.Module):
             for local in kinds
         }
         rotations = {local: self._rotation(positions_BT, local, x_BTD.dtype) for local in kinds}
-        for i, block in enumerate(self.blocks):
+        for i, block in enumerate(blocks):
             layer_cache = cache.layers[i] if cache is not None else None
             x_BTD = block(x_BTD, layouts[block.local], rotations[block.local], layer_cache)
         return x_BTD if self.final_norm is None else self.final_norm(x_BTD)
@@ -201,30 +206,30 @@ class Transformer(nn.Module):
 
 
 class LanguageModel(Transformer):
-    """A transformer with a language-model head: GPT when causal, BERT's masked language model when not.
+    """A transformer with a language-model head: GPT if causal, else BERT's masked language model.
 
-    Values are those of torch's layers until `model.initialise.initialise` sets them; a large model is best made under
-    `torch.device("meta")`, then `to_empty`, then initialised.
+    The parameters have the first values of torch's layers until `initialize` (model/initialization.py) sets them. Make
+    a large model under `torch.device("meta")`, call `to_empty`, and then `initialize`.
     """
 
     def __init__(self, config: ModelConfig):
         super().__init__(config)
         self.head = LanguageModelHead(config)
         self.pair_head = PairHead(config) if config.pair_head else None
-        self.tie()
+        self.tie_weights()
 
-    def tie(self) -> None:
-        """Makes the head's matrix and the token embedding one parameter again, where configured."""
+    def tie_weights(self) -> None:
+        """Makes the matrix of the head and the token embedding one parameter again, where configured."""
         if self.config.tie_word_embeddings:
-            self.head.weight = self.embedding.token.weight
+            self.head.weight = cast(nn.Parameter, self.embedding.token.weight)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> LanguageModel:
-        # `to_empty` makes a new parameter at each place where one is registered, which would untie the head silently.
+        # `to_empty` makes a new parameter for each name, so the head would no longer share the embedding.
         super()._apply(fn, recurse)
-        self.tie()
+        self.tie_weights()
         return self
 
-    def forward(
+    def forward(  # type: ignore[override]  # torch.nn.Module lets each module have its own forward
         self,
         input_ids_BT: Tensor,
         positions_BT: Tensor | None = None,
@@ -241,17 +246,19 @@ class LanguageModel(Transformer):
         """Logits (B, T, V), or, with labels, the loss.
 
         Args:
-            labels_BT: labels_BT[b, t] is the target of position t itself (for a causal model: the token that follows
-                it; the caller has shifted), and -100 where there is none.
+            labels_BT: labels_BT[b, t] is the target of position t (of a causal model the next token: the caller shifts
+                the labels), or -100 for no target.
             positions_BT, cu_seqlens, token_types_BT, cache, attention_mask_BS: as in `hidden_states`.
-            pair_labels_B: class of each row's sentence pair, 0 or 1, or -100 for none; for a model with a pair head.
-            pair_weight: factor of the pairs' losses. With (targets of the step) / (pairs of the step) the result,
+            pair_labels_B: class of the sentence pair of each row, 0 or 1, or -100 for none. Only for a model with a
+                pair head.
+            pair_weight: factor of the losses of the pairs. With (targets of the step) / (pairs of the step) the result,
                 divided by the targets, is the sum of the two means, as in BERT.
-            z_loss, label_smoothing: as in `model.loss.linear_cross_entropy`; parts of the loss.
+            z_loss, label_smoothing: as in `linear_cross_entropy` (model/loss.py).
 
         Returns:
-            Without labels the logits in the model's type. With labels the **sum** of the targets' cross-entropies,
-            a fp32 scalar: divide by the number of targets of the whole step. No target gives 0 with gradients of 0.
+            Without labels: the logits in the dtype of the model. With labels: the **sum** of the cross-entropies of the
+            targets, a fp32 scalar. Divide it by the number of targets of the whole step. Without any target the loss
+            and its gradients are 0.
         """
         hidden_BTD = self.hidden_states(
             input_ids_BT, positions_BT, cu_seqlens, token_types_BT, cache, attention_mask_BS
@@ -261,10 +268,11 @@ class LanguageModel(Transformer):
         extra = {"z_loss": z_loss, "label_smoothing": label_smoothing}
         if self.config.causal:
             return self.head(hidden_BTD, labels_BT, **extra)
-        # About one token in seven is a target of masked language modelling; only these rows go through the head.
+        # In masked language modelling about one token in seven is a target. Only these rows go through the head.
         labels_N = labels_BT.flatten()
         targets = (labels_N != IGNORED).nonzero()[:, 0]
         loss = self.head(hidden_BTD.flatten(0, 1).index_select(0, targets), labels_N[targets], **extra)
         if pair_labels_B is not None:
+            assert self.pair_head is not None, "pair labels for a model without a pair head"
             loss = loss + pair_weight * self.pair_head(hidden_BTD[:, 0], pair_labels_B)
         return loss

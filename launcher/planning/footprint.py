@@ -4,7 +4,7 @@ import math
 from typing import Any
 
 from ingot.launcher.config.pretrain import TrainConfig
-from ingot.model.costs.memory import held_shapes, kept_activations, kept_by_block
+from ingot.model.costs.memory import activation_bytes, local_shapes, saved_by_block
 from ingot.parallel.memory_plan import PERSISTENT, Footprint, LayoutSizes
 from ingot.parallel.mesh_sizes import sizes
 
@@ -42,14 +42,14 @@ def footprint_of(
     """What the configuration's model has on a tensor rank, with the activations of one micro-batch.
 
     Args:
-        shapes: `held_shapes` of the model, if they are known.
-        mask: as in `kept_by_block`.
+        shapes: `local_shapes` of the model, if they are known.
+        mask: as in `saved_by_block`.
         recompute_peak: count what one block keeps while it is computed again.
     """
     model, length, tensor = config.model, config.data.sequence_length, config.parallel.tensor
     element = 2 if counted_precision(config) == "bf16" else 4
     rest, small, blocks = 0, 0, [0] * model.num_hidden_layers
-    for name, shape in (shapes or held_shapes(model, tensor)).items():
+    for name, shape in (shapes or local_shapes(model, tensor)).items():
         count = math.prod(shape)
         small += count * (count < PERSISTENT)
         if name.startswith("blocks."):
@@ -60,9 +60,9 @@ def footprint_of(
     tokens = config.batch.micro_size * length
     common: dict[str, Any] = {"sequence_length": length, "tensor": tensor, "element": element, "mask": mask}
     how = config.parallel.activation_checkpointing
-    activations = kept_activations(model, tokens=tokens, activation_checkpointing=how, targets=targets, **common)
+    activations = activation_bytes(model, tokens=tokens, activation_checkpointing=how, targets=targets, **common)
     if how != "none" and not recompute_peak:
-        activations -= tokens * sum(kept_by_block(model, **common).values())
+        activations -= tokens * sum(saved_by_block(model, **common).values())
     # Forward and backward gather whole sequences before attention and MLP, and scatter sums behind them.
     passes = 8 if how == "none" else 10
     exchanged = passes * tokens * model.hidden_size * element * (tensor - 1) / tensor

@@ -9,7 +9,7 @@ from ingot.launcher.config.pretrain import TrainConfig
 from ingot.launcher.planning.dry_run import NOT_COUNTED
 from ingot.launcher.planning.footprint import footprint_of, layout_of
 from ingot.model.costs.flops import flops_per_token
-from ingot.model.costs.memory import held_shapes
+from ingot.model.costs.memory import local_shapes
 from ingot.model.tensor_plan import tensor_problems
 from ingot.parallel.memory_plan import LayoutSizes, Memory, memory, traffic
 
@@ -91,7 +91,7 @@ def candidates(config: TrainConfig, devices: Plan) -> Iterator[Candidate]:
             tensor > 1 and tensor_problems(config.model, tensor, config.data.sequence_length)
         ):
             continue
-        shapes = held_shapes(config.model, tensor)
+        shapes = local_shapes(config.model, tensor)
         for variant in _variants(config, tensor, devices):
             footprint = footprint_of(variant, shapes=shapes)
             layout = layout_of(variant, devices.ranks)

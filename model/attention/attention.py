@@ -1,18 +1,18 @@
-"""Attention: who may see whom (the layout), which back-end works it out, and the product itself.
+"""Attention: the layout (which query sees which key), the back-end that computes it, and the product itself.
 
-| back-end  | runs on | takes                                                          | file                   |
-|-----------|---------|----------------------------------------------------------------|------------------------|
-| sdpa      | all     | all: no mask where causal or nothing is to hide, else a dense  | here                   |
-| blocks    | CPU     | all but cached tokens and holes in padding; for bf16           | attention_blocks.py    |
-| documents | CPU     | packed documents and padded rows, with dropout too             | attention_documents.py |
-| windows   | CPU     | local windows, with documents and padding                      | attention_windows.py   |
-| varlen    | CUDA    | packed documents, local windows; bf16 and fp16                 | attention_varlen.py    |
-| flex      | CUDA    | the same in other types and head sizes                         | attention_flex.py      |
+| back-end  | runs on | supports                                                       | file         |
+|-----------|---------|----------------------------------------------------------------|--------------|
+| sdpa      | all     | everything; a dense mask, unless causal or without a mask      | here         |
+| blocks    | CPU     | all but cached tokens and padding with holes; for bf16         | blocks.py    |
+| documents | CPU     | packed documents and padded rows, also with dropout            | documents.py |
+| windows   | CPU     | local windows, with documents and padding                      | windows.py   |
+| varlen    | CUDA    | packed documents, local windows; bf16 and fp16                 | varlen.py    |
+| flex      | CUDA    | the same for other dtypes and head dims                        | flex.py      |
 
-Only sdpa and documents have dropout, and only sdpa takes cached tokens. A further back-end is a name in `Backend`, its
-limits in `why_not`, its place in `preferred` (both in attention_choice.py), and its call in `attention`.
+Only sdpa and documents support dropout, and only sdpa supports cached tokens. To add a back-end, add its name to
+`Backend`, its limits to `why_not` and its priority to `preferred` (all in backends.py), and its call to `attention`.
 
-Legend: B batch, T time (of queries), S time (of keys), H query heads, K key and value heads, E head size, N flattened
+Legend: B batch, T time (of queries), S time (of keys), H query heads, K key and value heads, E head dim, N flattened
 tokens (B * T), M documents.
 """
 
@@ -32,24 +32,24 @@ from ingot.model.attention.masks import dense_mask, seen_intervals, segments_of
 from ingot.model.attention.varlen import varlen_attention
 from ingot.model.attention.windows import window_attention, window_mask
 
-# Whether torch's flash kernel for the CPU takes fewer key heads than query heads, backward too.
-_CPU_SHARES_KEYS = torch.__version__ >= (2, 13)
+# Whether torch's flash kernel for the CPU supports fewer key heads than query heads, also in the backward pass.
+_CPU_SHARES_KEYS = torch.__version__ >= "2.13"
 
 
 @dataclass(frozen=True)
 class AttentionLayout:
-    """Who may attend to whom, prepared once per forward of a model and shared by all its layers.
+    """Which query sees which key. It is prepared once per forward of a model and shared by all layers.
 
     Attributes:
-        backend: What works it out.
-        is_causal: True asks the back-end for its own causal pattern.
-        window: Neighbours that a token sees on each side that it sees at all, for windows and varlen; None for all.
-        mask: Of sdpa: bool (B or 1, 1, T or 1, S), True where a query may see a key, for all heads; None where none is
-            needed. Of windows: `window_mask`'s.
-        documents: Of varlen: int32 (M + 1,) boundaries. Of documents: int (M, 2) starts and ends.
-        intervals: Of blocks: int64 (2, 1 or B, T), the first and the last key that each query sees.
-        block_mask: Of flex.
-        first_key: Keys before this one are in no query's window.
+        backend: The back-end that computes it.
+        is_causal: True asks the back-end for its own causal mask.
+        window: For windows and varlen: neighbours that a token sees on each side that it may see. None for all.
+        mask: For sdpa: bool (B or 1, 1, T or 1, S), True where a query sees a key, for all heads; None if no mask is
+            needed. For windows: the result of `window_mask`.
+        documents: For varlen: int32 (M + 1,) boundaries. For documents: int (M, 2) starts and ends.
+        intervals: For blocks: int64 (2, 1 or B, T), the first and the last key that each query sees.
+        block_mask: For flex.
+        first_key: Keys before this one are not in the window of any query.
     """
 
     backend: Backend
@@ -70,11 +70,11 @@ def default_positions(
     past: int = 0,
     mask_BS: Tensor | None = None,
 ) -> Tensor:
-    """Positions that start at 0 in each document, (B, T), or (1, T) where all rows are alike.
+    """Positions that start at 0 in each document, (B, T), or (1, T) if all rows are equal.
 
     Args:
-        past: number of positions already taken by cached tokens (then `cu_seqlens` is None).
-        mask_BS: bool, False for padding; positions count the others.
+        past: number of cached tokens, whose positions come first (then `cu_seqlens` is None).
+        mask_BS: bool, False for padding, which has no position.
     """
     if mask_BS is not None:
         return (mask_BS.cumsum(-1) - 1).clamp(min=0)[:, -length:]
@@ -100,27 +100,27 @@ def prepare_layout(
     dropout: float = 0.0,
     backend: Backend | None = None,
 ) -> AttentionLayout:
-    """The layout of B rows of T new tokens, with the back-end that is quickest for it.
+    """The layout of B rows of T new tokens, with the fastest back-end for it.
 
-    This is the one place that turns document boundaries into what a back-end wants. A GPU is never waited for; on the
-    CPU boundaries and padding are read, and what hides nothing is dropped.
+    Only this function converts document boundaries to the inputs of the back-ends. The host never waits for a GPU. On
+    the CPU boundaries and padding are read, and masks that hide nothing are removed.
 
     Args:
         batch, length: B and T.
-        causal: whether a token sees only itself and what is before it.
+        causal: whether a token sees only itself and the tokens before it.
         cu_seqlens: int32 (documents + 1,), the boundaries of the documents in the flattened B * T tokens: 0, the end
             of the first document, ..., B * T. Every row starts a document. None: each row is one document.
-        device: where the tensors are.
-        past: number of cached tokens before the new ones, which all of them may see. Not with `cu_seqlens`.
-        window: how many neighbours a token sees besides itself, on each side that it sees at all; None for all.
-        mask_BS: bool, False for padding, which no other token sees; S are past and new tokens. Not with `cu_seqlens`.
-            What comes out at padding means nothing, and is finite.
-        dtype, head_size, dropout: of the calls of `attention` to come; the choice of the back-end depends on them.
-        backend: takes this one, for tests and comparisons.
+        device: device of the tensors.
+        past: number of cached tokens before the new ones, which see all of them. Not together with `cu_seqlens`.
+        window: number of neighbours that a token sees on each side that it may see, without itself. None for all.
+        mask_BS: bool, False for padding, which no other token sees. S counts cached and new tokens. The output at
+            padding has no meaning, but is finite. Not together with `cu_seqlens`.
+        dtype, head_size, dropout: those of the later calls of `attention`; the choice of the back-end depends on them.
+        backend: uses this back-end, for tests and comparisons.
 
     Raises:
-        ValueError: `cu_seqlens` of another shape or type, or together with `past` or `mask_BS`; a `backend` that
-            cannot do it.
+        ValueError: `cu_seqlens` of another shape or dtype, or together with `past` or `mask_BS`; a `backend` that does
+            not support the request.
     """
     if cu_seqlens is not None:
         _check(cu_seqlens, past, mask_BS)
@@ -142,15 +142,15 @@ def prepare_layout(
     if backend is None:
         backend = preferred(request)
     elif (reason := why_not(backend, request)) is not None:
-        raise ValueError(f"attention's back-end {backend!r} cannot be used: {reason}; leave backend out")
+        raise ValueError(f"the attention back-end {backend!r} cannot be used: {reason}; leave backend out")
     return _layout(backend, request)
 
 
 def _check(cu_seqlens: Tensor, past: int, mask_BS: Tensor | None) -> None:
     if cu_seqlens.ndim != 1 or cu_seqlens.dtype != torch.int32:
         raise ValueError(
-            f"cu_seqlens must be one row of int32, and is {cu_seqlens.dtype} of shape {tuple(cu_seqlens.shape)}; "
-            "pass the documents' ends, counted over all rows, with a 0 before them"
+            f"cu_seqlens must be int32 of one dimension, and is {cu_seqlens.dtype} of shape {tuple(cu_seqlens.shape)}; "
+            "pass 0 and the ends of the documents, counted over all rows"
         )
     if past:
         raise ValueError(f"cu_seqlens cannot be combined with {past} cached tokens; generate one document per row")
@@ -177,8 +177,9 @@ def _layout(backend: Backend, request: Request) -> AttentionLayout:
         if backend == "flex":
             block_mask = flex_block_mask(segments_N.view(batch, length), causal, window)
             return AttentionLayout(backend, causal, window, block_mask=block_mask)
-        shown_N = None if request.padding_mask is None else request.padding_mask.flatten()
-        return AttentionLayout(backend, causal, window, mask=window_mask(segments_N, causal, window, shown_N))
+        is_token_N = None if request.padding_mask is None else request.padding_mask.flatten()
+        assert window is not None  # `why_not` refuses windows without one
+        return AttentionLayout(backend, causal, window, mask=window_mask(segments_N, causal, window, is_token_N))
 
     past, mask_BS, first_key = request.past, request.padding_mask, 0
     if window is not None and past > window:
@@ -200,35 +201,41 @@ def attention(q_BTHE: Tensor, k_BSKE: Tensor, v_BSKE: Tensor, layout: AttentionL
     Query head h reads key head h // (H / K) (arXiv 2305.13245).
 
     Args:
-        dropout: probability of zeroing an attention weight; 0 outside of training.
+        dropout: probability of zeroing an attention weight; 0 outside training.
 
     Raises:
-        ValueError: dropout, and a layout that was prepared without.
+        ValueError: dropout with a layout that was prepared without dropout.
     """
     if layout.backend == "sdpa":
         return _sdpa(q_BTHE, k_BSKE[:, layout.first_key :], v_BSKE[:, layout.first_key :], layout, dropout)
     if dropout and layout.backend != "documents":
         raise ValueError(
-            f"dropout {dropout} was asked of the back-end {layout.backend!r}, which has none; tell prepare_layout of it"
+            f"the back-end {layout.backend!r} does not support dropout {dropout}; pass dropout to prepare_layout too"
         )
     if layout.backend == "flex":
+        assert layout.block_mask is not None
         return flex_attention(q_BTHE, k_BSKE, v_BSKE, layout.block_mask)
     if layout.backend == "blocks":
-        return blockwise_attention(q_BTHE, k_BSKE, v_BSKE, *layout.intervals)
+        assert layout.intervals is not None
+        return blockwise_attention(q_BTHE, k_BSKE, v_BSKE, layout.intervals[0], layout.intervals[1])
     batch, length = q_BTHE.shape[:2]
-    qkv = [x.flatten(0, 1) for x in (q_BTHE, k_BSKE, v_BSKE)]
+    q_NHE, k_NKE, v_NKE = (x.flatten(0, 1) for x in (q_BTHE, k_BSKE, v_BSKE))
     if layout.backend == "varlen":
-        out_NHE = varlen_attention(*qkv, layout.documents, length, layout.is_causal, layout.window)
+        assert layout.documents is not None
+        out_NHE = varlen_attention(
+            q_NHE, k_NKE, v_NKE, layout.documents, length, causal=layout.is_causal, window=layout.window
+        )
         return out_NHE.unflatten(0, (batch, length))
-    share = q_BTHE.shape[2] // k_BSKE.shape[2]
-    if share > 1 and (dropout or not _CPU_SHARES_KEYS):
-        qkv[1:] = [x.repeat_interleave(share, dim=1) for x in qkv[1:]]
+    group_size = q_BTHE.shape[2] // k_BSKE.shape[2]
+    if group_size > 1 and (dropout or not _CPU_SHARES_KEYS):
+        k_NKE, v_NKE = (x.repeat_interleave(group_size, dim=1) for x in (k_NKE, v_NKE))
     if layout.backend == "windows":
-        out_NHE, _ = window_attention(*qkv, layout.mask, layout.window)
+        out_NHE, _ = window_attention(q_NHE, k_NKE, v_NKE, layout.mask, layout.window)
     elif dropout:
-        out_NHE = document_attention_with_dropout(*qkv, layout.documents, layout.is_causal, dropout)
+        assert layout.documents is not None
+        out_NHE = document_attention_with_dropout(q_NHE, k_NKE, v_NKE, layout.documents, layout.is_causal, dropout)
     else:
-        out_NHE, _ = document_attention(*qkv, layout.documents, layout.is_causal)
+        out_NHE, _ = document_attention(q_NHE, k_NKE, v_NKE, layout.documents, layout.is_causal)
     return out_NHE.unflatten(0, (batch, length))
 
 

@@ -1,4 +1,4 @@
-"""Which back-end works attention out, from what is asked and what the device, the types and the sizes allow.
+"""The choice of the attention back-end, from the request, the device, the dtype and the sizes.
 
 Legend: B batch, N flattened tokens (B * T), M documents, S time (of keys).
 """
@@ -18,12 +18,12 @@ from ingot.model.attention.windows import block_length
 
 Backend = Literal["sdpa", "blocks", "documents", "windows", "varlen", "flex"]
 
-LONG = 256  # tokens of a document: where blocks overtake documents, bf16, measured with benchmarks/attention.py
+LONG = 256  # tokens of a document from which on blocks are faster than documents in bf16 (benchmarks/attention.py)
 
 
 @dataclass(frozen=True)
 class Request:
-    """What `prepare_layout` is asked for, without what turns out to hide nothing."""
+    """The arguments of `prepare_layout`."""
 
     batch: int
     length: int
@@ -36,7 +36,7 @@ class Request:
     dtype: torch.dtype
     head_size: int
     dropout: float
-    runs: Tensor | None = None  # (B, 2), where each row's padding mask shows one run of tokens: its start and end
+    runs: Tensor | None = None  # (B, 2) start and end, if the tokens of each row that are not padding are contiguous
 
     @property
     def row_bounds(self) -> Tensor:
@@ -46,12 +46,13 @@ class Request:
 
     @property
     def bounds(self) -> Tensor:
-        """`cu_seqlens`, or those of the rows."""
+        """`cu_seqlens`, or those of the rows if there are none."""
         return self.row_bounds if self.cu_seqlens is None else self.cu_seqlens
 
 
 def simplified(request: Request) -> Request:
-    """Drops what hides nothing: boundaries at the rows' ends, windows over everything, masks without padding."""
+    """Removes masks that hide nothing: boundaries at the ends of rows, windows over all tokens, masks without
+    padding."""
     cu_seqlens, window, mask_BS, runs = request.cu_seqlens, request.window, request.padding_mask, None
     longest = request.past + request.length
     if request.device.type == "cpu":
@@ -64,7 +65,9 @@ def simplified(request: Request) -> Request:
             mask_BS = None
         if mask_BS is not None and request.past == 0:
             runs = runs_of(mask_BS)
-    elif cu_seqlens is not None and len(cu_seqlens) == request.batch + 1:  # the shape tells it: no device is waited for
+    elif (
+        cu_seqlens is not None and len(cu_seqlens) == request.batch + 1
+    ):  # known from the shape, without waiting for the device
         cu_seqlens = None
     if window is not None and window >= longest - 1:
         window = None
@@ -72,34 +75,34 @@ def simplified(request: Request) -> Request:
 
 
 def why_not(backend: Backend, request: Request) -> str | None:
-    """What keeps a back-end from doing it, or None."""
+    """The reason why a back-end does not support the request, or None."""
     if backend not in get_args(Backend):
-        return f"there are only {', '.join(get_args(Backend))}"
+        return f"known back-ends are {', '.join(get_args(Backend))}"
     if backend == "sdpa":
         return None
     if request.past:
-        return "it takes no cached tokens"
+        return "it does not support cached tokens"
     if backend in ("varlen", "flex") and request.padding_mask is not None:
-        return "it takes no padding mask"
+        return "it does not support a padding mask"
     if backend == "varlen":
         return why_not_varlen(request.device, request.dtype, request.head_size, request.dropout)
     if backend == "flex":
         return why_not_flex(request.device, request.head_size, request.dropout)
     if request.device.type != "cpu":
-        return "it runs on the CPU"
+        return "it runs only on a CPU"
     if request.dropout and backend != "documents":
-        return "it has no dropout"
+        return "it does not support dropout"
     if backend == "windows" and request.window is None:
-        return "there is no window, or one that reaches over every document"
+        return "there is no window, or the window covers every document"
     if backend == "documents" and request.window is not None:
-        return "it has no windows"
+        return "it does not support windows"
     if backend in ("blocks", "documents") and request.padding_mask is not None and request.runs is None:
         return "the padding mask has holes"
     return None
 
 
 def preferred(request: Request) -> Backend:
-    """The quickest back-end that can do it; benchmarks/attention.py compares them."""
+    """The fastest back-end that supports the request; benchmarks/attention.py compares them."""
     plain = request.cu_seqlens is None and request.window is None and request.padding_mask is None
     on_cpu = request.device.type == "cpu"
     if on_cpu and request.dtype == torch.bfloat16 and request.window is None and request.length > 1:

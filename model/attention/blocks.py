@@ -1,12 +1,13 @@
-"""Attention on a CPU, block of queries by block of queries, where each query sees an interval of the keys.
+"""Attention on a CPU in blocks of queries, if each query sees an interval of the keys.
 
-Causal order, windows, packed documents and padding are all intervals. A block of queries meets only the keys that one
-of them sees, so what is hidden is for the most part not computed, and only a block's edges are masked. The scores of a
-block fit the caches; none are kept for the backward pass, which computes them again. Products run at the speed of the
-machine's matrix products, which torch's own kernel for bf16 on CPUs does not reach (benchmarks/attention.py).
+Causal order, windows, packed documents and padding are all intervals. A block of queries is multiplied only with the
+keys that at least one of its queries sees, so most hidden pairs are not computed, and only the edges of a block are
+masked. The scores of a block fit the caches. They are not saved: the backward pass computes them again. The products
+run at the speed of the machine's matrix products, faster than torch's own bf16 kernel for CPUs
+(benchmarks/attention.py).
 
-Legend: B batch, T queries, S keys, H query heads, K key and value heads, G = H / K, E head size, R = 1 or B rows of
-intervals; J = B * K, and T * G the queries of all the heads that share a key head.
+Legend: B batch, T queries, S keys, H query heads, K key and value heads, G = H / K, E head dim, R = 1 or B rows of
+intervals, J = B * K, Q = T * G queries of all heads that share a key head.
 """
 
 from __future__ import annotations
@@ -14,24 +15,25 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-QUERIES = 128  # of a block; 64 and 256 are slower at 512 tokens
-OPERATORS = ("ingot::blockwise_attention",)  # dear to compute, small to keep: for who recomputes activations
-SCORES = 1 << 19  # of a block, over as many heads as fit: 1 MiB in bf16, half of the two cores' caches
+QUERIES = 128  # in a block; 64 and 256 are slower at 512 tokens
+OPERATORS = ("ingot::blockwise_attention",)  # slow to compute, small to save: selective checkpointing saves them
+SCORES = 1 << 19  # in a block, of as many heads as fit: 1 MiB in bf16, half of the caches of two cores
 
 
 @torch.library.custom_op("ingot::blockwise_attention", mutates_args=())
 def blockwise_attention(q_BTHE: Tensor, k_BSKE: Tensor, v_BSKE: Tensor, first_RT: Tensor, last_RT: Tensor) -> Tensor:
     """softmax(q k^T / sqrt(E)) v (arXiv 1706.03762), (B, T, H, E), where query t sees the keys first[t]..last[t].
 
-    Scores are rounded to the type of q, the softmax itself is fp32.
+    Scores are rounded to the dtype of q; the softmax is computed in fp32.
 
     Args:
-        first_RT, last_RT: int64, the first and the last key that each query sees, at least one; one row for all
-            sequences or one for each.
+        first_RT, last_RT: int64, the first and the last key that each query sees, at least one key. One row for all
+            sequences, or one row for each.
     """
     inputs = _Inputs.of(q_BTHE, k_BSKE, v_BSKE)
     out_JQE = torch.empty_like(inputs.q_JQE)
@@ -45,7 +47,7 @@ def blockwise_attention(q_BTHE: Tensor, k_BSKE: Tensor, v_BSKE: Tensor, first_RT
 def blockwise_attention_backward(
     grad_BTHE: Tensor, q_BTHE: Tensor, k_BSKE: Tensor, v_BSKE: Tensor, first_RT: Tensor, last_RT: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of q, k and v. Those of k and v, sums over the blocks, are added up in fp32."""
+    """Gradients of q, k and v. Those of k and v are sums over the blocks, computed in fp32."""
     inputs = _Inputs.of(q_BTHE, k_BSKE, v_BSKE)
     grad_JQE = inputs.heads_first(grad_BTHE)
     dq_JQE = torch.empty_like(inputs.q_JQE)
@@ -74,23 +76,24 @@ def _(q_BTHE: Tensor, k_BSKE: Tensor, v_BSKE: Tensor, first_RT: Tensor, last_RT:
 def _(
     grad_BTHE: Tensor, q_BTHE: Tensor, k_BSKE: Tensor, v_BSKE: Tensor, first_RT: Tensor, last_RT: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return tuple(torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q_BTHE, k_BSKE, v_BSKE))
+    dq, dk, dv = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q_BTHE, k_BSKE, v_BSKE))
+    return dq, dk, dv
 
 
-def _keep(ctx, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+def _save(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
     ctx.save_for_backward(*inputs)
 
 
-def _differentiate(ctx, grad_BTHE: Tensor) -> tuple[Tensor | None, ...]:
+def _backward(ctx: Any, grad_BTHE: Tensor) -> tuple[Tensor | None, ...]:
     return *blockwise_attention_backward(grad_BTHE, *ctx.saved_tensors), None, None
 
 
-blockwise_attention.register_autograd(_differentiate, setup_context=_keep)
+blockwise_attention.register_autograd(_backward, setup_context=_save)
 
 
 @dataclass(frozen=True)
 class _Inputs:
-    """Queries (scaled), keys and values, each head's in one piece."""
+    """Queries (scaled), keys and values, contiguous for each head."""
 
     q_JQE: Tensor
     k_JSE: Tensor
@@ -115,21 +118,21 @@ class _Inputs:
 
 
 def _heads_first(x_BTHE: Tensor, group: int) -> Tensor:
-    """(J, T * G, E): the queries of the heads that share a key head follow one another, token by token."""
+    """(J, T * G, E): token by token, the queries of all heads that share a key head."""
     x_BKTGE = x_BTHE.unflatten(2, (-1, group)).permute(0, 2, 1, 3, 4)
     return x_BKTGE.flatten(2, 3).flatten(0, 1).contiguous()
 
 
 @dataclass(frozen=True)
 class _Block:
-    """Some heads' queries of a range of tokens, and the keys that they see."""
+    """The queries of some heads and a range of tokens, and the keys that they see."""
 
     heads: slice
     rows: slice
     columns: slice
-    edges: list[tuple[slice, Tensor]]  # columns of the scores and, (queries, columns), which of them are hidden
-    scores: Tensor  # room for them, and for the probabilities
-    room: Tensor
+    edges: list[tuple[slice, Tensor]]  # columns of the scores, and which of them are hidden (queries, columns)
+    scores: Tensor  # buffer of the scores
+    probability: Tensor  # buffer of the probabilities
 
     def queries(self, x_JQE: Tensor) -> Tensor:
         return x_JQE[self.heads, self.rows]
@@ -141,16 +144,16 @@ class _Block:
         torch.bmm(self.queries(inputs.q_JQE), self.keys(inputs.k_JSE).transpose(1, 2), out=self.scores)
         for columns, hidden in self.edges:
             self.scores[:, :, columns].masked_fill_(hidden, -math.inf)
-        return torch.softmax(self.scores, -1, out=self.room)
+        return torch.softmax(self.scores, -1, out=self.probability)
 
 
 def _blocks(first_RT: Tensor, last_RT: Tensor, inputs: _Inputs) -> Iterator[_Block]:
-    """All the blocks. Each is to be used before the next one is taken, which overwrites its room."""
+    """All blocks. Use each one before the next is taken: the next one overwrites its buffers."""
     num_rows, length = first_RT.shape
-    num_attention_heads = inputs.k_JSE.shape[0] // num_rows  # that share a row of intervals
+    num_heads = inputs.k_JSE.shape[0] // num_rows  # that share a row of intervals
     table = _ranges(first_RT, last_RT)
     largest = max(row[3] for row in table) * QUERIES * inputs.group
-    room = inputs.q_JQE.new_empty(2, max(SCORES, min(num_attention_heads, torch.get_num_threads()) * largest))
+    buffers = inputs.q_JQE.new_empty(2, max(SCORES, min(num_heads, torch.get_num_threads()) * largest))
     for row, begin, start, num_keys, all_from, all_to in table:
         end = min(length, begin + QUERIES)
         edges = [(start, start + num_keys)]
@@ -165,26 +168,27 @@ def _blocks(first_RT: Tensor, last_RT: Tensor, inputs: _Inputs) -> Iterator[_Blo
             if a < b
         ]
         num_queries = (end - begin) * inputs.group
-        at_once = min(num_attention_heads, max(torch.get_num_threads(), SCORES // (num_queries * num_keys)))
-        for head in range(row * num_attention_heads, (row + 1) * num_attention_heads, at_once):
-            heads = slice(head, min(head + at_once, (row + 1) * num_attention_heads))
+        at_once = min(num_heads, max(torch.get_num_threads(), SCORES // (num_queries * num_keys)))
+        for head in range(row * num_heads, (row + 1) * num_heads, at_once):
+            heads = slice(head, min(head + at_once, (row + 1) * num_heads))
             shape = (heads.stop - heads.start, num_queries, num_keys)
             yield _Block(
                 heads,
                 slice(begin * inputs.group, end * inputs.group),
                 slice(start, start + num_keys),
                 hidden,
-                *(x[: math.prod(shape)].view(shape) for x in room),
+                *(x[: math.prod(shape)].view(shape) for x in buffers),
             )
 
 
 def _ranges(first_RT: Tensor, last_RT: Tensor) -> list[list[int]]:
-    """For each block of queries: row, first query, first key, number of keys, and from where to where all see them."""
+    """For each block of queries: row, first query, first key, number of keys, and start and end of the keys that all of
+    its queries see."""
     num_rows, length = first_RT.shape
     begins = torch.arange(0, length, QUERIES)
-    fill = -length % QUERIES
+    padding = -length % QUERIES
     first_RCQ, last_RCQ = (
-        torch.cat((x, x[:, -1:].expand(-1, fill)), dim=1).view(num_rows, -1, QUERIES) for x in (first_RT, last_RT)
+        torch.cat((x, x[:, -1:].expand(-1, padding)), dim=1).view(num_rows, -1, QUERIES) for x in (first_RT, last_RT)
     )
     start_RC, stop_RC = first_RCQ.amin(-1), last_RCQ.amax(-1) + 1
     columns = (

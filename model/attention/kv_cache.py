@@ -1,6 +1,6 @@
-"""The keys and values of tokens already seen, so that generation works on the new ones only.
+"""The key-value cache: keys and values of earlier tokens, so that generation computes only the new ones.
 
-Legend: B batch, T new tokens, S tokens so far, K key and value heads, E head size.
+Legend: B batch, T new tokens, S tokens so far, K key and value heads, E head dim.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 class LayerCache:
-    """Keys and values of one layer, in room for `capacity` tokens that is taken at the first use."""
+    """Keys and values of one layer. The memory for `capacity` tokens is allocated at the first use."""
 
     def __init__(self, capacity: int):
         self.capacity = capacity
@@ -18,13 +18,13 @@ class LayerCache:
         self._v_BSKE: Tensor | None = None
 
     def append(self, k_BTKE: Tensor, v_BTKE: Tensor) -> tuple[Tensor, Tensor]:
-        """Stores the new tokens' keys and values; returns those of all tokens so far, (B, S, K, E) each."""
+        """Appends the keys and values of the new tokens; returns those of all tokens so far, (B, S, K, E) each."""
         if self._k_BSKE is None or self._v_BSKE is None:
             batch, _, *head = k_BTKE.shape
             self._k_BSKE = k_BTKE.new_empty(batch, self.capacity, *head)
             self._v_BSKE = v_BTKE.new_empty(batch, self.capacity, *head)
         end = self.length + k_BTKE.shape[1]
-        assert end <= self.capacity, f"{end} tokens in a cache with room for {self.capacity}"
+        assert end <= self.capacity, f"{end} tokens in a cache of capacity {self.capacity}"
         self._k_BSKE[:, self.length : end] = k_BTKE
         self._v_BSKE[:, self.length : end] = v_BTKE
         self.length = end
@@ -38,12 +38,12 @@ class LayerCache:
 
 
 class KeyValueCache:
-    """One `LayerCache` for each layer of a model; all hold the same number of tokens between two forwards."""
+    """One `LayerCache` for each layer of a model. Between two forwards all have the same number of tokens."""
 
     def __init__(self, num_hidden_layers: int, capacity: int):
         self.layers = [LayerCache(capacity) for _ in range(num_hidden_layers)]
 
     @property
     def length(self) -> int:
-        """Number of tokens seen so far."""
+        """Number of tokens so far."""
         return self.layers[0].length

@@ -1,4 +1,4 @@
-"""Who sees whom, as boolean masks: documents, causality, local windows and padding.
+"""Boolean attention masks: documents, causal order, local windows and padding.
 
 Legend: B batch, T time (of queries), S time (of keys), N flattened tokens (B * T), M documents.
 """
@@ -12,16 +12,16 @@ from torch import Tensor
 
 
 def segments_of(cu_seqlens: Tensor, num_tokens: int) -> Tensor:
-    """Number of the document that each of the flattened tokens belongs to, (N,).
+    """The document number of each of the flattened tokens, (N,).
 
-    Repeated ends (a `cu_seqlens` padded to a fixed size) are empty documents and change nothing.
+    Repeated ends (a `cu_seqlens` that is padded to a fixed size) are empty documents, which change nothing.
     """
     tokens_N = torch.arange(num_tokens, device=cu_seqlens.device, dtype=cu_seqlens.dtype)
     return torch.bucketize(tokens_N, cu_seqlens[1:], right=True)
 
 
 def seen_at(back: Tensor, causal: bool, window: int | None) -> Tensor:
-    """Whether a query sees a key that lies `back` tokens before it (negative: behind it)."""
+    """Whether a query sees a key that is `back` tokens before it (negative: after it)."""
     seen = back >= 0 if causal else torch.ones_like(back, dtype=torch.bool)
     return seen if window is None else seen & (back.abs() <= window)
 
@@ -36,21 +36,21 @@ def dense_mask(
     segments_BT: Tensor | None = None,
     mask_BS: Tensor | None = None,
 ) -> Tensor | None:
-    """bool (B or 1, 1, T or 1, S), True where a query sees a key; None where every query sees every key.
+    """bool (B or 1, 1, T or 1, S), True where a query sees a key. None if every query sees every key.
 
     Args:
         past: number of keys before the first query; S = past + T.
         segments_BT: documents; then past is 0.
-        mask_BS: False for keys that nobody sees but their own query, so that no softmax is over nothing.
+        mask_BS: False for keys that only their own query sees; so no softmax is over an empty set.
     """
     if mask_BS is not None and past == 0 and not causal and window is None and segments_BT is None:
-        # Nothing depends on the query: one row for all of them. A row of padding only sees all of it.
+        # The mask does not depend on the query: one row for all queries. If all keys are padding, all are seen.
         return (mask_BS | ~mask_BS.any(-1, keepdim=True))[:, None, None]
     keys_S = torch.arange(past + length, device=device)
     back_TS = keys_S[past:, None] - keys_S
     parts = []
     if causal and length == 1 and (window is None or window >= past):
-        pass  # one new token is behind all keys
+        pass  # one new token sees all keys
     elif causal or window is not None:
         parts.append(seen_at(back_TS, causal, window)[None])
     if segments_BT is not None:
@@ -61,9 +61,10 @@ def dense_mask(
 
 
 def runs_of(mask_BS: Tensor) -> Tensor | None:
-    """(first, end) of each row's shown tokens among the flattened ones, (B, 2); None where a row's are not one run.
+    """(start, end) of the tokens of each row that are not padding, counted in the flattened tokens, (B, 2). None if the
+    tokens of a row are not contiguous.
 
-    Reads the mask: the host waits for a device here.
+    It reads the mask, so the host waits for the device.
     """
     length = mask_BS.shape[1]
     numbers_BS = mask_BS.int()
@@ -85,10 +86,10 @@ def seen_intervals(
     cu_seqlens: Tensor | None = None,
     runs_B2: Tensor | None = None,
 ) -> Tensor:
-    """The first and the last key that each query sees, int64 (2, 1 or B, T), counted in its row.
+    """The first and the last key that each query sees, int64 (2, 1 or B, T), counted from the start of its row.
 
-    These are the keys of its document, or what its row's padding mask shows (`runs_of`), up to itself if causal, and
-    within its window. Padding sees itself.
+    These are the keys of its document, or the keys of its row that are not padding (`runs_of`): up to the query itself
+    if causal, and inside its window. Padding sees only itself.
     """
     keys_1T = torch.arange(length, device=device)[None]
     row_begins_B1 = torch.arange(batch, device=device)[:, None] * length
@@ -98,8 +99,8 @@ def seen_intervals(
         first_RT, last_RT = bounds[segments_BT] - row_begins_B1, bounds[segments_BT + 1] - 1 - row_begins_B1
     elif runs_B2 is not None:
         start_B1, end_B1 = (runs_B2.long() - row_begins_B1).split(1, dim=1)
-        shown_BT = (start_B1 <= keys_1T) & (keys_1T < end_B1)
-        first_RT, last_RT = torch.where(shown_BT, start_B1, keys_1T), torch.where(shown_BT, end_B1 - 1, keys_1T)
+        is_token_BT = (start_B1 <= keys_1T) & (keys_1T < end_B1)
+        first_RT, last_RT = torch.where(is_token_BT, start_B1, keys_1T), torch.where(is_token_BT, end_B1 - 1, keys_1T)
     if causal:
         last_RT = torch.minimum(last_RT, keys_1T)
     if window is not None:

@@ -1,7 +1,7 @@
-"""What a model takes of a device's memory: the parameters that a tensor rank holds, and what a forward pass keeps for
-its backward pass. Arithmetic on a configuration; a test holds it against what autograd keeps.
+"""Memory of a model on a device: the parameters of a tensor rank, and the activations that a forward pass saves for its
+backward pass. Computed from a configuration only; a test compares it with what autograd saves.
 
-The terms are those of arXiv 2205.05198 (section 4): per token of a micro-batch, in bytes, layer by layer.
+The terms are those of arXiv 2205.05198 (section 4): bytes per token of a micro-batch, layer by layer.
 """
 
 from __future__ import annotations
@@ -11,26 +11,27 @@ import re
 import torch
 
 from ingot.model.config import ModelConfig
-from ingot.model.tensor_plan import tensor_plan
+from ingot.model.tensor_plan import Role, tensor_plan
 from ingot.model.transformer import LanguageModel
 
 
-def held_shapes(config: ModelConfig, tensor: int = 1) -> dict[str, tuple[int, ...]]:
-    """Shapes of the parameters that each of `tensor` ranks holds, with padding, by name; a tied one is named once."""
+def local_shapes(config: ModelConfig, tensor: int = 1) -> dict[str, tuple[int, ...]]:
+    """Shapes, with padding, of the parameters on each of `tensor` ranks, by name. A tied parameter appears once."""
     with torch.device("meta"):
         model = LanguageModel(config)
-    roles = {}
+    roles: dict[str, Role] = {}
     for pattern, role in tensor_plan(config):
         matches = re.compile(re.escape(pattern).replace(r"\*", r"\d+"))
         roles |= {name: role for name, _ in model.named_modules() if matches.fullmatch(name)}
     shapes = {}
     for name, parameter in model.named_parameters():
-        owner, _, kind = name.rpartition(".")
-        shapes[name] = _held(tuple(parameter.shape), kind, *roles.get(owner, ("whole", 0)), tensor)
+        module, _, kind = name.rpartition(".")
+        shapes[name] = _local_shape(tuple(parameter.shape), kind, roles.get(module, ("whole", 0)), tensor)
     return shapes
 
 
-def _held(shape: tuple[int, ...], kind: str, role: str, units: int, tensor: int) -> tuple[int, ...]:
+def _local_shape(shape: tuple[int, ...], kind: str, role_and_units: Role, tensor: int) -> tuple[int, ...]:
+    role, units = role_and_units
     if role in ("vocabulary", "vocabulary_head"):
         return (-(-shape[0] // tensor), *shape[1:])
     if role == "column":
@@ -40,7 +41,7 @@ def _held(shape: tuple[int, ...], kind: str, role: str, units: int, tensor: int)
     return shape
 
 
-def kept_by_block(
+def saved_by_block(
     config: ModelConfig,
     *,
     sequence_length: int,
@@ -50,64 +51,64 @@ def kept_by_block(
     fused_attention: bool = True,
     gathered_again: bool = False,
 ) -> dict[str, float]:
-    """Bytes per token that one block keeps for its backward pass on a tensor rank, by what they are.
+    """Bytes per token that one block saves for its backward pass on a tensor rank, by purpose.
 
     Args:
         element: bytes of a number in the computation: 2 for bf16, 4 for fp32.
-        mask: bytes of an element of a dropout's mask: 1 on CUDA, as many as `element` on a CPU.
-        fused_attention: False adds the scores that an attention without fusion keeps: 5 x heads x length bytes in bf16
+        mask: bytes of an element of a dropout mask: 1 on CUDA, `element` on a CPU.
+        fused_attention: False adds the scores that attention without fusion saves: 5 x heads x length bytes in bf16
             with dropout.
-        gathered_again: whether what is gathered from the tensor ranks is gathered once more in the backward pass, as
-            Megatron-LM does, or kept whole, as here.
+        gathered_again: True if tensors that are gathered from the tensor ranks are gathered again in the backward pass,
+            as in Megatron-LM. False if they are saved whole, as in this code.
     """
-    width, head = config.hidden_size, config.head_size
+    hidden, head = config.hidden_size, config.head_size
     heads, kv_heads = config.num_attention_heads / tensor, max(1.0, config.kv_heads / tensor)
-    hidden = config.mlp_size / tensor
-    # A LayerNorm keeps its input; an RMSNorm its input and the normalised input, both in fp32.
+    intermediate = config.mlp_size / tensor
+    # A LayerNorm saves its input. An RMSNorm saves its input and the normalised input, both in fp32.
     per_norm = element if config.norm == "layernorm" else 8
     whole = 1 / tensor if gathered_again else 1.0
-    kept = {
-        "norms": 2 * per_norm * width / tensor,
-        "input of query, key, value": element * width * whole,
+    saved = {
+        "norms": 2 * per_norm * hidden / tensor,
+        "input of query, key, value": element * hidden * whole,
         "query, key, value": element * head * (heads + 2 * kv_heads),
         "attention": element * head * heads,
-        "input of mlp": element * width * whole,
-        "mlp": element * hidden * (4 if config.gated_mlp else 2),
+        "input of mlp": element * hidden * whole,
+        "mlp": element * intermediate * (4 if config.gated_mlp else 2),
     }
     if config.qk_norm:
-        kept["norms of query and key"] = per_norm * head * (heads + kv_heads)
+        saved["norms of query and key"] = per_norm * head * (heads + kv_heads)
     if element == 4:
-        kept["sums of attention"] = 4 * heads
+        saved["sums of attention"] = 4 * heads
     if config.dropout > 0:
-        kept["dropout"] = 2 * mask * width / tensor
+        saved["dropout"] = 2 * mask * hidden / tensor
     if not fused_attention:
-        kept["scores"] = (2 * element + 1) * heads * sequence_length
-    return kept
+        saved["scores"] = (2 * element + 1) * heads * sequence_length
+    return saved
 
 
-def kept_outside(
+def saved_outside_blocks(
     config: ModelConfig, *, targets: float, tensor: int = 1, element: int = 2, mask: int = 1
 ) -> dict[str, float]:
-    """Bytes per token that a forward pass keeps outside of the blocks.
+    """Bytes per token that a forward pass saves outside the blocks.
 
     Args:
         targets: share of the tokens that have a target: 1 in causal modelling, the masked share in masked modelling.
     """
-    width = config.hidden_size
+    hidden = config.hidden_size
     per_norm = element if config.norm == "layernorm" else 8
-    kept = {"ids": 8.0, "gradient of the head's input": element * width * targets}
+    saved = {"ids": 8.0, "gradient of the head's input": element * hidden * targets}
     if config.norm_placement == "pre":
-        kept["final norm"] = per_norm * width / tensor
+        saved["final norm"] = per_norm * hidden / tensor
     if config.embedding_norm:
-        kept["norm of embeddings"] = per_norm * width
+        saved["norm of embeddings"] = per_norm * hidden
     if config.head_transform:
-        kept["transform of the head"] = 3 * element * width * targets
+        saved["transform of the head"] = 3 * element * hidden * targets
     if config.dropout > 0:
-        kept["dropout of embeddings"] = mask * width / tensor
-    return kept
+        saved["dropout of embeddings"] = mask * hidden / tensor
+    return saved
 
 
-def kept_activations(
+def activation_bytes(
     config: ModelConfig,
     *,
     tokens: int,
@@ -118,31 +119,34 @@ def kept_activations(
     activation_checkpointing: str = "none",
     targets: float = 1.0,
 ) -> float:
-    """Bytes that the forward pass of a micro-batch of `tokens` tokens leaves on a tensor rank for its backward pass.
+    """Bytes that the forward pass of a micro-batch of `tokens` tokens saves on a tensor rank for its backward pass.
 
     Args:
-        activation_checkpointing: `none`, or `selective` or `full`: then what each block keeps, and once what a block that is computed
-            again keeps.
-        targets, mask: as above.
+        activation_checkpointing: "none", "selective" or "full". With the last two each block saves less, and the memory
+            of one block that is recomputed is added once.
+        targets, mask: as in `saved_outside_blocks` and `saved_by_block`.
     """
-    common = {"tensor": tensor, "element": element, "mask": mask}
-    block = sum(kept_by_block(config, sequence_length=sequence_length, **common).values())
-    outside = sum(kept_outside(config, targets=targets, **common).values())
-    matrix = element * -(-config.vocab_size // tensor) * config.hidden_size  # its gradient is made in the forward pass
+    saved = saved_by_block(config, sequence_length=sequence_length, tensor=tensor, element=element, mask=mask)
+    block = sum(saved.values())
+    saved = saved_outside_blocks(config, targets=targets, tensor=tensor, element=element, mask=mask)
+    outside = sum(saved.values())
+    # The gradient of the head's matrix is computed in the forward pass.
+    matrix = element * -(-config.vocab_size // tensor) * config.hidden_size
     per_token = outside + config.num_hidden_layers * block
     if activation_checkpointing != "none":
-        kept = element * config.hidden_size / tensor  # a block's input
+        saved_input = element * config.hidden_size / tensor  # a block's input
         if activation_checkpointing == "selective":
-            kept += _products(config, tensor, element)
-        per_token = outside + config.num_hidden_layers * kept + block
+            saved_input += _matrix_products(config, tensor, element)
+        per_token = outside + config.num_hidden_layers * saved_input + block
     return tokens * per_token + matrix
 
 
-def _products(config: ModelConfig, tensor: int, element: int) -> float:
-    """Bytes per token of the results of a block's matrix products and attention."""
-    head, hidden = config.head_size, config.mlp_size / tensor
+def _matrix_products(config: ModelConfig, tensor: int, element: int) -> float:
+    """Bytes per token of the outputs of the matrix products and the attention of a block."""
+    head, intermediate = config.head_size, config.mlp_size / tensor
     heads, kv_heads = config.num_attention_heads / tensor, max(1.0, config.kv_heads / tensor)
-    numbers = head * (2 * heads + 2 * kv_heads) + hidden * (2 if config.gated_mlp else 1) + 2 * config.hidden_size
-    if tensor > 1:  # their sums over the ranks
+    numbers = head * (2 * heads + 2 * kv_heads) + intermediate * (2 if config.gated_mlp else 1)
+    numbers += 2 * config.hidden_size
+    if tensor > 1:  # the sums over the ranks
         numbers += 2 * config.hidden_size / tensor
     return element * numbers + (4 * heads if element == 4 else 0)

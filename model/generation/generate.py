@@ -1,4 +1,4 @@
-"""Text from a trained model: the next tokens of a GPT, the masked ones of a BERT.
+"""Text from a trained model: the next tokens of a GPT, the masked tokens of a BERT.
 
 Legend: B rows, T new tokens, S tokens so far, V vocabulary.
 """
@@ -18,34 +18,35 @@ from ingot.model.generation.sampling import Sampler, Sampling
 from ingot.model.generation.text_stream import TextStream
 from ingot.model.transformer import LanguageModel
 
-Finish = Literal["eos", "stop", "length"]
+FinishReason = Literal["eos", "stop", "length"]
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
-    """What a step adds to a row: a token, and the text that is settled by it.
+class NewToken:
+    """The token that a step adds to a row, and the text that is complete with it.
 
     Attributes:
-        row: its place in the batch.
-        token: token id; the one that ends a text is given, too.
-        text: decoded text beyond that of the pieces before: empty where a character, or what may become a stop string,
-            is incomplete, and where nothing decodes. Joined, the texts are the row's text, without its stop string.
-        finish: why the row ends with this piece: a token of `eos_ids`, a stop string, or max_tokens. None: it goes on.
+        row: index in the batch.
+        token: token id. The token that ends a text is included.
+        text: decoded text that is new with this token. It is empty while a character, or a possible stop string, is
+            incomplete, and without a decoder. All texts of a row together are its text, without the stop string.
+        finish_reason: why the row ends with this token: a token of `eos_ids`, a stop string, or max_tokens. None: the
+            row continues.
     """
 
     row: int
     token: int
     text: str = ""
-    finish: Finish | None = None
+    finish_reason: FinishReason | None = None
 
 
 @dataclass
 class Completion:
-    """A row's tokens, among them what ended it, its text, and why it ended."""
+    """The tokens of a row, with the one that ended it, its text, and why it ended."""
 
     tokens: list[int] = field(default_factory=list)
     text: str = ""
-    finish: Finish = "length"
+    finish_reason: FinishReason = "length"
 
 
 def generate(
@@ -56,19 +57,19 @@ def generate(
     decode: Callable[[list[int]], str] | None = None,
     rows: Sequence[int] | None = None,
     cache: bool = True,
-) -> Iterator[Piece]:
-    """Continues each prompt; yields the pieces of each step, in the order of the rows, as soon as they are drawn.
+) -> Iterator[NewToken]:
+    """Continues each prompt. Yields the new tokens of each step, in the order of the rows, as soon as they are sampled.
 
-    A row's result does not depend on the rows beside it, up to the rounding of the model's logits.
+    The result of a row does not depend on the other rows of the batch, except for rounding of the logits.
 
     Args:
-        prompts: token ids of the rows, at least one each; their lengths may differ.
-        decode: token ids to text. None: the pieces have no text, and there can be no stop strings.
-        rows: a number for each row, with which the seed makes its random numbers; None for 0, 1, 2, ...
-        cache: keep keys and values. False reads the whole text again for each token: slower, the same tokens.
+        prompts: token ids of the rows, at least one each. The lengths may differ.
+        decode: token ids to text. None: the new tokens have no text, and stop strings are refused.
+        rows: a number for each row; seed and number give the random numbers of the row. None for 0, 1, 2, ...
+        cache: keep keys and values. False computes the whole text again for each token: slower, the same tokens.
 
     Raises:
-        ValueError: at the call (not at the first piece), with all that is wrong with the arguments.
+        ValueError: at the call (not at the first token), with all problems of the arguments.
     """
     check(model, prompts, sampling, decode)
     prompts = [list(prompt) for prompt in prompts]
@@ -78,8 +79,8 @@ def generate(
         return iter(())
     sampler = Sampler(sampling, prompts, rows, model.config.vocab_size, model.head.weight.device)
     streams = None if decode is None else [TextStream(decode, prompt, sampling.stop) for prompt in prompts]
-    steps = _tokens(model, prompts, sampling.max_tokens, sampler, cache)
-    return _pieces(steps, len(prompts), sampling, streams)
+    steps = _sampled_tokens(model, prompts, sampling.max_tokens, sampler, cache)
+    return _with_text(steps, len(prompts), sampling, streams)
 
 
 def complete(
@@ -93,12 +94,12 @@ def complete(
 ) -> list[Completion]:
     """`generate` to the end: one completion for each prompt."""
     completions = [Completion() for _ in prompts]
-    for piece in generate(model, prompts, sampling, decode=decode, rows=rows, cache=cache):
-        completion = completions[piece.row]
-        completion.tokens.append(piece.token)
-        completion.text += piece.text
-        if piece.finish is not None:
-            completion.finish = piece.finish
+    for new in generate(model, prompts, sampling, decode=decode, rows=rows, cache=cache):
+        completion = completions[new.row]
+        completion.tokens.append(new.token)
+        completion.text += new.text
+        if new.finish_reason is not None:
+            completion.finish_reason = new.finish_reason
     return completions
 
 
@@ -108,84 +109,85 @@ def check(
     sampling: Sampling,
     decode: Callable[[list[int]], str] | None = None,
 ) -> None:
-    """Raises the ValueError that `generate` would; for those who have more prompts than one batch."""
+    """Raises the ValueError that `generate` would raise. For callers that check all batches before the first one."""
     problems = [] if model.config.causal else ["the model is not causal and cannot continue a text; use fill_mask"]
     problems += sampling.problems()
     if sampling.stop and decode is None:
-        problems.append("stop strings are looked for in the text, so decode is needed")
-    problems += _problems_of_prompts(
-        model.config, prompts, sampling.max_tokens, getattr(model.embedding.token, "num_prompts", 0)
-    )
+        problems.append("stop strings are searched in the text; pass decode")
+    num_virtual_tokens = getattr(model.embedding.token, "num_virtual_tokens", 0)
+    problems += _problems_of_prompts(model.config, prompts, sampling.max_tokens, num_virtual_tokens)
     if problems:
         raise ValueError("\n".join(problems))
 
 
 def _problems_of_prompts(
-    config: ModelConfig, prompts: Sequence[Sequence[int]], max_tokens: int, num_learned: int
+    config: ModelConfig, prompts: Sequence[Sequence[int]], max_tokens: int, num_virtual_tokens: int
 ) -> list[str]:
     if not prompts:
         return ["there is no prompt"]
     if not all(prompts):
-        return ["a prompt is empty; begin with at least one token, such as the end-of-text token"]
+        return ["a prompt is empty; pass at least one token, for example the end-of-text token"]
     problems = []
     least, most, longest = min(map(min, prompts)), max(map(max, prompts)), max(map(len, prompts))
-    if least < -num_learned or most >= config.vocab_size:
+    if least < -num_virtual_tokens or most >= config.vocab_size:
         problems.append(
-            f"the prompt has token ids from {least} to {most}, and the model knows 0 to {config.vocab_size - 1}; "
-            "use the tokenizer it was trained with"
+            f"the prompt has token ids from {least} to {most}, and the model has 0 to {config.vocab_size - 1}; "
+            "use the tokenizer of the model"
         )
-    if config.positions == "learned" and longest + max_tokens > config.max_position_embeddings:
+    room = config.max_position_embeddings - longest
+    if config.positions == "learned" and max_tokens > room:
         problems.append(
-            f"a prompt of {longest} tokens and {max_tokens} more exceed the model's {config.max_position_embeddings} positions; "
-            f"shorten the prompt, or ask for at most {max(0, config.max_position_embeddings - longest)} tokens"
+            f"a prompt of {longest} tokens and {max_tokens} more exceed the {config.max_position_embeddings} positions "
+            f"of the model; shorten the prompt, or set max_tokens to at most {max(0, room)}"
         )
     return problems
 
 
-def _pieces(
+def _with_text(
     steps: Iterator[list[int]], num_rows: int, sampling: Sampling, streams: list[TextStream] | None
-) -> Iterator[Piece]:
-    """Adds text and ends to the tokens of each step; stops when all rows have ended."""
+) -> Iterator[NewToken]:
+    """Adds text and finish reasons to the tokens of each step; stops when all rows have ended."""
     eos_ids, running = frozenset(sampling.eos_ids), list(range(num_rows))
     for number, tokens in enumerate(steps, start=1):
         for row in running:
-            token, text, finish = tokens[row], "", None
+            token, text = tokens[row], ""
+            finish_reason: FinishReason | None = None
             if token in eos_ids:
-                finish = "eos"
+                finish_reason = "eos"
             elif streams is not None:
                 text = streams[row].add(token)
                 if streams[row].stopped:
-                    finish = "stop"
-            if finish is None and number == sampling.max_tokens:
-                finish = "length"
-            if finish is not None and streams is not None:
+                    finish_reason = "stop"
+            if finish_reason is None and number == sampling.max_tokens:
+                finish_reason = "length"
+            if finish_reason is not None and streams is not None:
                 text += streams[row].finish()
                 if streams[row].stopped:
-                    finish = "stop"
-            if finish is not None:
-                running = [other for other in running if other != row]  # a new list: this one is being walked
-            yield Piece(row, token, text, finish)
+                    finish_reason = "stop"
+            if finish_reason is not None:
+                running = [other for other in running if other != row]  # a new list: the loop iterates over the old one
+            yield NewToken(row, token, text, finish_reason)
         if not running:
             return
 
 
-def _tokens(
-    model: LanguageModel, prompts: list[list[int]], max_tokens: int, sampler: Sampler, cached: bool
+def _sampled_tokens(
+    model: LanguageModel, prompts: Sequence[Sequence[int]], max_tokens: int, sampler: Sampler, cached: bool
 ) -> Iterator[list[int]]:
-    """The next token of each row, step after step; rows that have ended go on, unheeded.
+    """The next token of each row, step by step. Rows that have ended continue; the caller ignores their tokens.
 
-    Shorter prompts are padded on the left, so that all rows write at the same place of the cache.
+    Shorter prompts are padded on the left, so that all rows write at the same position of the cache.
     """
     batch, device = len(prompts), model.head.weight.device
     lengths, longest = [len(prompt) for prompt in prompts], max(map(len, prompts))
-    total = longest + max_tokens - 1  # nothing reads the keys of the last token
+    total = longest + max_tokens - 1  # no token reads the keys of the last one
     ids_BS = torch.zeros(batch, total, dtype=torch.long)
-    shown_BS = torch.ones(batch, total, dtype=torch.bool)
+    is_token_BS = torch.ones(batch, total, dtype=torch.bool)
     for row, prompt in enumerate(prompts):
-        ids_BS[row, longest - len(prompt) : longest] = torch.tensor(prompt)
-        shown_BS[row, : longest - len(prompt)] = False
+        ids_BS[row, longest - len(prompt) : longest] = torch.tensor(list(prompt))
+        is_token_BS[row, : longest - len(prompt)] = False
     ids_BS = ids_BS.to(device)
-    mask_BS = shown_BS.to(device) if min(lengths) < longest else None
+    mask_BS = is_token_BS.to(device) if min(lengths) < longest else None
     padding_B1 = torch.tensor([[longest - length] for length in lengths], device=device)
     positions_BS = (torch.arange(total, device=device) - padding_B1).clamp_(min=0)
     cache = KeyValueCache(model.config.num_hidden_layers, total) if cached else None
@@ -209,7 +211,7 @@ def _tokens(
 def _last_logits(
     model: LanguageModel, ids_BT: Tensor, positions_BT: Tensor, mask_BS: Tensor | None, cache: KeyValueCache | None
 ) -> Tensor:
-    """fp32 logits (B, V) of the tokens that follow, with dropout off."""
+    """fp32 logits (B, V) of the next tokens, without dropout."""
     was_training = model.training
     if was_training:
         model.eval()
@@ -222,21 +224,24 @@ def _last_logits(
 
 @torch.no_grad()
 def fill_mask(model: LanguageModel, ids: list[int], mask_id: int, top_k: int = 5) -> list[list[tuple[int, float]]]:
-    """For each mask in `ids`, in order, the `top_k` likeliest tokens with their probabilities, likeliest first.
+    """The `top_k` most likely tokens for each mask in `ids`, in order, with their probabilities, most likely first.
 
     Raises:
-        ValueError: a causal model, no mask in `ids`, a text beyond the learned positions, or a top_k that is not in
-            1..vocabulary.
+        ValueError: a causal model, no mask in `ids`, more tokens than learned positions, or a top_k outside
+            1..vocab_size.
     """
     config = model.config
-    problems = ["the model is causal and cannot look ahead; use generate"] if config.causal else []
+    problems = ["the model is causal and cannot fill masks; use generate"] if config.causal else []
     if mask_id not in ids:
-        problems.append(f"none of the {len(ids)} tokens is the mask, {mask_id}; put it where a token is wanted")
+        problems.append(
+            f"none of the {len(ids)} tokens is the mask token, {mask_id}; put it where a token is to be predicted"
+        )
     if not 1 <= top_k <= config.vocab_size:
         problems.append(f"top_k is {top_k}; it must be from 1 to {config.vocab_size}")
     if config.positions == "learned" and len(ids) > config.max_position_embeddings:
         problems.append(
-            f"a text of {len(ids)} tokens exceeds the model's {config.max_position_embeddings} positions; shorten it"
+            f"a text of {len(ids)} tokens exceeds the {config.max_position_embeddings} positions of the model; "
+            "shorten it"
         )
     if problems:
         raise ValueError("\n".join(problems))

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ingot.model.config import ModelConfig
-from ingot.model.initialization import initialise
+from ingot.model.initialization import initialize
 from ingot.model.transformer import LanguageModel
 
 SHAPE = {
@@ -46,7 +46,7 @@ def build() -> Callable[..., LanguageModel]:
 
     def _build(kind: str, **changes) -> LanguageModel:
         model = LanguageModel(ModelConfig(**{**SHAPE, "initializer_range": 0.2, **KINDS[kind], **changes}))
-        initialise(model, seed=1)
+        initialize(model, seed=1)
         return model.eval()
 
     return _build

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from ingot.model.config import ModelConfig
 from ingot.model.finetuning.task_model import TaskModel
 from ingot.model.huggingface.load import load
-from ingot.model.initialization import initialise
+from ingot.model.initialization import initialize
 from ingot.model.transformer import LanguageModel
 
 transformers = pytest.importorskip("transformers")
@@ -130,7 +130,7 @@ def imported(model: nn.Module, folder: Path, *arguments, **options) -> LanguageM
 def made(config: ModelConfig, task=None) -> LanguageModel | TaskModel:
     """A random model of ours."""
     model = LanguageModel(config) if task is None else TaskModel(config, task)
-    initialise(model, seed=0)
+    initialize(model, seed=0)
     return randomised(model, seed=3)
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ingot.model.config import ModelConfig
-from ingot.model.initialization import initial_values, initialise
+from ingot.model.initialization import initial_values, initialize
 from ingot.model.transformer import LanguageModel
 
 CONFIG = ModelConfig(
@@ -16,7 +16,7 @@ CONFIG = ModelConfig(
 
 def values(config: ModelConfig, seed: int = 0) -> dict[str, torch.Tensor]:
     model = LanguageModel(config)
-    initialise(model, seed)
+    initialize(model, seed)
     return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
 
 
@@ -62,9 +62,9 @@ def test_a_model_from_the_meta_device_gets_the_same_values():
         model = LanguageModel(CONFIG)
     described = dict(initial_values(model, 7))
     with pytest.raises(ValueError, match="to_empty"):
-        initialise(model, 7)
+        initialize(model, 7)
     model.to_empty(device="cpu")
-    initialise(model, 7)
+    initialize(model, 7)
     expected = values(CONFIG, 7)
     for name, parameter in model.named_parameters():
         assert torch.equal(parameter, expected[name])
@@ -74,7 +74,7 @@ def test_a_model_from_the_meta_device_gets_the_same_values():
 
 def test_bf16_values_are_the_rounded_fp32_ones():
     model = LanguageModel(CONFIG).to(torch.bfloat16)
-    initialise(model, 7)
+    initialize(model, 7)
     expected = values(CONFIG, 7)
     for name, parameter in model.named_parameters():
         assert parameter.dtype == torch.bfloat16
@@ -87,5 +87,5 @@ def test_every_parameter_is_set(build):
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.fill_(math.nan)
-        initialise(model, 0)
+        initialize(model, 0)
         assert not any(parameter.isnan().any() for parameter in model.parameters())

@@ -26,7 +26,7 @@ def test_all_problems_of_values_come_at_once():
         causal=1,
         rope_theta="x",
     )
-    with pytest.raises(ValueError, match="does not hold together") as error:
+    with pytest.raises(ValueError, match="is not consistent") as error:
         config.validate()
     message = str(error.value)
     for name in (
@@ -54,7 +54,7 @@ def test_all_problems_between_values_come_at_once_with_remedies():
 
 def test_rotary_needs_an_even_head():
     ModelConfig(hidden_size=12, num_attention_heads=4).validate()
-    with pytest.raises(ValueError, match="head size 3 is odd"):
+    with pytest.raises(ValueError, match="head_dim 3 is odd"):
         ModelConfig(hidden_size=12, num_attention_heads=4, positions="rotary").validate()
     ModelConfig(hidden_size=12, num_attention_heads=4, positions="rotary", head_dim=8).validate()
 
@@ -66,7 +66,7 @@ def test_kept_layers_stay_what_they_were():
     kept = config.keep_layers([3])  # which had a norm before its attention
     assert (kept.num_hidden_layers, kept.layer_pattern, kept.first_norm) == (1, "G", True)
     for wrong in ([], [6], [1, 1], [2, 0], [-1]):
-        with pytest.raises(ValueError, match=r"are no rising numbers from 0 to 5"):
+        with pytest.raises(ValueError, match=r"must be increasing numbers from 0 to 5"):
             config.keep_layers(wrong)
 
 

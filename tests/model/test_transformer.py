@@ -162,7 +162,7 @@ def test_what_the_model_cannot_do_is_refused(build, tokens):
     with pytest.raises(ValueError, match=r"65 tokens .* 64 learned positions"):
         build("gpt")(tokens(1, 65))
     build("modern")(tokens(1, 65))
-    with pytest.raises(ValueError, match="token types"):
+    with pytest.raises(ValueError, match="token type embeddings"):
         build("gpt")(tokens(1, 4), token_types_BT=torch.zeros(1, 4, dtype=torch.long))
     with pytest.raises(ValueError, match="num_attention_heads 5"):
         LanguageModel(ModelConfig(num_attention_heads=5))

@@ -9,7 +9,7 @@ from ingot.launcher import checkpoint
 from ingot.launcher.config.parser import to_yaml
 from ingot.launcher.config.pretrain import CorpusSource, Data, TrainConfig
 from ingot.model.config import ModelConfig
-from ingot.model.initialization import initialise
+from ingot.model.initialization import initialize
 from ingot.model.transformer import LanguageModel
 from ingot.parallel import mesh as meshes
 from ingot.parallel.checkpoint import read_manifest, read_tensor
@@ -31,7 +31,7 @@ def save_with_deepspeed(folder: Path, stage: int) -> dict[str, torch.Tensor]:
 
     meshes.start("cpu")
     module = LanguageModel(ModelConfig(**MODEL))
-    initialise(module, 0)
+    initialize(module, 0)
     settings = {
         "train_micro_batch_size_per_gpu": 2,
         "bf16": {"enabled": True},

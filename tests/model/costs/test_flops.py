@@ -11,7 +11,7 @@ from ingot.model.costs.flops import (
     flops_per_token,
     num_computing_parameters,
     num_parameters,
-    parts,
+    parameters_by_part,
     peak_flops,
     summary,
 )
@@ -166,7 +166,7 @@ def test_released_models_have_their_size(name):
     with torch.device("meta"):
         theirs = kind(kind.config_class(**settings))
     assert num_parameters(ours) == num_parameters(theirs) == published
-    assert sum(parts(ours).values()) == published
+    assert sum(parameters_by_part(ours).values()) == published
 
 
 def test_a_model_and_its_configuration_have_the_same_size(build):
@@ -229,7 +229,7 @@ def test_task_heads_count_where_they_work():
     for task in (token, replace(token, kind="sequence"), replace(token, kind="features")):
         with torch.device("meta"):
             model = TaskModel(MODERNBERT_BASE, task)
-        assert num_parameters(MODERNBERT_BASE, task) == num_parameters(model) == sum(parts(model).values())
+        assert num_parameters(MODERNBERT_BASE, task) == num_parameters(model) == sum(parameters_by_part(model).values())
     text = summary(BERT_BASE, TaskConfig(kind="sequence", num_labels=3, layer="tanh"))
     assert "head of a sequence task, 3 labels" in text
 
@@ -274,7 +274,7 @@ def test_a_unit_that_the_device_lacks_has_no_peak():
 def test_the_summary_names_the_numbers():
     text = summary(GPT2_124M)
     assert "124,439,808 parameters" in text
-    assert "12 layers of width 768, 12 heads of 64" in text
+    assert "12 layers of hidden_size 768, 12 heads of 64" in text
     assert "layer pattern" not in text
     assert "on 8 key/value heads" in summary(QWEN3_06B)
     text = summary(MODERNBERT_BASE)

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from ingot.model.config import ModelConfig
-from ingot.model.costs.memory import held_shapes, kept_activations, kept_by_block
-from ingot.model.initialization import initialise
+from ingot.model.costs.memory import activation_bytes, local_shapes, saved_by_block
+from ingot.model.initialization import initialize
 from ingot.model.transformer import LanguageModel
 
 COMMON = {
@@ -42,7 +42,7 @@ FAMILIES["bert"] = BERT
 def test_what_is_kept_is_what_autograd_keeps(family, dtype):
     config = ModelConfig(**COMMON, **FAMILIES[family])
     model = LanguageModel(config)
-    initialise(model, 0)
+    initialize(model, 0)
     model.to(dtype).train()
     ids = torch.randint(0, config.vocab_size, (8, 128))
     labels, targets = ids.clone(), 1.0
@@ -60,7 +60,7 @@ def test_what_is_kept_is_what_autograd_keeps(family, dtype):
         model(input_ids_BT=ids, labels_BT=labels)
     found = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
     element = dtype.itemsize
-    expected = kept_activations(
+    expected = activation_bytes(
         config, tokens=8 * 128, sequence_length=128, element=element, mask=element, targets=targets
     )
     assert found == pytest.approx(expected, rel=0.03)
@@ -77,7 +77,7 @@ def test_a_block_keeps_what_the_paper_counts(tensor):
         max_position_embeddings=2048,
         dropout=0.1,
     )
-    kept = kept_by_block(config, sequence_length=2048, tensor=tensor, fused_attention=False, gathered_again=True)
+    kept = saved_by_block(config, sequence_length=2048, tensor=tensor, fused_attention=False, gathered_again=True)
     assert sum(kept.values()) == pytest.approx(1024 / tensor * (34 + 5 * 16 * 2048 / 1024))
 
 
@@ -87,10 +87,10 @@ def test_recomputation_keeps_the_inputs_of_blocks_alone():
         num_hidden_layers=10, hidden_size=256, num_attention_heads=4, vocab_size=500, max_position_embeddings=128
     )
     sizes = {
-        how: kept_activations(config, tokens=1, sequence_length=128, activation_checkpointing=how) - 2 * 500 * 256
+        how: activation_bytes(config, tokens=1, sequence_length=128, activation_checkpointing=how) - 2 * 500 * 256
         for how in ("none", "selective", "full")
     }
-    block = sum(kept_by_block(config, sequence_length=128).values())
+    block = sum(saved_by_block(config, sequence_length=128).values())
     outside = sizes["none"] - 10 * block
     assert sizes["full"] == pytest.approx(outside + 10 * 2 * 256 + block)
     assert sizes["full"] < sizes["selective"] < sizes["none"]
@@ -98,7 +98,7 @@ def test_recomputation_keeps_the_inputs_of_blocks_alone():
 
 def test_a_tensor_rank_holds_its_heads_and_a_padded_part_of_the_vocabulary():
     config = ModelConfig(**{**COMMON, "vocab_size": 501}, **LLAMA)
-    shapes = held_shapes(config, 4)
+    shapes = local_shapes(config, 4)
     assert shapes["embedding.token.weight"] == (126, 128)
     assert shapes["blocks.0.attention.query.weight"] == (32, 128)
     assert shapes["blocks.0.attention.key.weight"] == (32, 128)  # two ranks hold the same head

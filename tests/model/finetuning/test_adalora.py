@@ -5,7 +5,7 @@ import torch
 
 from ingot.model.finetuning.adalora import add_adalora, departure, num_targets
 from ingot.model.finetuning.task_model import TaskModel
-from ingot.model.initialization import initialise
+from ingot.model.initialization import initialize
 from tests.model.finetuning.test_adversarial import CONFIG, LABELS, PACKED, model_of
 
 
@@ -63,7 +63,7 @@ def test_targets_are_those_that_the_loss_sums_over(kind, labels, count):
 def test_only_the_additions_are_new():
     model = with_adalora()
     plain = TaskModel(model.config, model.task)
-    initialise(plain, 1)
+    initialize(plain, 1)
     added = {name for name, _ in model.named_parameters() if ".lora_" in name}
     assert {name.replace(".base_layer", "") for name, _ in model.named_parameters()} - added == {
         name for name, _ in plain.named_parameters()

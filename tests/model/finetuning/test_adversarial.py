@@ -6,7 +6,7 @@ from torch import nn
 from ingot.model.config import ModelConfig
 from ingot.model.finetuning.adversarial import Adversarial, make_robust, norms
 from ingot.model.finetuning.task_model import TaskConfig, TaskModel
-from ingot.model.initialization import initialise
+from ingot.model.initialization import initialize
 
 CONFIG = {
     "vocab_size": 50,
@@ -29,7 +29,7 @@ def model_of(dropout: float = 0.0, seed: int = 1, **task) -> TaskModel:
 
 def with_values(model, seed: int):
     """The model with values so large that its answers differ, for training."""
-    initialise(model, seed)
+    initialize(model, seed)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(3.0)

@@ -5,7 +5,7 @@ import torch
 
 from ingot.model.config import ModelConfig
 from ingot.model.finetuning.soft_prompts import add_prompts
-from ingot.model.initialization import initialise
+from ingot.model.initialization import initialize
 from ingot.model.transformer import Transformer
 
 BASE = {
@@ -22,7 +22,7 @@ REAL = IDS[0] >= 0
 
 def model_of(kind: str, **more) -> Transformer:
     model = Transformer(ModelConfig(**BASE, causal=False, **more))
-    initialise(model, 1)
+    initialize(model, 1)
     add_prompts(model, kind, 3)
     torch.manual_seed(3)
     with torch.no_grad():

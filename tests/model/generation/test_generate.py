@@ -100,9 +100,9 @@ def test_each_row_ends_by_itself(build):
         mine = [piece for piece in pieces if piece.row == row]
         length = min([tokens.index(end) + 1 for end in ends if end in tokens], default=20)
         assert [piece.token for piece in mine] == tokens[:length]
-        assert [piece.finish for piece in mine[:-1]] == [None] * (length - 1)
-        assert mine[-1].finish == ("eos" if mine[-1].token in ends else "length")
-    assert {piece.finish for piece in pieces} == {None, "eos", "length"}
+        assert [piece.finish_reason for piece in mine[:-1]] == [None] * (length - 1)
+        assert mine[-1].finish_reason == ("eos" if mine[-1].token in ends else "length")
+    assert {piece.finish_reason for piece in pieces} == {None, "eos", "length"}
 
 
 def test_no_forward_follows_the_last_end(build):
@@ -135,7 +135,7 @@ def test_all_bad_arguments_are_refused_at_the_call(build):
     with pytest.raises(ValueError, match="a prompt is empty") as error:
         generate(build("gpt"), [PROMPT, []], bad)
     named = ["max_tokens is -1", "temperature is nan", "top_k is 0", "top_p is 0", "min_p is 1.5"]
-    for word in [*named, "repetition_penalty is 0", "stop string is empty", "decode is needed"]:
+    for word in [*named, "repetition_penalty is 0", "stop string is empty", "pass decode"]:
         assert word in str(error.value)
     with pytest.raises(ValueError, match="there is no prompt"):
         generate(build("gpt"), [], GREEDY)
@@ -146,7 +146,7 @@ def test_all_bad_arguments_are_refused_at_the_call(build):
 
 
 def test_positions_must_suffice(build):
-    with pytest.raises(ValueError, match="at most 60 tokens"):
+    with pytest.raises(ValueError, match="at most 60"):
         generate(build("gpt"), [[1], PROMPT], Sampling(max_tokens=61))
     assert [len(c.tokens) for c in complete(build("gpt"), [[1], PROMPT], Sampling(max_tokens=60))] == [60, 60]
     assert len(text_of(build("modern"), max_tokens=70)) == 70
@@ -166,5 +166,5 @@ def test_fill_mask_gives_the_likeliest_tokens(build):
         fill_mask(model, [1, 2], mask_id=96)
     with pytest.raises(ValueError, match="is causal"):
         fill_mask(build("gpt"), ids, mask_id=96)
-    with pytest.raises(ValueError, match="65 tokens exceeds the model's 64"):
+    with pytest.raises(ValueError, match="65 tokens exceeds the 64 positions"):
         fill_mask(model, [96] * 65, mask_id=96)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ingot.model.generation.sampling import Sampler, Sampling, draw_at, penalise, restrict
+from ingot.model.generation.sampling import Sampler, Sampling, apply_repetition_penalty, filter_logits, sample_at
 
 LOGITS_1V = torch.tensor([[0.40, 0.05, 0.30, 0.15, 0.10]]).log()
 
@@ -51,9 +51,9 @@ def test_frequencies_along_a_row_follow_too():
 
 def test_a_draw_is_the_inverse_of_the_cumulative_sum():
     uniforms = torch.tensor([0.0, 0.39, 0.41, 0.4499, 0.46, 0.74, 0.76, 0.8999, 0.91, 1 - 1e-12], dtype=torch.float64)
-    assert draw_at(LOGITS_1V.expand(10, -1), uniforms).tolist() == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
+    assert sample_at(LOGITS_1V.expand(10, -1), uniforms).tolist() == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
     only_third = torch.tensor([[-torch.inf, -torch.inf, 0.0, -torch.inf]])
-    assert draw_at(only_third.expand(2, -1), torch.tensor([0.0, 1 - 1e-16], dtype=torch.float64)).tolist() == [2, 2]
+    assert sample_at(only_third.expand(2, -1), torch.tensor([0.0, 1 - 1e-16], dtype=torch.float64)).tolist() == [2, 2]
 
 
 def test_unlikely_tokens_keep_their_chance():
@@ -63,7 +63,7 @@ def test_unlikely_tokens_keep_their_chance():
     each = float(logits_1V.double().softmax(-1)[0, 1])
     tokens = torch.arange(30_000, 30_020)
     middles = 1 - each * (50_000 - tokens.double() - 0.5)
-    assert torch.equal(draw_at(logits_1V.expand(20, -1), middles), tokens)
+    assert torch.equal(sample_at(logits_1V.expand(20, -1), middles), tokens)
 
 
 def test_the_penalty_counts_what_is_written():
@@ -101,7 +101,7 @@ def test_restrictions_are_those_of_transformers(settings, seed):
     for name, kind in kinds.items():  # in the order in which `transformers` applies them
         if name in settings:
             theirs = kind(settings[name])(None, theirs)
-    ours = restrict(logits, Sampling(**settings))
+    ours = filter_logits(logits, Sampling(**settings))
     assert torch.equal(ours.isfinite(), theirs.isfinite())
     torch.testing.assert_close(ours.softmax(-1), theirs.softmax(-1))
 
@@ -113,5 +113,5 @@ def test_the_penalty_is_that_of_transformers(penalty):
     ids = torch.randint(0, 301, (6, 40), generator=torch.Generator().manual_seed(1))
     seen = torch.zeros(6, 301, dtype=torch.bool).scatter_(1, ids, True)
     theirs = lp.RepetitionPenaltyLogitsProcessor(penalty)(ids, logits)
-    assert torch.equal(penalise(logits, seen, penalty), theirs)
+    assert torch.equal(apply_repetition_penalty(logits, seen, penalty), theirs)
     assert not torch.equal(theirs, logits)

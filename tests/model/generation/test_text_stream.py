@@ -111,9 +111,9 @@ def test_rows_of_a_model_stop_at_their_strings(build):
     pieces = list(generate(model, prompts, Sampling(**settings, stop=(stop,)), decode=decode))
     first = [piece for piece in pieces if piece.row == 0]
     assert "".join(piece.text for piece in first) == whole[0].text[: whole[0].text.index(stop)]
-    assert first[-1].finish == "stop"
+    assert first[-1].finish_reason == "stop"
     assert [piece.token for piece in first] == whole[0].tokens[: whole[0].text.index(stop) + 3]
     second = [piece for piece in pieces if piece.row == 1]
     assert "".join(piece.text for piece in second) == whole[1].text
-    assert second[-1].finish == "length"
-    assert all(earlier.finish is None for row in (first, second) for earlier, _ in pairwise(row))
+    assert second[-1].finish_reason == "length"
+    assert all(earlier.finish_reason is None for row in (first, second) for earlier, _ in pairwise(row))

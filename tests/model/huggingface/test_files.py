@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from ingot.model.config import ModelConfig
 from ingot.model.huggingface.load import load
 from ingot.model.huggingface.save import save
-from ingot.model.initialization import initialise
+from ingot.model.initialization import initialize
 from ingot.model.transformer import LanguageModel
 from tests.model.huggingface_models import OURS, TOLERANCE, agree, auto_of, imported, made, opened, theirs
 
@@ -212,7 +212,7 @@ def big(tmp_path_factory) -> tuple[Path, Path]:
     folder = tmp_path_factory.mktemp("big")
     save(made(OURS["gpt2"]), folder / "small")
     model = LanguageModel(BIG)
-    initialise(model, seed=0)
+    initialize(model, seed=0)
     save(model, folder / "big")
     save(model, folder / "shards", max_shard_bytes=40_000_000)
     return folder / "big", folder / "small"

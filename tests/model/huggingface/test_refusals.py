@@ -96,7 +96,7 @@ def test_unknown_kinds_of_models(gpt2):
         ("gpt2", {"pruned_heads": {"0": [1]}}, "pruned_heads is {'0': [1]}, and what is supported is none"),
         ("llama", {"quantization_config": {"bits": 4}}, "quantization_config is {'bits': 4}"),
         ("llama", {"hidden_act": "xielu"}, "hidden_act is 'xielu'"),
-        ("llama", {"num_key_value_heads": 3}, "num_attention_heads 4 is no multiple of num_key_value_heads 3"),
+        ("llama", {"num_key_value_heads": 3}, "num_attention_heads 4 is not a multiple of num_key_value_heads 3"),
         ("llama", {"rms_norm_eps": "small"}, "norm_eps is 'small'"),
         ("llama", {"hidden_size": None}, "width is None"),
         ("qwen2", {"layer_types": ["full_attention", "conv"]}, "layer_types is ['full_attention', 'conv']"),
