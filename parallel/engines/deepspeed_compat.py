@@ -1,19 +1,9 @@
 """All interfaces of DeepSpeed that are not documented and that the ZeRO engine uses. Read from DeepSpeed 0.19.8.
 
 A new version of DeepSpeed may change them without notice. `PRIVATE` says what each class or function is for, and
-tests/parallel/engines/test_deepspeed_compat.py names the one that has changed, and each attribute that is gone. The
-attributes are set while an engine is built, so only a real engine has them:
-
-- of a parameter at stage 3 (`runtime/zero/partition_parameters.py`): `ds_tensor`, this rank's flat partition;
-  `ds_numel`, elements of the whole parameter; `ds_process_group`, the ranks that hold the partitions; `partition` and
-  `all_gather`, which drop and restore the whole parameter.
-- of the optimizer at stage 3 (`runtime/zero/stage3.py`): `fp32_partitioned_groups_flat`, the flat fp32 master weights
-  by group; `grad_position`, the group, offset and length of a parameter in them; `persistent_parameters`, those that
-  are never partitioned.
-- of a parameter at stages 1 and 2 (`utils/tensor_fragment.py`): `_hp_mapping`, this rank's fragment of the fp32 master
-  weights and optimizer states.
-- of a parameter, set by Ingot: `model_parallel`, which tells DeepSpeed's gradient norm that other tensor ranks hold
-  other parts of it.
+`ATTRIBUTES` what each attribute is that a real engine sets on its optimizer and parameters.
+tests/parallel/engines/test_deepspeed_compat.py names what has changed. (Decorators of DeepSpeed hide the parameters of
+some functions; the tests of the engines call them.)
 """
 
 import contextlib
@@ -22,6 +12,7 @@ import logging
 import os
 import warnings
 from collections.abc import Sequence
+from functools import reduce
 from typing import Any
 
 import torch
@@ -42,8 +33,7 @@ PRIVATE = (
     PrivateInterface(
         "deepspeed.runtime.engine",
         "DeepSpeedEngine.backward",
-        "a loss that is already divided by all targets of the step",
-        ("loss", "scale_wrt_gas"),
+        "with scale_wrt_gas=False, a loss that is already divided by all targets of the step",
     ),
     PrivateInterface(
         "deepspeed.runtime.engine", "DeepSpeedEngine.get_global_grad_norm", "the gradient norm before clipping"
@@ -67,8 +57,7 @@ PRIVATE = (
     PrivateInterface(
         "deepspeed.runtime.zero.stage3",
         "DeepSpeedZeroOptimizer_Stage3._reassign_or_swap_out_partitioned_parameters",
-        "copies the fp32 master weights into the bf16 partitions after a checkpoint was loaded",
-        ("sub_group_id",),
+        "copies the fp32 master weights of a group into the bf16 partitions after a checkpoint was loaded",
     ),
     PrivateInterface(
         "deepspeed.runtime.zero.stage3",
@@ -82,6 +71,12 @@ PRIVATE = (
         "the names of the optimizer states of a fragment",
     ),
     PrivateInterface(
+        "deepspeed.runtime.utils",
+        "is_model_parallel_parameter",
+        "reads the attribute model_parallel of a parameter, to count it once in the gradient norm over tensor ranks",
+        ("p",),
+    ),
+    PrivateInterface(
         "deepspeed.ops.op_builder", "AsyncIOBuilder", "whether this machine can build the operator for offload to disk"
     ),
     PrivateInterface(
@@ -91,6 +86,39 @@ PRIVATE = (
         "deepspeed.accelerator", "get_accelerator", "the names of the device and of the communication backend"
     ),
 )
+
+ATTRIBUTES = {
+    3: {
+        "parameter.ds_tensor": "this rank's flat partition",
+        "parameter.ds_numel": "number of elements of the whole parameter",
+        "parameter.ds_process_group": "the ranks that hold the partitions",
+        "parameter.partition": "frees the whole parameter",
+        "parameter.all_gather": "restores the whole parameter",
+        "optimizer.fp32_partitioned_groups_flat": "the flat fp32 master weights of each group",
+        "optimizer.grad_position": "group, offset and length of a parameter in the master weights",
+        "optimizer.persistent_parameters": "the parameters that are never partitioned",
+    },
+    2: {
+        "parameter._hp_mapping": "this rank's fragment of the fp32 master weights and optimizer states, or None",
+        "parameter._hp_mapping.lp_fragment_address.start": "where the fragment starts in the flat parameter",
+        "parameter._hp_mapping.hp_fragment": "its fp32 master weights",
+        "parameter._hp_mapping.optim_fragment": "its optimizer states",
+    },
+}
+"""Attributes that DeepSpeed sets on its optimizer and on the parameters while it builds an engine, and what they are.
+They are listed by stage; stage 1 has those of stage 2."""
+
+
+def missing_attributes(stage: int, optimizer: Any, parameter: Any) -> list[str]:
+    """Those of `ATTRIBUTES` that a real optimizer and parameter lack, each with what it is."""
+    missing = []
+    for path, what in ATTRIBUTES[stage].items():
+        owner, *names = path.split(".")
+        try:
+            reduce(getattr, names, optimizer if owner == "optimizer" else parameter)
+        except AttributeError:
+            missing.append(f"{path} is gone at stage {stage}: {what}")
+    return missing
 
 
 class DataAndTensorGroups:
