@@ -24,9 +24,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 AUTO = "auto"  # the name of each document decides its split
-MAX_RECORD_BYTES = (
-    256_000_000  # of a JSON line or a member of a tar; longer ones are an error, they are not read into memory
-)
+MAX_RECORD_BYTES = 256_000_000  # of a JSON line or a member of a tar; longer ones are an error
 ENDINGS = {
     "lines": (".jsonl", ".json", ".jsonl.gz", ".json.gz", ".jsonl.zst", ".json.zst"),
     "parquet": (".parquet",),

@@ -1,9 +1,9 @@
-"""Removal of duplicate documents: exact ones by a hash of their normalize_text text, near ones by MinHash (Broder 1997)
-with locality-sensitive hashing, through the library `datasketch`.
+"""Removal of duplicate documents: exact ones by a hash of their normalized text, near ones by MinHash (Broder 1997)
+with locality-sensitive hashing, from the library `datasketch`.
 
-Signatures are made piece by piece; which documents stay is then decided once, in the order of the corpus, so it does
-not depend on who made the signatures. Documents of the held-out splits come first: of two that are alike, the one in
-training goes.
+Signatures are computed for each piece. Then one process marks the duplicates, in the order of the corpus: the result
+does not depend on who computed the signatures. Documents of the held-out splits come first, so of a held-out document
+and a similar training document the training document is removed.
 """
 
 from __future__ import annotations
@@ -12,12 +12,17 @@ import hashlib
 import re
 import unicodedata
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ingot.data.sources.documents import TRAIN, Skipped
 from ingot.data.writing.pieces import PreparationPlan, finished_piece, new_piece, piece_paths
+
+if TYPE_CHECKING:
+    from datasketch import MinHash
 
 KINDS = ("none", "exact", "near")
 NUM_PERMUTATIONS = 128
@@ -28,12 +33,12 @@ _WORD = re.compile(f"[{_CJK}]|[^\\W{_CJK}]+")
 
 
 def normalize_text(text: str) -> str:
-    """What counts as the same text: NFKC, lower case, runs of whitespace as one space."""
+    """The text in NFKC and lower case, with runs of whitespace as one space. Equal results are exact duplicates."""
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
 def shingles(text: str) -> set[bytes]:
-    """All runs of SHINGLE consecutive words of a normalize_text text; the whole of a shorter one."""
+    """All runs of SHINGLE consecutive words of a normalized text. A shorter text is one run."""
     words = _WORD.findall(text)
     runs = range(max(1, len(words) - SHINGLE + 1))
     return {" ".join(words[i : i + SHINGLE]).encode() for i in runs}
@@ -44,7 +49,7 @@ def _hash32(content: bytes) -> int:
 
 
 def check_library() -> None:
-    """Raises ValueError where `datasketch` is not installed."""
+    """Raises ValueError if `datasketch` is not installed."""
     try:
         import datasketch  # noqa: F401
     except ImportError:
@@ -54,13 +59,12 @@ def check_library() -> None:
 def compute_signatures(
     plan: PreparationPlan, number: int, folder: Path, report: Callable[[int, int], None] = lambda b, t: None
 ) -> None:
-    """Write the signatures of a piece's documents: 16 bytes each of the exact hash, whether they are held out, and
-    (near) NUM_PERMUTATIONS uint32. `report` gets bytes of text and 0."""
-    near = plan.deduplicate == "near"
-    if near:
-        from datasketch import MinHash
+    """Write the signatures of the documents of piece `number`.
 
-        empty = MinHash(NUM_PERMUTATIONS, seed=_SEED, hashfunc=_hash32)
+    For each document: 16 bytes of the exact hash, 1 byte whether it is held out, and (for near duplicates)
+    NUM_PERMUTATIONS uint32 of its MinHash. `report` gets bytes of text and 0.
+    """
+    near = plan.deduplicate == "near"
     exact, held_out, minhashes = bytearray(), bytearray(), []
     with new_piece(folder, "signatures", number) as writer:
         for split, document in plan.documents(number, Skipped()):
@@ -68,7 +72,7 @@ def compute_signatures(
             exact += hashlib.blake2b(text.encode(), digest_size=16).digest()
             held_out.append(split != TRAIN)
             if near:
-                minhash = empty.copy()
+                minhash = _new_minhash()
                 minhash.update_batch(sorted(shingles(text)))
                 minhashes.append(minhash.hashvalues.astype("<u4"))
             report(len(document.text.encode()), 0)
@@ -79,10 +83,21 @@ def compute_signatures(
         writer.finish(plan.fingerprint, num_documents=len(held_out))
 
 
-def decide(plan: PreparationPlan, folder: Path, progress: Callable[[int], None] = lambda n: None) -> None:
-    """From the signatures of all pieces, write for each piece which documents are dropped, with counts."""
+@cache
+def _empty_minhash() -> MinHash:
+    from datasketch import MinHash
+
+    return MinHash(NUM_PERMUTATIONS, seed=_SEED, hashfunc=_hash32)
+
+
+def _new_minhash() -> MinHash:
+    return _empty_minhash().copy()  # faster than a new one, which draws the permutations
+
+
+def mark_duplicates(plan: PreparationPlan, folder: Path, progress: Callable[[int], None] = lambda n: None) -> None:
+    """From the signatures of all pieces, write for each piece which documents are removed, with their numbers."""
     exact, held_out, minhashes, ends = _load(plan, folder)
-    priority = np.argsort(held_out == 0, kind="stable")  # held out first, in order of the corpus otherwise
+    priority = np.argsort(held_out == 0, kind="stable")  # held-out documents first, else the order of the corpus
     drop = np.ones(len(exact), dtype=bool)
     _, first = np.unique(exact[priority], return_index=True)
     drop[priority[first]] = False
@@ -94,18 +109,19 @@ def decide(plan: PreparationPlan, folder: Path, progress: Callable[[int], None] 
     for number, end in enumerate(ends):
         with new_piece(folder, "dropped", number) as writer:
             writer.write((drop | near)[begin:end].tobytes())
-            about = {"exact": int(drop[begin:end].sum()), "near": int(near[begin:end].sum())}
-            writer.finish(plan.fingerprint, **about)
+            counts = {"exact": int(drop[begin:end].sum()), "near": int(near[begin:end].sum())}
+            writer.finish(plan.fingerprint, **counts)
         begin = end
     assert num_exact + near.sum() == (drop | near).sum()
 
 
 def _load(plan: PreparationPlan, folder: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray | None, list[int]]:
-    exact, held_out, minhashes, ends = [], [], [], []
+    exact, held_out, minhashes = [], [], []
+    ends: list[int] = []
     for number in range(len(plan.pieces)):
-        mark = finished_piece(folder, "signatures", number, plan.fingerprint)
-        assert mark is not None, "signatures come first"
-        count = mark["num_documents"]
+        marker = finished_piece(folder, "signatures", number, plan.fingerprint)
+        assert marker is not None, "signatures come first"
+        count = marker["num_documents"]
         content = piece_paths(folder, "signatures", number)[0].read_bytes()
         exact.append(np.frombuffer(content, dtype="V16", count=count))
         held_out.append(np.frombuffer(content, dtype=np.uint8, count=count, offset=16 * count))
@@ -113,7 +129,7 @@ def _load(plan: PreparationPlan, folder: Path) -> tuple[np.ndarray, np.ndarray, 
             part = np.frombuffer(content, dtype="<u4", offset=17 * count)
             minhashes.append(part.reshape(count, NUM_PERMUTATIONS))
         ends.append(count + (ends[-1] if ends else 0))
-    # numpy sorts no void type: two integers in one complex-like record do
+    # numpy cannot sort a void type, but it can sort records of two integers
     pairs = np.concatenate(exact).view([("a", "<u8"), ("b", "<u8")])
     return pairs, np.concatenate(held_out), np.concatenate(minhashes) if minhashes else None, ends
 
@@ -121,17 +137,16 @@ def _load(plan: PreparationPlan, folder: Path) -> tuple[np.ndarray, np.ndarray, 
 def _near_duplicates(
     candidates: list[int], minhashes: np.ndarray, threshold: float, progress: Callable[[int], None]
 ) -> np.ndarray:
-    """Greedy: a document goes when its estimated Jaccard similarity to one that stays reaches `threshold`."""
-    from datasketch import MinHash, MinHashLSH
+    """Greedy: a document is removed if its estimated Jaccard similarity to one that stays reaches `threshold`."""
+    from datasketch import MinHashLSH
 
     index = MinHashLSH(threshold=threshold, num_perm=NUM_PERMUTATIONS)
-    empty = MinHash(NUM_PERMUTATIONS, seed=_SEED, hashfunc=_hash32)
     dropped = np.zeros(len(minhashes), dtype=bool)
     for number in candidates:
-        minhash = empty.copy()
+        minhash = _new_minhash()
         minhash.hashvalues = minhashes[number].astype(np.uint64)
-        alike = index.query(minhash)
-        if alike and (minhashes[alike] == minhashes[number]).mean(axis=1).max() >= threshold:
+        similar = index.query(minhash)
+        if similar and (minhashes[similar] == minhashes[number]).mean(axis=1).max() >= threshold:
             dropped[number] = True
         else:
             index.insert(number, minhash, check_duplication=False)
@@ -140,18 +155,18 @@ def _near_duplicates(
 
 
 def dropped_documents(plan: PreparationPlan, number: int, folder: Path) -> np.ndarray | None:
-    """Which documents of a piece are dropped, as bool; None where nothing is removed."""
+    """Which documents of a piece are removed, as bool; None if duplicates are kept."""
     if plan.deduplicate == "none":
         return None
     return np.frombuffer(piece_paths(folder, "dropped", number)[0].read_bytes(), dtype=bool)
 
 
 def count_dropped(plan: PreparationPlan, folder: Path) -> Skipped:
-    """How many duplicates were removed; each kind is named at the first piece that has one."""
+    """How many duplicates were removed. The first one of each kind is named by its piece."""
     skipped = Skipped()
     if plan.deduplicate != "none":
         for number in range(len(plan.pieces)):
-            mark = finished_piece(folder, "dropped", number, plan.fingerprint) or {}
+            marker = finished_piece(folder, "dropped", number, plan.fingerprint) or {}
             for kind, reason in (("exact", "exact duplicates"), ("near", "near duplicates")):
-                skipped.add(reason, f"piece {number}", mark.get(kind, 0))
+                skipped.add(reason, f"piece {number}", marker.get(kind, 0))
     return skipped

@@ -1,8 +1,8 @@
-"""Preparation in pieces: runs of sources that are worked on each on its own, in any order, by anybody.
+"""Preparation in pieces: groups of file parts that are processed independently, in any order, by any process.
 
-A finished piece of a stage is a file of bytes and, written after it, a marker with its size and sha256. What is in
-them follows from the sources and the settings, so a run that was killed goes on with the pieces that have no marker,
-and the whole is the same for any number of workers.
+A finished piece of a stage is a file and a marker, which is written after the file and has its size and sha256. Their
+content depends only on the file parts and the settings. So a run that was killed continues with the pieces that have no
+marker, and the corpus is the same for any number of workers.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -26,12 +27,19 @@ from ingot.data.writing.writer import BundleBuffer, CorpusWriter, add_special_to
 from ingot.durable_files import flush_to_disk, sync_folder
 
 PLAN, PLAN_FORMAT, PLAN_VERSION = "plan.json", "ingot-preparation", 1
-BATCH_BYTES = 1_000_000  # of text encoded at once
+BATCH_CHARACTERS = 1_000_000  # of text that is encoded at once
 
 
 @dataclass
 class PreparationPlan:
-    """All that the work follows from. `asked` names the command, `fingerprint` also the content of its inputs."""
+    """Everything that determines the work, as rank 0 writes it for all ranks.
+
+    Attributes:
+        asked: hash of the command's options, see launcher/config/prepare.py.
+        fingerprint: hash of the options and of the content of the inputs.
+        session: a random name of this run.
+        finished: the corpus is made already; there is nothing to do.
+    """
 
     asked: str
     fingerprint: str
@@ -48,42 +56,42 @@ class PreparationPlan:
 
     def save(self, folder: Path) -> None:
         values = asdict(self)
-        for sources in values["pieces"]:
-            for source in sources:
-                source["path"] = str(source["path"])
+        for parts in values["pieces"]:
+            for part in parts:
+                part["path"] = str(part["path"])
         write_json(folder / PLAN, {"format": PLAN_FORMAT, "version": PLAN_VERSION, **values})
 
     @staticmethod
     def load(folder: Path) -> PreparationPlan | None:
-        """The plan in `folder`; None where there is none that this program wrote."""
+        """The plan in `folder`; None if there is none, or one of another version."""
         try:
             values = json.loads((folder / PLAN).read_bytes())
             if (values.pop("format"), values.pop("version")) != (PLAN_FORMAT, PLAN_VERSION):
                 return None
             values["skipped"] = Skipped(**values["skipped"])
-            source = lambda s: FilePart(**{**s, "path": Path(s["path"]), "where": tuple(s["where"])})  # noqa: E731
-            values["pieces"] = [[source(s) for s in sources] for sources in values["pieces"]]
+            part = lambda p: FilePart(**{**p, "path": Path(p["path"]), "where": tuple(p["where"])})  # noqa: E731
+            values["pieces"] = [[part(p) for p in parts] for parts in values["pieces"]]
             return PreparationPlan(**values)
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return None
 
     def documents(self, number: int, skipped: Skipped) -> Iterator[tuple[str, Document]]:
-        """(split, document) of a piece, in order, before duplicates are removed."""
-        for source in self.pieces[number]:
-            for document in read_documents([source], skipped, refuse_bad=self.refuse_bad):
-                yield source.split_of(document, self.validation_fraction), document
+        """(split, document) of a piece, in order. Duplicates are not removed yet."""
+        for part in self.pieces[number]:
+            for document in read_documents([part], skipped, refuse_bad=self.refuse_bad):
+                yield part.split_of(document, self.validation_fraction), document
 
 
-def group_into_pieces(sources: Sequence[FilePart], piece_bytes: int) -> list[list[FilePart]]:
-    """Runs of consecutive sources with at least `piece_bytes` bytes each, but for the last."""
+def group_into_pieces(parts: Sequence[FilePart], piece_bytes: int) -> list[list[FilePart]]:
+    """Groups of consecutive file parts. Each has at least `piece_bytes` bytes, except the last one."""
     pieces: list[list[FilePart]] = []
     size = piece_bytes
-    for source in sources:
+    for part in parts:
         if size >= piece_bytes:
             pieces.append([])
             size = 0
-        pieces[-1].append(source)
-        size += source.size
+        pieces[-1].append(part)
+        size += part.size
     return pieces
 
 
@@ -93,7 +101,7 @@ def piece_paths(folder: Path, stage: str, number: int) -> tuple[Path, Path]:
 
 
 class PieceWriter:
-    """The file of a piece while it is written; `finish` makes it a whole piece, `discard` leaves nothing."""
+    """Writes the file of a piece. `finish` completes the piece, `discard` removes it."""
 
     def __init__(self, folder: Path, stage: str, number: int):
         self.folder = folder
@@ -103,21 +111,22 @@ class PieceWriter:
         self._hash = hashlib.sha256()
         self.size = 0
 
-    def write(self, content: bytes | memoryview) -> int:
-        """Append; the offset of the content."""
+    def write(self, content: bytes | bytearray | memoryview) -> int:
+        """Append content. Returns its offset."""
         offset = self.size
         self._hash.update(content)
         self._file.write(content)
         self.size += memoryview(content).nbytes
         return offset
 
-    def finish(self, fingerprint: str, **about) -> None:
+    def finish(self, fingerprint: str, **metadata: Any) -> None:
+        """Complete the file, then write the marker; `metadata` (JSON values) becomes part of the marker."""
         flush_to_disk(self._file)
         self._file.close()
         self._temporary.rename(self.path)
         sync_folder(self.folder)
-        mark = {"fingerprint": fingerprint, "bytes": self.size, "sha256": self._hash.hexdigest()}
-        write_json(self.marker, {**mark, **about})
+        content = {"fingerprint": fingerprint, "bytes": self.size, "sha256": self._hash.hexdigest()}
+        write_json(self.marker, {**content, **metadata})
 
     def discard(self) -> None:
         self._file.close()
@@ -126,6 +135,7 @@ class PieceWriter:
 
 @contextlib.contextmanager
 def new_piece(folder: Path, stage: str, number: int) -> Iterator[PieceWriter]:
+    """A writer whose file is removed if the block ends with an error."""
     writer = PieceWriter(folder, stage, number)
     try:
         yield writer
@@ -135,19 +145,19 @@ def new_piece(folder: Path, stage: str, number: int) -> Iterator[PieceWriter]:
 
 
 def finished_piece(folder: Path, stage: str, number: int, fingerprint: str, *, whole: bool = False) -> dict | None:
-    """The marker of a piece that is done and of this plan, else None. With `whole` its bytes are read and compared."""
+    """The marker of a finished piece of this plan, else None. With `whole` the file is read and its sha256 compared."""
     path, marker = piece_paths(folder, stage, number)
     try:
-        mark = json.loads(marker.read_bytes())
-        if mark["fingerprint"] != fingerprint or path.stat().st_size != mark["bytes"]:
+        marker_content = json.loads(marker.read_bytes())
+        if marker_content["fingerprint"] != fingerprint or path.stat().st_size != marker_content["bytes"]:
             return None
         if whole:
             with open(path, "rb") as file:
-                if hashlib.file_digest(file, "sha256").hexdigest() != mark["sha256"]:
+                if hashlib.file_digest(file, "sha256").hexdigest() != marker_content["sha256"]:
                     return None
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return mark
+    return marker_content
 
 
 def tokenize_piece(
@@ -162,7 +172,9 @@ def tokenize_piece(
 ) -> None:
     """Tokenize piece `number` into bundles of its own.
 
-    `dropped` says for each document of the piece whether it is left out; `report` gets bytes of text and tokens.
+    Args:
+        dropped: bool, for each document of the piece whether it is removed as a duplicate.
+        report: gets the numbers of bytes of text and of tokens.
     """
     dtype = token_dtype(tokenizer.vocab_size)
     skipped = Skipped()
@@ -175,9 +187,9 @@ def tokenize_piece(
     with new_piece(folder, "tokens", number) as writer:
 
         def close(split: str) -> None:
-            gathered = splits.pop(split)
-            tokens, doclens = gathered.arrays()
-            names = json.dumps(names_of(gathered.places)).encode()
+            buffer = splits.pop(split)
+            tokens, doclens = buffer.arrays()
+            names = json.dumps(names_of(buffer.origins)).encode()
             bundles.append(
                 {
                     "split": split,
@@ -185,8 +197,8 @@ def tokenize_piece(
                     "num_tokens": len(tokens),
                     "num_documents": len(doclens),
                     "names_bytes": len(names),
-                    "text_bytes": gathered.text_bytes,
-                    "crc32": zlib.crc32(names, zlib.crc32(doclens, zlib.crc32(tokens))),
+                    "text_bytes": buffer.text_bytes,
+                    "crc32": zlib.crc32(names, zlib.crc32(doclens.data, zlib.crc32(tokens.data))),
                 }
             )
             writer.write(doclens.data)
@@ -195,16 +207,16 @@ def tokenize_piece(
         documents = plan.documents(number, skipped)
         if dropped is not None:
             documents = (item for item, drop in zip(documents, dropped, strict=True) if not drop)
-        for batch in batches(documents):
+        for batch in batch_documents(documents):
             encoded = tokenizer.encode_arrays([document.text for _, document in batch], dtype, threads)
             num_bytes = num_tokens = 0
             for (split, document), ids in zip(batch, encoded, strict=True):
                 tokens = np.concatenate([head, ids, tail])
                 size = len(document.text.encode())
-                gathered = splits.setdefault(split, BundleBuffer())
-                gathered.add((document.file, document.row), tokens, size)
+                buffer = splits.setdefault(split, BundleBuffer())
+                buffer.add((document.file, document.row), tokens, size)
                 num_bytes, num_tokens = num_bytes + size, num_tokens + len(tokens)
-                if gathered.num_tokens >= plan.bundle_tokens:
+                if buffer.num_tokens >= plan.bundle_tokens:
                     close(split)
             report(num_bytes, num_tokens)
         for split in sorted(splits):
@@ -212,13 +224,13 @@ def tokenize_piece(
         writer.finish(plan.fingerprint, bundles=bundles, skipped=asdict(skipped))
 
 
-def batches(documents: Iterable[tuple[str, Document]]) -> Iterator[list[tuple[str, Document]]]:
-    """Runs of about BATCH_BYTES characters: enough to keep threads busy, little to hold."""
+def batch_documents(documents: Iterable[tuple[str, Document]]) -> Iterator[list[tuple[str, Document]]]:
+    """Groups of about BATCH_CHARACTERS: enough to keep threads busy, and little memory."""
     batch, size = [], 0
     for item in documents:
         batch.append(item)
         size += len(item[1].text)
-        if size >= BATCH_BYTES:
+        if size >= BATCH_CHARACTERS:
             yield batch
             batch, size = [], 0
     if batch:
@@ -228,25 +240,25 @@ def batches(documents: Iterable[tuple[str, Document]]) -> Iterator[list[tuple[st
 def assemble(
     plan: PreparationPlan, folder: Path, writer: CorpusWriter, progress: Callable[[int], None] = lambda n: None
 ) -> Skipped:
-    """Put the bundles of all pieces into `writer`, in order; what was left out on the way.
+    """Write the bundles of all pieces with `writer`, in order. Returns what was skipped.
 
-    Raises ValueError for a piece whose bytes are not those that were written; it is done again by the next run.
+    Raises ValueError for a damaged piece; the next run makes that piece again.
     """
     dtype = token_dtype(writer.tokenizer.vocab_size)
     skipped = replace(plan.skipped, counts=dict(plan.skipped.counts), first=dict(plan.skipped.first))
     for number in range(len(plan.pieces)):
         path, marker = piece_paths(folder, "tokens", number)
-        mark = json.loads(marker.read_bytes())
-        skipped.merge(Skipped(**mark["skipped"]))
+        marker_content = json.loads(marker.read_bytes())
+        skipped.merge(Skipped(**marker_content["skipped"]))
         with open(path, "rb") as file:
-            for bundle in mark["bundles"]:
+            for bundle in marker_content["bundles"]:
                 file.seek(bundle["offset"])
                 tokens = np.frombuffer(file.read(bundle["num_tokens"] * dtype.itemsize), dtype=dtype)
                 doclens = np.frombuffer(file.read(bundle["num_documents"] * 4), dtype="<u4")
                 names = file.read(bundle["names_bytes"])
-                if zlib.crc32(names, zlib.crc32(doclens, zlib.crc32(tokens))) != bundle["crc32"]:
+                if zlib.crc32(names, zlib.crc32(doclens.data, zlib.crc32(tokens.data))) != bundle["crc32"]:
                     marker.unlink()
-                    raise ValueError(f"{path} is damaged: run again, it will be made anew (and look at the disk)")
+                    raise ValueError(f"{path} is damaged: run the command again to make it again, and check the disk")
                 writer.split(bundle["split"]).add_bundle(tokens, doclens, json.loads(names), bundle["text_bytes"])
-        progress(mark["bytes"])
+        progress(marker_content["bytes"])
     return skipped

@@ -1,7 +1,7 @@
-"""Index and manifest made anew from tars of tokens: our own that lost theirs, or tars that others made.
+"""Makes index and manifest for tars of tokens: own tars that lost theirs, or tars from elsewhere.
 
-A sample of such a tar is KEY.tokens.npy (one array of uint16 or uint32), and if there is one KEY.doclens.npy with the
-tokens of each document, and KEY.json, of which nothing is needed. All other members are refused.
+A sample of such a tar is KEY.tokens.npy (one array of uint16 or uint32). It may have KEY.doclens.npy, with the number
+of tokens of each document, and KEY.json, which is not used. Other members are an error.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ Progress = Callable[[int], None]
 
 @dataclass(frozen=True)
 class TokenSample:
-    """A bundle as it lies in a tar. `doclens` None: the tar does not say where documents end. Offsets in bytes."""
+    """A bundle in a tar. `doclens` is None if the tar does not say where documents end. Offsets are in bytes."""
 
     key: str
     tokens: np.ndarray
@@ -42,7 +42,7 @@ class TokenSample:
 def token_samples(path: Path, file: BinaryIO) -> Iterator[TokenSample]:
     """The bundles of a tar, in order.
 
-    Raises ValueError for damage, for arrays that are no tokens, and where lengths do not add up.
+    Raises ValueError for damage, for arrays that are not tokens, and for document lengths with another sum.
     """
     parts: dict[str, Member] = {}
     key = None
@@ -52,10 +52,10 @@ def token_samples(path: Path, file: BinaryIO) -> Iterator[TokenSample]:
         if member.key != key:
             parts, key = {}, member.key
         if member.extension in parts:
-            raise ValueError(f"{path}: member {member.name!r} is there twice in one sample")
+            raise ValueError(f"{path}: member {member.name!r} appears twice in one sample")
         parts[member.extension] = member
         if member.extension.endswith("npy") and member.extension not in ("tokens.npy", "doclens.npy"):
-            raise ValueError(f"{path}: member {member.name!r}: of arrays only tokens.npy and doclens.npy are known")
+            raise ValueError(f"{path}: member {member.name!r}: only the arrays tokens.npy and doclens.npy are allowed")
     if "tokens.npy" in parts:
         yield _sample(path, file, parts)
 
@@ -77,23 +77,25 @@ def _sample(path: Path, file: BinaryIO, parts: dict[str, Member]) -> TokenSample
 
 
 def _array(path: Path, file: BinaryIO, member: Member) -> tuple[np.ndarray, int]:
-    """A one-dimensional array and where its payload begins."""
+    """A one-dimensional array, and the offset of its data."""
     file.seek(member.offset)
     try:
         version = np.lib.format.read_magic(file)
         read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[version]
         shape, _, dtype = read(file)
     except (ValueError, KeyError, SyntaxError) as error:
-        raise ValueError(f"{path}: member {member.name!r} is no npy array: {error}") from error
+        raise ValueError(f"{path}: member {member.name!r} is not an npy array: {error}") from error
     offset = file.tell()
     size = member.offset + member.size - offset
     if len(shape) != 1 or dtype.hasobject or size < 0 or shape[0] * dtype.itemsize != size:
-        raise ValueError(f"{path}: member {member.name!r} must be one row of numbers, is {shape} of {dtype}")
+        raise ValueError(
+            f"{path}: member {member.name!r} must be a one-dimensional array of numbers, is {shape} of {dtype}"
+        )
     return np.frombuffer(file.read(size), dtype=dtype), offset
 
 
 def split_and_stem(path: Path) -> tuple[str, str]:
-    """`train-000004.tar` belongs to the split train; a name that does not end in a number to the training split."""
+    """(split, stem) of a tar's name: `valid-000004.tar` is of split valid, a name without a number at its end of train."""
     match = re.fullmatch(r"([A-Za-z0-9][A-Za-z0-9_.]*?)[-_.]\d+", path.stem)
     return (match[1] if match else TRAIN), path.stem
 
@@ -108,43 +110,48 @@ def index_corpus(
     bundle_tokens: int = 1_000_000,
     progress: Progress = lambda num_bytes: None,
 ) -> dict:
-    """Make `folder`, which holds the tokenizer, a corpus of `tars`; its manifest.
+    """Make a corpus of `tars` in `folder`, which has the tokenizer already. Returns its manifest.
 
-    Tars in `folder` itself get an index beside them and stay as they are. Others are linked (or copied) when they have
-    doclens and the type of tokens that the vocabulary calls for; otherwise their bundles are written anew, documents
-    being told apart by the token that opens or ends them. `split` None: by the names of the tars.
+    Tars in `folder` itself are not changed; they get an index. Other tars are linked (or copied) if they have doclens
+    and the token type of the vocabulary. Otherwise their bundles are written again: then the begin or end token of a
+    document tells where documents are.
 
-    Raises ValueError for what `token_samples` refuses, ids that the vocabulary lacks, and tars in `folder` that would
-    have to be written anew.
+    Args:
+        split: split of all tars; None: given by their names.
+
+    Raises:
+        ValueError: an error of `token_samples`, an id that the vocabulary lacks, or a tar in `folder` that must be
+            written again.
     """
     dtype = token_dtype(tokenizer.vocab_size)
-    found: dict[str, _Split] = {}
+    found: dict[str, _SplitTars] = {}
     for path in sorted(tars, key=lambda path: path.name):
         name = split or split_and_stem(path)[0]
-        into = found.setdefault(name, _Split(name, np.zeros(tokenizer.vocab_size, dtype=np.int64)))
-        bundles, fits = _survey(path, tokenizer, dtype, into)
+        into = found.setdefault(name, _SplitTars(name, np.zeros(tokenizer.vocab_size, dtype=np.int64)))
+        bundles, usable = _scan_tar(path, tokenizer, dtype, into)
         here = path.resolve().parent == folder.resolve()
-        if not fits and here:
+        if not usable and here:
             raise ValueError(
                 f"{path} cannot be used as it is (no doclens, or tokens that are not {dtype.name}): "
-                f"name another folder with --output to write it anew"
+                f"name another folder with --output to write it again"
             )
-        into.tars.append((path, bundles if fits else None))
+        into.tars.append((path, bundles if usable else None))
         progress(path.stat().st_size)
     if not any(into.counts.any() for into in found.values()):
         raise ValueError(f"no tokens in {', '.join(map(str, tars)) or 'no tar'}: expected members KEY.tokens.npy")
     splits = {}
     for name, into in sorted(found.items()):
-        if all(bundles is not None for _, bundles in into.tars):
-            shards = [_take(folder, path, bundles, dtype) for path, bundles in into.tars]
+        usable_tars = [(path, bundles) for path, bundles in into.tars if bundles is not None]
+        if len(usable_tars) == len(into.tars):
+            shards = [_add_shard(folder, path, bundles, dtype) for path, bundles in usable_tars]
             splits[name] = split_summary(shards, into.counts, into.text_bytes)
         else:
-            splits[name] = _write_anew(folder, into, tokenizer, shard_bytes, bundle_tokens)
+            splits[name] = _rewrite(folder, into, tokenizer, shard_bytes, bundle_tokens)
     return write_manifest(folder, tokenizer, splits)
 
 
-class _Split:
-    """What is known of a split after all its tars were read."""
+class _SplitTars:
+    """The tars of a split. For each tar its bundles, or None if it must be written again."""
 
     def __init__(self, name: str, counts: np.ndarray):
         self.name, self.counts = name, counts
@@ -152,14 +159,14 @@ class _Split:
         self.tars: list[tuple[Path, list[Bundle] | None]] = []
 
 
-def _survey(path: Path, tokenizer: Tokenizer, dtype: np.dtype, into: _Split) -> tuple[list[Bundle], bool]:
-    """Read a tar once: its bundles, and whether it can serve as a shard just as it is."""
-    bundles, fits = [], True
+def _scan_tar(path: Path, tokenizer: Tokenizer, dtype: np.dtype, into: _SplitTars) -> tuple[list[Bundle], bool]:
+    """Read a tar once. Returns its bundles, and whether it can be used as a shard without a change."""
+    bundles, usable = [], True
     with open(path, "rb") as file:
         for sample in token_samples(path, file):
             tokens, doclens = sample.tokens, sample.doclens
             if not len(tokens):
-                fits = False
+                usable = False
                 continue
             if int(tokens.max()) >= tokenizer.vocab_size:
                 raise ValueError(
@@ -169,35 +176,43 @@ def _survey(path: Path, tokenizer: Tokenizer, dtype: np.dtype, into: _Split) -> 
             into.counts += np.bincount(tokens, minlength=tokenizer.vocab_size)
             into.text_bytes += text_bytes(tokens, tokenizer)
             if doclens is None or doclens.dtype != np.dtype("<u4") or tokens.dtype != dtype:
-                fits = False
+                usable = False
                 continue
-            crcs = zlib.crc32(tokens), zlib.crc32(doclens)
-            places = sample.tokens_offset, len(tokens), crcs[0], sample.doclens_offset, len(doclens), crcs[1]
-            bundles.append(Bundle(sample.key, *places))
-    return bundles, fits and bool(bundles)
+            bundles.append(
+                Bundle(
+                    key=sample.key,
+                    tokens_offset=sample.tokens_offset,
+                    num_tokens=len(tokens),
+                    tokens_crc32=zlib.crc32(tokens.data),
+                    doclens_offset=sample.doclens_offset,
+                    num_documents=len(doclens),
+                    doclens_crc32=zlib.crc32(doclens.data),
+                )
+            )
+    return bundles, usable and bool(bundles)
 
 
 def text_bytes(tokens: np.ndarray, tokenizer: Tokenizer) -> int:
-    """UTF-8 bytes of the text that `tokens` stand for."""
+    """UTF-8 bytes of the text of `tokens`."""
     return len(tokenizer.decode(tokens).encode())
 
 
-def _take(folder: Path, path: Path, bundles: list[Bundle], dtype: np.dtype) -> Shard:
-    """Put a tar into the folder, if it is not there, and its index beside it."""
-    place = folder / path.name
-    if place.resolve() != path.resolve():
-        if place.exists():
+def _add_shard(folder: Path, path: Path, bundles: list[Bundle], dtype: np.dtype) -> Shard:
+    """Link or copy a tar into the folder, if it is not there, and write its index."""
+    target = folder / path.name
+    if target.resolve() != path.resolve():
+        if target.exists():
             raise ValueError(f"two tars are named {path.name}: rename one")
         try:
-            os.link(path.resolve(), place)
+            os.link(path.resolve(), target)
         except OSError:
-            shutil.copyfile(path, place)
-    with open(place, "rb") as file:
+            shutil.copyfile(path, target)
+    with open(target, "rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    return write_index(folder, path.stem, dtype, bundles, place.stat().st_size, sha256)
+    return write_index(folder, path.stem, dtype, bundles, target.stat().st_size, sha256)
 
 
-def _write_anew(folder: Path, split: _Split, tokenizer: Tokenizer, shard_bytes: int, bundle_tokens: int) -> dict:
+def _rewrite(folder: Path, split: _SplitTars, tokenizer: Tokenizer, shard_bytes: int, bundle_tokens: int) -> dict:
     writer = CorpusWriter(folder, tokenizer, shard_bytes=shard_bytes, bundle_tokens=bundle_tokens).split(split.name)
     for path, _ in split.tars:
         with open(path, "rb") as file:
@@ -213,7 +228,10 @@ def _write_anew(folder: Path, split: _Split, tokenizer: Tokenizer, shard_bytes: 
 
 
 def document_lengths(tokens: np.ndarray, tokenizer: Tokenizer) -> np.ndarray:
-    """Where no doclens say it: a document begins at each opening token, or ends at each closing one, or is all."""
+    """Tokens of each document, if there are no doclens: documents begin at the begin token, or else end at the end
+    token.
+
+    Without any such token all tokens are one document."""
     bos, eos = tokenizer.bos_id, tokenizer.eos_id
     if bos is not None and (tokens == bos).any():
         starts = np.flatnonzero(tokens == bos)

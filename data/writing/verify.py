@@ -1,4 +1,4 @@
-"""Checks a corpus folder down to the last byte, and says what is wrong where."""
+"""Checks every byte of a corpus folder, and says what is wrong and where."""
 
 from __future__ import annotations
 
@@ -6,10 +6,20 @@ import hashlib
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
-from ingot.data.corpus.manifest import MANIFEST, Shard, ShardIndex, Split, read_manifest, read_split, token_dtype
+from ingot.data.corpus.manifest import (
+    MANIFEST,
+    Bundle,
+    Shard,
+    ShardIndex,
+    Split,
+    read_manifest,
+    read_split,
+    token_dtype,
+)
 from ingot.data.corpus.storage import open_storage
 from ingot.data.tokenizers.tokenizer import hash_files, load_tokenizer, tokenizer_files
 from ingot.data.writing.reindex import token_samples
@@ -17,12 +27,12 @@ from ingot.data.writing.writer import split_summary
 
 
 def verify_corpus(folder: str | Path, progress: Callable[[int], None] = lambda num_bytes: None) -> list[str]:
-    """Everything that is wrong with the corpus, one line each; none when it is whole.
+    """The problems of a corpus, one line each; an empty list if it has none.
 
-    Checked: the manifest; the tokenizer's hash and size; of each shard its size, sha256, members, index, checksums of
-    all bundles, lengths of documents and range of ids; the totals; files that nothing lists. `progress` gets bytes.
+    Checks: the manifest; the hash and size of the tokenizer; for each shard its size, sha256, members, index, checksums
+    of all bundles, document lengths and range of ids; the totals; files that are not listed. `progress` gets bytes.
 
-    Raises ValueError when there is no corpus in the folder at all.
+    Raises ValueError if there is no corpus in the folder.
     """
     folder = Path(folder)
     manifest = read_manifest(folder)
@@ -48,14 +58,14 @@ def verify_corpus(folder: str | Path, progress: Callable[[int], None] = lambda n
 
 
 def _check_tokenizer(folder: Path, manifest: dict) -> list[str]:
-    place = folder / "tokenizer"
+    path = folder / "tokenizer"
     expected = manifest["tokenizer"]
-    if not place.is_dir():
-        return [f"{place} is missing"]
-    if hash_files(tokenizer_files(place)) != expected.get("sha256"):
-        return [f"{place} is not the tokenizer of this corpus (its sha256 differs from {MANIFEST})"]
+    if not path.is_dir():
+        return [f"{path} is missing"]
+    if hash_files(tokenizer_files(path)) != expected.get("sha256"):
+        return [f"{path} is not the tokenizer of this corpus (its sha256 differs from {MANIFEST})"]
     try:
-        tokenizer = load_tokenizer(place)
+        tokenizer = load_tokenizer(path)
     except ValueError as error:
         return [str(error)]
     problems = []
@@ -103,8 +113,8 @@ def _check_shard(folder: Path, shard: Shard, vocab_size: int, counts: np.ndarray
     return problems
 
 
-def _check_payloads(path: Path, file, bundles, dtype: np.dtype) -> list[str]:
-    """What the reader relies on: the bytes where the index says."""
+def _check_payloads(path: Path, file: BinaryIO, bundles: list[Bundle], dtype: np.dtype) -> list[str]:
+    """Check what the reader uses: the bytes at the offsets of the index."""
     problems = []
     for bundle in bundles:
         for part, offset, size, crc32 in (
@@ -121,9 +131,12 @@ def _check_payloads(path: Path, file, bundles, dtype: np.dtype) -> list[str]:
     return problems
 
 
-def _check_samples(path: Path, file, bundles, shard: Shard, dtype: np.dtype, counts: np.ndarray) -> list[str]:
-    """What other readers of the tar see."""
-    problems, places, num_documents = [], [], 0
+def _check_samples(
+    path: Path, file: BinaryIO, bundles: list[Bundle] | None, shard: Shard, dtype: np.dtype, counts: np.ndarray
+) -> list[str]:
+    """Check what other readers of the tar see: its members."""
+    problems: list[str] = []
+    found, num_documents = [], 0
     try:
         for sample in token_samples(path, file):
             if sample.tokens.dtype != dtype:
@@ -137,11 +150,11 @@ def _check_samples(path: Path, file, bundles, shard: Shard, dtype: np.dtype, cou
                 problems.append(f"{path}: bundle {sample.key} has no doclens")
             else:
                 num_documents += len(sample.doclens)
-            places.append((sample.key, sample.tokens_offset, len(sample.tokens), sample.doclens_offset))
+            found.append((sample.key, sample.tokens_offset, len(sample.tokens), sample.doclens_offset))
     except ValueError as error:
         return [*problems, str(error)]
-    if bundles is not None and places != [(b.key, b.tokens_offset, b.num_tokens, b.doclens_offset) for b in bundles]:
-        problems.append(f"{path}: its members do not lie where {shard.index} says")
+    if bundles is not None and found != [(b.key, b.tokens_offset, b.num_tokens, b.doclens_offset) for b in bundles]:
+        problems.append(f"{path}: its members are not where {shard.index} says")
     if num_documents != shard.documents:
         problems.append(f"{path} holds {num_documents} documents, {MANIFEST} says {shard.documents}")
     return problems

@@ -1,4 +1,4 @@
-"""Writes the corpus folder that data/corpus/shards.py describes; the same documents give the same bytes."""
+"""Writes a corpus folder, in the format of data/corpus/shards.py. The same documents give the same bytes."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any, BinaryIO, TypeGuard, cast
 
 import numpy as np
 
@@ -25,50 +26,52 @@ from ingot.durable_files import flush_to_disk, sync_folder, write_atomically
 
 
 def add_special_tokens(ids: Sequence[int], bos_id: int | None, eos_id: int | None) -> list[int]:
-    """A document's tokens: [bos] ids [eos]. Where the two are one token, or only one exists, it stands once, in front;
-    the start of the next document then serves as the end."""
+    """The tokens of a document: [bos] ids [eos].
+
+    If the two are the same token, or only one exists, it is added once, at the front. Then the start of the next
+    document also marks the end of this one."""
     if bos_id is None or eos_id is None or bos_id == eos_id:
-        mark = bos_id if bos_id is not None else eos_id
-        return [*([] if mark is None else [mark]), *ids]
+        token = bos_id if bos_id is not None else eos_id
+        return [*([] if token is None else [token]), *ids]
     return [bos_id, *ids, eos_id]
 
 
-def beside(output: Path, ending: str) -> Path:
-    """`output` with `ending` after its name: where it is made before it is put in place."""
+def sibling_path(output: Path, ending: str) -> Path:
+    """`output` with `ending` after its name."""
     return output.absolute().with_name(output.name + ending)
 
 
 def check_output(output: Path, overwrite: bool = False) -> None:
-    """Raises ValueError when `output` is there: a corpus without `overwrite`, anything else always."""
+    """Raises ValueError if `output` exists and is not an empty folder. With `overwrite` it may be a corpus."""
     if output.exists() and not (output.is_dir() and not any(output.iterdir())):
         if not (output / MANIFEST).is_file():
             raise ValueError(f"{output} exists and is not a corpus: remove it or choose another --output")
         if not overwrite:
             raise ValueError(
-                f"{output} holds a corpus made from other input or settings, or a damaged one: give --overwrite "
-                f"to replace it, or choose another --output"
+                f"{output} has a corpus that was made from other input or settings, or that is damaged: give "
+                f"--overwrite to replace it, or choose another --output"
             )
 
 
 @contextlib.contextmanager
 def locked_for_writing(folder: Path, output: Path) -> Iterator[None]:
-    """Makes `folder` and locks it while the block runs; the lock ends with the process, however that ends."""
+    """Make `folder` and lock it while the block runs. The lock ends with the process, also if it is killed."""
     folder.mkdir(parents=True, exist_ok=True)
     lock = os.open(folder, os.O_RDONLY)
     try:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise ValueError(f"another run is writing {output} at this moment") from None
+            raise ValueError(f"another run is writing {output}: wait for it, or choose another --output") from None
         yield
     finally:
         os.close(lock)
 
 
 def publish_corpus(finished: Path, output: Path) -> None:
-    """Rename `finished` to `output`; a corpus that was there is there until then."""
+    """Rename `finished` to `output`. A corpus in `output` stays there until then."""
     sync_folder(finished)
-    replaced = beside(output, ".replaced")
+    replaced = sibling_path(output, ".replaced")
     shutil.rmtree(replaced, ignore_errors=True)
     if output.exists():
         output.rename(replaced)
@@ -77,19 +80,19 @@ def publish_corpus(finished: Path, output: Path) -> None:
     shutil.rmtree(replaced, ignore_errors=True)
 
 
-def is_disk_full(error: BaseException) -> bool:
+def is_disk_full(error: BaseException) -> TypeGuard[OSError]:
     return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextlib.contextmanager
 def atomic_corpus_folder(output: Path, overwrite: bool = False) -> Iterator[Path]:
-    """A folder to write into, beside `output`; it becomes `output` when the block ends well and is removed otherwise.
+    """A folder to write into. It is renamed to `output` if the block ends without an error, and else removed.
 
-    Raises ValueError as `check_output` does. Files of a run that was killed are cleared away; two runs at once for one
-    output are refused.
+    Files of a run that was killed are removed first. Raises ValueError as `check_output` does, and if another run is
+    writing the same output.
     """
     output = output.absolute()
-    partial = beside(output, ".partial")
+    partial = sibling_path(output, ".partial")
     check_output(output, overwrite)
     with locked_for_writing(partial, output):
         try:
@@ -102,36 +105,36 @@ def atomic_corpus_folder(output: Path, overwrite: bool = False) -> Iterator[Path
             if is_disk_full(error):
                 raise OSError(
                     error.errno,
-                    f"no room to write {output} ({os.strerror(error.errno)}): free some space or choose another "
-                    f"--output; what was written so far is removed",
+                    f"no space to write {output} ({os.strerror(error.errno)}): free some space or choose another "
+                    f"--output; the files written so far are removed",
                 ) from error
             raise
 
 
 @dataclass
 class BundleBuffer:
-    """Documents on their way into one bundle: framed tokens, (source, row) of each, UTF-8 bytes of their text."""
+    """Collects documents for one bundle: tokens with special tokens, (file, row) of each, UTF-8 bytes of their text."""
 
     documents: list[np.ndarray] = field(default_factory=list)
-    places: list[tuple[str, int]] = field(default_factory=list)
+    origins: list[tuple[str, int]] = field(default_factory=list)
     num_tokens: int = 0
     text_bytes: int = 0
 
-    def add(self, place: tuple[str, int], tokens: np.ndarray, text_bytes: int) -> None:
+    def add(self, origin: tuple[str, int], tokens: np.ndarray, text_bytes: int) -> None:
         self.documents.append(tokens)
-        self.places.append(place)
+        self.origins.append(origin)
         self.num_tokens += len(tokens)
         self.text_bytes += text_bytes
 
     def arrays(self) -> tuple[np.ndarray, np.ndarray]:
-        """Tokens end to end, and tokens of each document (uint32)."""
+        """The tokens of all documents, one after another, and the number of tokens of each document (uint32)."""
         return np.concatenate(self.documents), np.array([len(d) for d in self.documents], dtype="<u4")
 
 
 class CorpusWriter:
-    """Takes documents of any split, one by one or in whole bundles, and ends with the manifest.
+    """Writes documents of any split, one by one or in whole bundles, and then the manifest.
 
-    A tar is closed before it would exceed `shard_bytes`, a bundle as soon as it has `bundle_tokens`.
+    A tar is closed before it exceeds `shard_bytes`. A bundle is closed as soon as it has `bundle_tokens`.
     """
 
     def __init__(self, folder: Path, tokenizer: Tokenizer, *, shard_bytes: int, bundle_tokens: int):
@@ -142,7 +145,7 @@ class CorpusWriter:
         self._splits: dict[str, SplitWriter] = {}
 
     def add(self, split: str, name: str, ids: Sequence[int], text_bytes: int) -> None:
-        """Append one document of `text_bytes` UTF-8 bytes, its ids without special tokens."""
+        """Append one document of `text_bytes` UTF-8 bytes. `ids` has no special tokens; they are added here."""
         tokenizer = self.tokenizer
         tokens = np.array(
             add_special_tokens(ids, tokenizer.bos_id, tokenizer.eos_id), dtype=token_dtype(tokenizer.vocab_size)
@@ -158,18 +161,18 @@ class CorpusWriter:
     def num_documents(self) -> int:
         return sum(split.num_documents for split in self._splits.values())
 
-    def finish(self, **about) -> dict:
-        """Write and return the manifest; `about` (JSON values) is recorded in it."""
+    def finish(self, **metadata: Any) -> dict:
+        """Write and return the manifest; `metadata` (JSON values) becomes part of it."""
         splits = {name: writer.finish() for name, writer in sorted(self._splits.items())}
-        return write_manifest(self.folder, self.tokenizer, splits, **about)
+        return write_manifest(self.folder, self.tokenizer, splits, **metadata)
 
 
-def write_manifest(folder: Path, tokenizer: Tokenizer, splits: dict[str, dict], **about) -> dict:
-    """Write and return the manifest of `splits`, whose shards lie in `folder`; `about` is recorded in it."""
+def write_manifest(folder: Path, tokenizer: Tokenizer, splits: dict[str, dict], **metadata: Any) -> dict:
+    """Write and return the manifest of `splits`, whose shards are in `folder`; `metadata` becomes part of it."""
     manifest = {
         "format": CORPUS_FORMAT,
         "version": VERSION,
-        **about,
+        **metadata,
         "tokenizer": {
             "sha256": tokenizer.sha256,
             "vocab_size": tokenizer.vocab_size,
@@ -189,7 +192,7 @@ def write_manifest(folder: Path, tokenizer: Tokenizer, splits: dict[str, dict], 
 
 
 def split_summary(shards: Sequence[Shard], counts: np.ndarray, text_bytes: int) -> dict:
-    """A split's part of the manifest; `counts` of each token id, bytes of UTF-8 text (0: unknown)."""
+    """A split's part of the manifest. `counts` is the frequency of each token id; `text_bytes` 0 means unknown."""
     total = int(counts.sum())
     frequency = counts[counts > 0] / total
     return {
@@ -202,7 +205,7 @@ def split_summary(shards: Sequence[Shard], counts: np.ndarray, text_bytes: int) 
 
 
 class SplitWriter:
-    """The shards of one split: gathers documents into bundles, bundles into tars."""
+    """The shards of one split: collects documents into bundles, and bundles into tars."""
 
     def __init__(self, corpus: CorpusWriter, split: str, vocab_size: int):
         self.corpus, self.split = corpus, split
@@ -210,35 +213,35 @@ class SplitWriter:
         self.counts = np.zeros(vocab_size, dtype=np.int64)
         self.text_bytes = self.num_documents = self.num_bundles = 0
         self.shards: list[Shard] = []
-        self._gathered = BundleBuffer()
+        self._buffer = BundleBuffer()
         self._tar: _ShardWriter | None = None
 
     def add(self, name: str, tokens: np.ndarray, text_bytes: int) -> None:
-        self._gathered.add((name, 0), tokens, text_bytes)
-        if self._gathered.num_tokens >= self.corpus.bundle_tokens:
-            self._write_gathered()
+        self._buffer.add((name, 0), tokens, text_bytes)
+        if self._buffer.num_tokens >= self.corpus.bundle_tokens:
+            self._write_buffer()
 
     def finish(self) -> dict:
-        """Close the last shard; the split's part of the manifest."""
-        if self._gathered.documents:
-            self._write_gathered()
+        """Close the last shard. Returns the split's part of the manifest."""
+        if self._buffer.documents:
+            self._write_buffer()
         self._close_shard()
         return split_summary(self.shards, self.counts, self.text_bytes)
 
-    def _write_gathered(self) -> None:
-        gathered, self._gathered = self._gathered, BundleBuffer()
-        self.add_bundle(*gathered.arrays(), names_of(gathered.places), gathered.text_bytes)
+    def _write_buffer(self) -> None:
+        buffer, self._buffer = self._buffer, BundleBuffer()
+        self.add_bundle(*buffer.arrays(), names_of(buffer.origins), buffer.text_bytes)
 
     def add_bundle(self, tokens: np.ndarray, doclens: np.ndarray, names: list[str], text_bytes: int) -> None:
-        """Append a whole bundle of framed documents; `names` of where they come from."""
+        """Append a whole bundle of documents with special tokens; `names` say where they come from."""
         self.counts += np.bincount(tokens, minlength=len(self.counts))
-        about = {"first_document": self.num_documents, "num_tokens": len(tokens), "documents": names}
+        metadata = {"first_document": self.num_documents, "num_tokens": len(tokens), "documents": names}
         size = tokens.nbytes + doclens.nbytes
         if self._tar is not None and self._tar.size + size > self.corpus.shard_bytes:
             self._close_shard()
         if self._tar is None:
             self._tar = _ShardWriter(self.corpus.folder, f"{self.split}-{len(self.shards):06d}")
-        self._tar.add(f"{self.split}-{self.num_bundles:08d}", tokens, doclens, about)
+        self._tar.add(f"{self.split}-{self.num_bundles:08d}", tokens, doclens, metadata)
         self.num_bundles += 1
         self.num_documents += len(doclens)
         self.text_bytes += text_bytes
@@ -250,13 +253,14 @@ class SplitWriter:
 
 
 class _ShardWriter:
-    """One tar and its index. Plain USTAR with fixed times and owners, as every webdataset reader takes it."""
+    """One tar and its index: plain USTAR with fixed times and owners, which every webdataset reader can read."""
 
     def __init__(self, folder: Path, stem: str):
         self.folder, self.stem = folder, stem
         self._file = open(folder / f"{stem}.tar", "wb")  # noqa: SIM115  (closed in close)
         self._hash = hashlib.sha256()
-        self._tar = tarfile.open(fileobj=self, mode="w", format=tarfile.USTAR_FORMAT)  # noqa: SIM115
+        # tarfile only calls write and tell of a file that it writes.
+        self._tar = tarfile.open(fileobj=cast("BinaryIO", self), mode="w", format=tarfile.USTAR_FORMAT)  # noqa: SIM115
         self._bundles: list[Bundle] = []
 
     @property
@@ -270,19 +274,19 @@ class _ShardWriter:
     def tell(self) -> int:
         return self._file.tell()
 
-    def add(self, key: str, tokens: np.ndarray, doclens: np.ndarray, about: dict) -> None:
+    def add(self, key: str, tokens: np.ndarray, doclens: np.ndarray, metadata: dict) -> None:
         doclens_offset = self._add_array(f"{key}.doclens.npy", doclens)
-        self._add_bytes(f"{key}.json", json.dumps(about).encode())
+        self._add_bytes(f"{key}.json", json.dumps(metadata).encode())
         tokens_offset = self._add_array(f"{key}.tokens.npy", tokens)
         self._bundles.append(
             Bundle(
                 key=key,
                 tokens_offset=tokens_offset,
                 num_tokens=len(tokens),
-                tokens_crc32=zlib.crc32(tokens),
+                tokens_crc32=zlib.crc32(tokens.data),
                 doclens_offset=doclens_offset,
                 num_documents=len(doclens),
-                doclens_crc32=zlib.crc32(doclens),
+                doclens_crc32=zlib.crc32(doclens.data),
             )
         )
 
@@ -292,10 +296,10 @@ class _ShardWriter:
         return self._add_bytes(name, buffer.getvalue()) + len(buffer.getvalue()) - array.nbytes
 
     def _add_bytes(self, name: str, content: bytes) -> int:
-        """Append a member; the offset of its first byte of content."""
+        """Append a member. Returns the offset of the first byte of its content."""
         member = tarfile.TarInfo(name)
         member.size = len(content)
-        offset = self._tar.offset + tarfile.BLOCKSIZE  # names are short, so a header is one block
+        offset = self._tar.offset + tarfile.BLOCKSIZE  # a header is one block, because names are short
         self._tar.addfile(member, io.BytesIO(content))
         return offset
 
@@ -308,23 +312,29 @@ class _ShardWriter:
 
 
 def write_index(folder: Path, stem: str, dtype: np.dtype, bundles: list[Bundle], size: int, sha256: str) -> Shard:
-    """Write the index of `stem`.tar (of `size` bytes); its line of the manifest."""
-    shard = {
-        "tokens": sum(b.num_tokens for b in bundles),
-        "documents": sum(b.num_documents for b in bundles),
-        "bytes": size,
-        "sha256": sha256,
-    }
+    """Write the index of `stem`.tar, which has `size` bytes. Returns the tar's entry of the manifest."""
+    tokens, documents = sum(b.num_tokens for b in bundles), sum(b.num_documents for b in bundles)
     index = {
         "format": INDEX_FORMAT,
         "version": VERSION,
         "tar": f"{stem}.tar",
         "dtype": dtype.name,
-        **shard,
+        "tokens": tokens,
+        "documents": documents,
+        "bytes": size,
+        "sha256": sha256,
         "bundles": [asdict(bundle) for bundle in bundles],
     }
     index_sha256 = write_json(folder / f"{stem}.json", index)
-    return Shard(name=f"{stem}.tar", index=f"{stem}.json", index_sha256=index_sha256, **shard)
+    return Shard(
+        name=f"{stem}.tar",
+        bytes=size,
+        sha256=sha256,
+        tokens=tokens,
+        documents=documents,
+        index=f"{stem}.json",
+        index_sha256=index_sha256,
+    )
 
 
 def write_json(path: Path, value: dict) -> str:

@@ -102,7 +102,7 @@ def _make(
         process_own_pieces(plan, "signatures", team, cores(options))
         _await_pieces(plan, "signatures", team)
         if missing(plan, "dropped", folder):
-            deduplication.decide(plan, folder)
+            deduplication.mark_duplicates(plan, folder)
         clock.lap("duplicates")
     tokenizer = make_tokenizer(options, plan, folder, existing)
     clock.lap("vocabulary")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from ingot.data.writing.writer import beside
+from ingot.data.writing.writer import sibling_path
 from ingot.launcher.config.prepare import PrepareOptions, check
 from ingot.launcher.preparation.pipeline import lead, run_other_rank
 from ingot.launcher.preparation.rank_coordinator import RankCoordinator
@@ -44,7 +44,7 @@ def prepare(options: PrepareOptions) -> Summary | None:
 
     check(options)
     output = Path(options.output)
-    team = RankCoordinator.from_environment(beside(output, ".partial"), options.timeout_seconds)
+    team = RankCoordinator.from_environment(sibling_path(output, ".partial"), options.timeout_seconds)
     if team.rank:
         run_other_rank(options, team)
         return None

@@ -8,7 +8,7 @@ from ingot.data.writing.deduplication import (
     NUM_PERMUTATIONS,
     compute_signatures,
     count_dropped,
-    decide,
+    mark_duplicates,
     dropped_documents,
     normalize_text,
     shingles,
@@ -30,7 +30,7 @@ def kept(folder, plan):
     folder.mkdir(exist_ok=True)
     for number in reversed(range(len(plan.pieces))):  # in whatever order the workers come
         compute_signatures(plan, number, folder)
-    decide(plan, folder)
+    mark_duplicates(plan, folder)
     result = []
     for number in range(len(plan.pieces)):
         from ingot.data.sources.documents import Skipped

@@ -98,7 +98,7 @@ def index_to(folder, tars, tokenizer):
 BAD = {
     "too large": ({"tokens.npy": np.array([9999], dtype=np.uint16)}, "token id 9999, the tokenizer in .* has 340"),
     "not integers": ({"tokens.npy": np.zeros(3, dtype=np.float32)}, "holds float32, tokens are uint16 or uint32"),
-    "two rows": ({"tokens.npy": np.zeros((3, 2), dtype=np.uint16)}, "must be one row"),
+    "two rows": ({"tokens.npy": np.zeros((3, 2), dtype=np.uint16)}, "must be a one-dimensional array"),
     "wrong lengths": (
         {"tokens.npy": np.zeros(3, dtype=np.uint16), "doclens.npy": np.array([1, 1], dtype=np.uint32)},
         "add up to the 3 tokens, they give 2",
@@ -127,7 +127,7 @@ def test_an_array_of_objects_is_not_unpickled(tmp_path, tokenizer):
         member = tarfile.TarInfo("0.tokens.npy")
         member.size = len(content.getvalue())
         tar.addfile(member, io.BytesIO(content.getvalue()))
-    with pytest.raises(ValueError, match="must be one row of numbers"):
+    with pytest.raises(ValueError, match="must be a one-dimensional array"):
         index_to(tmp_path / "c", [tmp_path / "a.tar"], tokenizer)
     assert not (tmp_path / "ran").exists()
 
