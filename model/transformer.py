@@ -26,7 +26,7 @@ class Embedding(nn.Module):
 
     def __init__(self, config: ModelConfig):
         super().__init__()
-        self.token = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.token: nn.Module = nn.Embedding(config.vocab_size, config.hidden_size)  # or one with soft prompts
         self.position_offset = config.position_offset
         rows = config.max_position_embeddings + config.position_offset
         self.position = nn.Embedding(rows, config.hidden_size) if config.positions == "learned" else None

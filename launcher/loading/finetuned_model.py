@@ -16,7 +16,7 @@ from ingot.launcher.loading.tokenizer import open_tokenizer
 from ingot.launcher.tasks.registry import task_kind
 from ingot.launcher.tasks.task_kind import TaskKind
 from ingot.model.config import ModelConfig
-from ingot.model.finetuning.adapters import WithAdapter
+from ingot.model.finetuning.adapters import AdaptedLinear
 from ingot.model.finetuning.soft_prompts import PromptedEmbedding
 from ingot.model.finetuning.task_model import TaskConfig, TaskModel
 from ingot.model.transformer import LanguageModel
@@ -98,7 +98,7 @@ def merge(model: nn.Module) -> None:
     """
     from peft.tuners.tuners_utils import BaseTunerLayer
 
-    if any(isinstance(module, WithAdapter | PromptedEmbedding) for module in model.modules()):
+    if any(isinstance(module, AdaptedLinear | PromptedEmbedding) for module in model.modules()):
         raise ValueError("adapters and virtual tokens are not part of a matrix of the model and cannot be merged")
     for name, module in list(model.named_modules()):
         if isinstance(module, BaseTunerLayer):

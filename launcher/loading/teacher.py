@@ -10,7 +10,7 @@ from ingot.launcher.config.distillation import Distillation
 from ingot.launcher.loading.finetuned_model import open_finetuned
 from ingot.launcher.loading.language_model import load_for_inference
 from ingot.launcher.tasks.task_kind import TaskKind
-from ingot.model.finetuning.distillation import distil
+from ingot.model.finetuning.distillation import add_teacher
 from ingot.model.finetuning.task_model import TaskModel
 from ingot.model.huggingface.load import load
 from ingot.model.huggingface.mapping.family import default_labels
@@ -54,7 +54,7 @@ def learn_from(
             f"the teacher {path} has {teacher.config.max_position_embeddings} positions, and texts have up to {length} "
             f"tokens"
         )
-    distil(
+    add_teacher(
         model,
         teacher.bfloat16() if precision == "bf16" else teacher,
         weight=settings.weight,

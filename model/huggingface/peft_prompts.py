@@ -66,7 +66,7 @@ def write_prompts(
         "inference_mode": True,
         "num_virtual_tokens": len(learned),
         "num_transformer_submodules": 1,
-        "num_hidden_layers": config.num_hidden_layers,
+        "num_layers": config.num_hidden_layers,
     }
     if kind == "prefix_tuning":
         settings |= {"token_dim": config.kv_heads * config.head_size, "num_attention_heads": config.kv_heads}

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ingot.model.finetuning.adalora import add_adalora, departure, num_targets
+from ingot.model.finetuning.adalora import add_adalora, num_targets, orthogonality_penalty
 from ingot.model.finetuning.task_model import TaskModel
 from ingot.model.initialization import initialize
 from tests.model.finetuning.test_adversarial import CONFIG, LABELS, PACKED, model_of
@@ -31,7 +31,7 @@ def test_a_layer_adds_its_product_scaled():
 def test_the_loss_holds_factors_orthogonal_where_it_is_trained():
     model = with_adalora()
     layers = [layer for block in model.blocks for layer in (block.attention.query, block.mlp.down)]
-    apart = [departure(layer.lora_A["default"], layer.lora_B["default"]) for layer in layers]
+    apart = [orthogonality_penalty(layer.lora_A["default"], layer.lora_B["default"]) for layer in layers]
     loss = model.eval()(**PACKED, labels=LABELS)
     found = model.train()(**PACKED, labels=LABELS)
     torch.testing.assert_close(found, loss + 0.5 * torch.stack(apart).mean() * 3)
@@ -39,10 +39,10 @@ def test_the_loss_holds_factors_orthogonal_where_it_is_trained():
     with torch.no_grad():
         torch.testing.assert_close(model(**PACKED, labels=LABELS), loss)
     orthogonal, _ = torch.linalg.qr(torch.randn(16, 4))
-    assert float(departure(orthogonal.T, orthogonal)) == pytest.approx(0, abs=1e-5)
+    assert float(orthogonality_penalty(orthogonal.T, orthogonal)) == pytest.approx(0, abs=1e-5)
     a, b = torch.randn(4, 16), torch.randn(10, 4)
     expected = (torch.linalg.norm(a @ a.T - torch.eye(4)) + torch.linalg.norm(b.T @ b - torch.eye(4))) / 2
-    torch.testing.assert_close(departure(a, b), expected)
+    torch.testing.assert_close(orthogonality_penalty(a, b), expected)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from torch import nn
 
 from ingot.model.config import ModelConfig
 from ingot.model.finetuning import distillation
-from ingot.model.finetuning.distillation import distil
+from ingot.model.finetuning.distillation import add_teacher
 from ingot.model.finetuning.task_model import TaskConfig, TaskModel
 from ingot.model.transformer import LanguageModel
 from tests.model.finetuning.test_adversarial import BOUNDS, CONFIG, IDS, PACKED, model_of, with_values
@@ -26,12 +26,12 @@ def test_distillation_is_a_part_of_the_loss_and_a_part_of_the_divergence():
     loss = nn.functional.cross_entropy(logits[known], labels[known], reduction="sum")
     p, q = (wanted[known] / 3).softmax(-1), (logits[known] / 3).softmax(-1)
     expected = 0.4 * loss + 0.6 * 9 * (p * (p / q).log()).sum()
-    distil(student, teacher, weight=0.6, temperature=3.0)
+    add_teacher(student, teacher, weight=0.6, temperature=3.0)
     torch.testing.assert_close(student(**PACKED, labels=labels), expected)
     assert [name for name, _ in student.named_parameters()] == names
     student(**PACKED, labels=labels).backward()
     assert all(parameter.grad is None for parameter in teacher.parameters())
-    distil(student, teacher, weight=0.6, temperature=3.0, hidden_weight=0.5)
+    add_teacher(student, teacher, weight=0.6, temperature=3.0, hidden_weight=0.5)
     last = [model.blocks[-1] for model in (student, teacher)]
     outputs = []
     hooks = [block.register_forward_hook(lambda m, a, output: outputs.append(output)) for block in last]
@@ -44,11 +44,11 @@ def test_distillation_is_a_part_of_the_loss_and_a_part_of_the_divergence():
 
 
 def test_a_teacher_that_does_not_fit_is_refused():
-    with pytest.raises(ValueError, match="sequence with 3 labels, and the model of kind token with 3"):
-        distil(TaskModel(ModelConfig(**CONFIG), TaskConfig("token", 3)), model_of(), weight=1, temperature=1)
+    with pytest.raises(ValueError, match="a sequence model with 3 labels, and the model is a token model with 3"):
+        add_teacher(TaskModel(ModelConfig(**CONFIG), TaskConfig("token", 3)), model_of(), weight=1, temperature=1)
     wide = TaskModel(ModelConfig(**CONFIG | {"hidden_size": 32}), TaskConfig("sequence", 3))
-    with pytest.raises(ValueError, match=r"have 32 features, and the model's 16; set hidden_weight to 0"):
-        distil(model_of(), wide, weight=1, temperature=1, hidden_weight=1)
+    with pytest.raises(ValueError, match=r"of the teacher is 32, and that of the model 16; set hidden_weight to 0"):
+        add_teacher(model_of(), wide, weight=1, temperature=1, hidden_weight=1)
 
 
 @pytest.mark.parametrize("causal", [True, False])
@@ -69,7 +69,7 @@ def test_a_language_model_learns_what_the_teacher_says_of_each_target(causal, mo
     expected.backward()
     gradients = {name: parameter.grad.clone() for name, parameter in student.named_parameters()}
     student.zero_grad()
-    distil(student, teacher, weight=0.7, temperature=2.0)
+    add_teacher(student, teacher, weight=0.7, temperature=2.0)
     found = student(**PACKED, labels_BT=labels, z_loss=0.01)
     torch.testing.assert_close(found, expected)
     found.backward()
@@ -84,9 +84,9 @@ def test_a_language_model_learns_what_the_teacher_says_of_each_target(causal, mo
 def test_hidden_states_of_a_language_model_are_drawn_to_the_teachers():
     student, teacher = language_model(1, causal=True), language_model(2, causal=True)
     labels = IDS.roll(-1, 1)
-    distil(student, teacher, weight=0.0, temperature=1.0)
+    add_teacher(student, teacher, weight=0.0, temperature=1.0)
     plain = student(**PACKED, labels_BT=labels)
-    distil(student, teacher, weight=0.0, temperature=1.0, hidden_weight=0.5)
+    add_teacher(student, teacher, weight=0.0, temperature=1.0, hidden_weight=0.5)
     outputs = []
     for model in (student, teacher):
         hook = model.blocks[-1].register_forward_hook(lambda m, a, output: outputs.append(output))
@@ -100,7 +100,7 @@ def test_hidden_states_of_a_language_model_are_drawn_to_the_teachers():
 
 def test_no_target_adds_nothing():
     student, teacher = language_model(1), language_model(2)
-    distil(student, teacher, weight=0.5, temperature=1.0)
+    add_teacher(student, teacher, weight=0.5, temperature=1.0)
     loss = student(**PACKED, labels_BT=torch.full_like(IDS, -100))
     loss.backward()
     assert loss.item() == 0
@@ -108,7 +108,7 @@ def test_no_target_adds_nothing():
 
 
 def test_a_language_teacher_that_does_not_fit_is_refused():
-    with pytest.raises(ValueError, match="is a model of next tokens with 50 ids, and the model a model of masked"):
-        distil(language_model(1), language_model(1, causal=True), weight=1, temperature=1)
-    with pytest.raises(ValueError, match="masked tokens with 60 ids, and the model a model of masked tokens with 50"):
-        distil(language_model(1), language_model(1, vocab_size=60), weight=1, temperature=1)
+    with pytest.raises(ValueError, match="is a causal language model with vocab_size 50, and the model is a masked"):
+        add_teacher(language_model(1), language_model(1, causal=True), weight=1, temperature=1)
+    with pytest.raises(ValueError, match="vocab_size 60, and the model is a masked language model with vocab_size 50"):
+        add_teacher(language_model(1), language_model(1, vocab_size=60), weight=1, temperature=1)

@@ -46,7 +46,7 @@ def test_learned_embeddings_stand_in_the_places_of_their_ids(kind):
 @pytest.mark.parametrize("more", [{}, {"num_key_value_heads": 1, "positions": "rotary"}])
 def test_other_tokens_see_learned_keys_and_values_in_every_layer(more):
     """A first layer worked out by hand: keys and values of the learned tokens are those of the encoder."""
-    model = model_of("prefix", **more)
+    model = model_of("prefix_tuning", **more)
     features = model.config.kv_heads * model.config.head_size
     learned = model.embedding.token.prompt_encoder(torch.arange(3))
     seen = {}
@@ -66,7 +66,7 @@ def test_other_tokens_see_learned_keys_and_values_in_every_layer(more):
 
 
 def test_what_learned_tokens_compute_themselves_reaches_no_other_token():
-    model = model_of("prefix")
+    model = model_of("prefix_tuning")
     before = model(IDS, cu_seqlens=BOUNDS)[0][REAL]
     # Their positions' embeddings differ, and only they have these.
     with torch.no_grad():
@@ -77,6 +77,6 @@ def test_what_learned_tokens_compute_themselves_reaches_no_other_token():
 
 def test_parameters_of_the_model_keep_their_names_but_for_the_wrapper():
     plain = {name for name, _ in Transformer(ModelConfig(**BASE, causal=False)).named_parameters()}
-    for kind in ("prompt", "p_tuning", "prefix"):
+    for kind in ("prompt_tuning", "p_tuning", "prefix_tuning"):
         names = [name for name, _ in model_of(kind).named_parameters()]
         assert {name.replace(".base_layer", "") for name in names if "prompt_encoder" not in name} == plain
