@@ -54,7 +54,7 @@ class Task:
     """What is learned, from which files."""
 
     kind: str = DEFAULT
-    """Kind of the task; `ingot finetune --help` lists all at its top."""
+    """Kind of the task: one of those that the first lines of the help describe."""
     train: str = ""
     """File to learn from: .tsv, .csv, .jsonl, .json, .parquet, CoNLL columns, SQuAD's .json, or a folder that datasets
     saved (FOLDER:SPLIT)."""

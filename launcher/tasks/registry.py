@@ -39,8 +39,9 @@ def task_kind(name: str) -> TaskKind:
         ValueError: there is none.
     """
     if name not in TASK_KINDS:
-        near = difflib.get_close_matches(name, TASK_KINDS, n=1, cutoff=0.0)
-        raise ValueError(f"task.kind is {name}; it must be one of {', '.join(TASK_KINDS)}; did you mean {near[0]}?")
+        near = difflib.get_close_matches(name, TASK_KINDS, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise ValueError(f"task.kind is {name}; it must be one of {', '.join(TASK_KINDS)}{hint}")
     return TASK_KINDS[name]
 
 

@@ -9,6 +9,7 @@ from ingot.launcher.config.options import options
 from ingot.launcher.config.parser import parse
 from ingot.launcher.config.pretrain import TrainConfig
 from ingot.launcher.config.reference import COMMANDS
+from ingot.launcher.tasks.registry import TASK_KINDS
 
 
 @pytest.fixture(autouse=True)
@@ -21,6 +22,7 @@ def test_every_old_name_means_an_option_and_is_none_itself():
     assert set(aliases.OPTIONS.values()) <= names
     assert not aliases.OPTIONS.keys() & names
     choices = {option.name: option.kind.choices for option in options(FinetuneConfig)}
+    choices["task.kind"] = tuple(TASK_KINDS)
     for name, values in aliases.VALUES.items():
         assert set(values.values()) <= set(choices[name]), name
         assert not values.keys() & set(choices[name]), name
