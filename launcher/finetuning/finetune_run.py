@@ -33,6 +33,7 @@ from ingot.launcher.training.setup import RunLock, rank_group, run_folder, start
 from ingot.model.config import ModelConfig
 from ingot.model.costs.flops import flops_per_token
 from ingot.model.finetuning.adversarial import add_regularizer
+from ingot.model.finetuning.task_model import TaskModel
 from ingot.model.tensor_plan import tensor_plan, tensor_problems
 from ingot.parallel.engines.engine import Engine
 from ingot.parallel.mesh import Mesh
@@ -177,7 +178,8 @@ def build_finetuning_engine(
     """Adds the parameters of the method and the teacher to the model, builds its engine, and initializes it."""
     model, method, kind = base.model, config.method, task_kind(config.task.kind)
     peft_methods.apply(method, model, has_head=kind.head is not None)
-    add_regularizer(model, method.adversarial, method.adversarial_norm, method.adversarial_steps, method.r_drop)
+    if isinstance(model, TaskModel):  # a language model has neither: FinetuneConfig.check
+        add_regularizer(model, method.adversarial, method.adversarial_norm, method.adversarial_steps, method.r_drop)
     learn_from(
         config.distillation,
         model,
