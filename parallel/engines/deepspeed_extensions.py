@@ -6,6 +6,7 @@ build. That lock ends with its process: who has it knows that `lock` belongs to 
 """
 
 import fcntl
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -30,17 +31,28 @@ def build_communication() -> None:
 def build_lock(folder: Path, timeout: float = TIMEOUT_SECONDS) -> Iterator[None]:
     """Lets one process of Ingot at a time build in `folder`, and removes a `lock` that a killed process left there.
 
+    The guard file names the process that builds, and is empty otherwise. Whoever gets the guard and finds a name in it
+    knows that this process was killed in the middle, and that `lock` was its own.
+
     Args:
         folder: where an extension is built.
-        timeout: another program may be building. So `lock` is removed only after so many seconds.
+        timeout: seconds after which a `lock` of another program, which may be building, is removed.
     """
     lock = folder / "lock"
-    with open(folder.parent / f"{folder.name}.guard", "w") as guard:
+    with open(folder.parent / f"{folder.name}.guard", "a+") as guard:
         fcntl.flock(guard, fcntl.LOCK_EX)
-        end = time.monotonic() + timeout
+        guard.seek(0)
+        end = time.monotonic() + (0 if guard.read() else timeout)
         while lock.exists():
-            if time.monotonic() > end:
+            if time.monotonic() >= end:
                 print(f"removed {lock}, which a build that was killed has left", file=sys.stderr, flush=True)
                 lock.unlink(missing_ok=True)
+                break
             time.sleep(0.1)
-        yield
+        guard.truncate(0)
+        guard.write(f"process {os.getpid()}")
+        guard.flush()
+        try:
+            yield
+        finally:
+            guard.truncate(0)
