@@ -1,4 +1,4 @@
-"""A tokenizer of ours -> the files that `transformers` opens, which give the same ids."""
+"""Writes a tokenizer as files that `transformers` opens and that give the same ids."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import json
 import re
 import warnings
 from pathlib import Path
+from typing import Any
 
-from ingot.data.tokenizers.tokenizer import SentencePieceTokenizer, Tokenizer
+from ingot.data.tokenizers.tokenizer import PretrainedTokenizer, SentencePieceTokenizer, Tokenizer
 
 NORMAL, USER_DEFINED, BYTE = 1, 4, 6  # kinds of pieces in sentencepiece_model.proto
 
@@ -22,23 +23,23 @@ PROBES = (
     "",
     *(sign * number + "x" for sign in " 0=-a" for number in range(2, 50)),
 )
-"""What the ids must agree on: spaces, digits, accents, scripts, emoji, lines, bytes, and runs of a character."""
+"""Texts on which the ids must agree: spaces, digits, accents, scripts, emoji, lines, bytes, and repeated characters."""
 
 
 def export_tokenizer(
     tokenizer: Tokenizer, folder: Path, *, causal: bool, token_types: bool = False, exact: bool = True
 ) -> None:
-    """Writes the tokenizer's files into a folder that is there.
+    """Writes the tokenizer's files into an existing folder.
 
-    A `transformers` tokenizer is copied, and named by a class that older versions know, too. A SentencePiece model is
-    copied, and converted to a tokenizer.json; both give the same ids, which is checked. (Unigram models differ in two
-    things: a text that spells a byte piece, such as <0x41>, is that piece there; and where two ways to cut a run of one
-    character are equally likely, the rounding of sums decides, which the libraries do not share.)
+    A `transformers` tokenizer is copied; its class gets a name that older versions know too. A SentencePiece model is
+    copied and converted to a tokenizer.json, and a check compares the ids of both. Unigram models can differ in two
+    cases. A text that spells a byte piece, such as <0x41>, becomes that piece in tokenizer.json. If two ways to split a
+    repeated character are equally likely, rounding decides, and the two libraries round differently.
 
     Args:
-        causal: whether a text begins with the opening token only (GPT), or ends with the closing one as well (BERT).
-        token_types: whether the model tells the two texts of a pair apart by token types.
-        exact: whether other ids for some text are an error; a warning if not.
+        causal: a text has only the begin token (GPT). If False it also has the end token (BERT).
+        token_types: the model uses token types for the two texts of a pair.
+        exact: different ids for a text are an error; if False they are a warning.
 
     Raises:
         ValueError: a SentencePiece model that cannot be converted.
@@ -47,11 +48,12 @@ def export_tokenizer(
     if isinstance(tokenizer, SentencePieceTokenizer):
         _convert(tokenizer, folder, causal, token_types, exact)
     else:
+        assert isinstance(tokenizer, PretrainedTokenizer)
         _name_class(tokenizer.class_name, folder / "tokenizer_config.json")
 
 
 def _name_class(name: str, path: Path) -> None:
-    """Where a folder names its tokenizer's class in config.json alone, which the model's will replace."""
+    """Name the tokenizer's class, because some folders name it only in config.json, which the model's replaces."""
     settings = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     if settings.get("tokenizer_class") in (None, "TokenizersBackend"):
         settings["tokenizer_class"] = "PreTrainedTokenizerFast" if name == "TokenizersBackend" else name
@@ -62,15 +64,16 @@ def _convert(tokenizer: SentencePieceTokenizer, folder: Path, causal: bool, toke
     from sentencepiece import sentencepiece_model_pb2
     from tokenizers import AddedToken, processors
 
-    proto = sentencepiece_model_pb2.ModelProto()
+    # The class is generated when the module is imported; type checkers do not see it.
+    proto = sentencepiece_model_pb2.ModelProto()  # type: ignore[attr-defined]
     proto.ParseFromString((tokenizer.folder / "tokenizer.model").read_bytes())
-    _refuse_what_is_not_converted(proto, tokenizer.folder)
+    _check_convertible(proto, tokenizer.folder)
     pieces = tokenizer.pieces()
     converted = _fast_tokenizer(proto, pieces)
     special = [AddedToken(pieces[i], normalized=False, special=True) for i in sorted(tokenizer.special_ids)]
     converted.add_special_tokens(special)
-    named = {"bos": tokenizer.bos_id, "eos": tokenizer.eos_id, "pad": tokenizer.pad_id, "mask": tokenizer.mask_id}
-    named = {name: pieces[i] for name, i in named.items() if i is not None}
+    ids = {"bos": tokenizer.bos_id, "eos": tokenizer.eos_id, "pad": tokenizer.pad_id, "mask": tokenizer.mask_id}
+    named = {name: pieces[i] for name, i in ids.items() if i is not None}
     begin = [named["bos"]] if "bos" in named else []
     end = [named["eos"]] if "eos" in named and not causal else []
     if begin or end:
@@ -81,7 +84,7 @@ def _convert(tokenizer: SentencePieceTokenizer, folder: Path, causal: bool, toke
         )
     _check_same_ids(tokenizer, converted, proto, exact)
     converted.save(str(folder / "tokenizer.json"))
-    settings = {f"{name}_token": piece for name, piece in named.items()}
+    settings: dict[str, Any] = {f"{name}_token": piece for name, piece in named.items()}
     unknown = tokenizer.unk_id
     settings |= {"unk_token": pieces[unknown]} if unknown is not None else {}
     settings |= {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
@@ -89,31 +92,31 @@ def _convert(tokenizer: SentencePieceTokenizer, folder: Path, causal: bool, toke
     _write(folder / "tokenizer_config.json", settings)
 
 
-def _refuse_what_is_not_converted(proto, folder: Path) -> None:
+def _check_convertible(proto: Any, folder: Path) -> None:
     normalizer = proto.normalizer_spec
     problems = {
-        "a table of normalisations": bool(normalizer.precompiled_charsmap),
-        "a space put before each text": normalizer.add_dummy_prefix,
-        "extra spaces removed": normalizer.remove_extra_whitespaces,
-        "spaces that stay as they are": not normalizer.escape_whitespaces,
+        "a normalization table": bool(normalizer.precompiled_charsmap),
+        "a dummy prefix (a space before each text)": normalizer.add_dummy_prefix,
+        "removal of extra spaces": normalizer.remove_extra_whitespaces,
+        "spaces that are not escaped": not normalizer.escape_whitespaces,
         f"a model of type {proto.trainer_spec.model_type}": proto.trainer_spec.model_type not in (1, 2),
     }
     found = [what for what, is_so in problems.items() if is_so]
     if found:
         raise ValueError(
-            f"{folder / 'tokenizer.model'} has {', '.join(found)}, which models trained here have not and the "
-            "conversion does not know; prepare the corpus with its transformers tokenizer instead"
+            f"{folder / 'tokenizer.model'} has {', '.join(found)}, which the conversion does not support; prepare the "
+            "corpus with the transformers version of this tokenizer instead"
         )
 
 
-def _fast_tokenizer(proto, pieces: list[str]):
-    """The same model in the `tokenizers` library: unigram with its scores, or BPE with its merges, best score first."""
+def _fast_tokenizer(proto: Any, pieces: list[str]) -> Any:
+    """The same model in the library `tokenizers`: unigram with its scores, or BPE with its merges, best score first."""
     from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
     unknown = proto.trainer_spec.unk_id
     if proto.trainer_spec.model_type == 1:
         vocabulary = [(piece, proto.pieces[i].score) for i, piece in enumerate(pieces)]
-        model = models.Unigram(vocabulary, unknown, byte_fallback=True)
+        model: models.Model = models.Unigram(vocabulary, unknown, byte_fallback=True)
     else:
         normal = {piece: proto.pieces[i].score for i, piece in enumerate(pieces) if proto.pieces[i].type == NORMAL}
         merges = [
@@ -132,14 +135,14 @@ def _fast_tokenizer(proto, pieces: list[str]):
     converted = Tokenizer(model)
     converted.normalizer = normalizers.Replace(" ", "▁")
     whole = [re.escape(piece) for i, piece in enumerate(pieces) if proto.pieces[i].type == USER_DEFINED]
-    if whole:  # pieces that SentencePiece never joins with others
+    if whole:  # pieces that SentencePiece never merges with others
         pattern = Regex("|".join(sorted(whole, key=len, reverse=True)))
         converted.pre_tokenizer = pre_tokenizers.Split(pattern, behavior="isolated")
     converted.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
     return converted
 
 
-def _check_same_ids(tokenizer: SentencePieceTokenizer, converted, proto, exact: bool) -> None:
+def _check_same_ids(tokenizer: SentencePieceTokenizer, converted: Any, proto: Any, exact: bool) -> None:
     ordinary = [piece.piece.replace("▁", " ") for piece in proto.pieces if piece.type in (NORMAL, USER_DEFINED)]
     texts = [*PROBES, *("".join(ordinary[i : i + 50]) for i in range(0, len(ordinary), 50))]
     for text in texts:
@@ -151,7 +154,7 @@ def _check_same_ids(tokenizer: SentencePieceTokenizer, converted, proto, exact: 
                 f"{text[:60]!r} gives {wanted[:20]} and {got[:20]}"
             )
             if exact:
-                raise ValueError(f"{message}; set exact_tokenizer to false to write it nevertheless")
+                raise ValueError(f"{message}; set exact_tokenizer to false to write it anyway")
             warnings.warn(message, stacklevel=4)
             return
 

@@ -1,7 +1,7 @@
-"""Images as sequences of tokens: each patch is the nearest of a codebook's, row after row.
+"""Images as sequences of tokens: each patch becomes the nearest code of a codebook, row after row.
 
-An image is written as a text of words such as "p17 p3 p255", and a tokenizer that knows these words makes it a document
-like any other; so all that reads, pretrains and fine-tunes on text does so on images.
+An image is written as a text of words such as "p17 p3 p255", and a tokenizer has these words as tokens. So images can
+be used wherever text is used: in corpora, pretraining and fine-tuning.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def read_idx(path: str | Path) -> np.ndarray:
     """The array of a file in the idx format of MNIST (LeCun et al. 1998), plain or .gz; uint8.
 
     Raises:
-        ValueError: no such file format, another type than bytes, or a size that is not what its header says.
+        ValueError: another file format, another type than bytes, or a size that differs from its header.
     """
     content = Path(path).read_bytes()
     if content[:2] == b"\x1f\x8b":
@@ -30,30 +30,32 @@ def read_idx(path: str | Path) -> np.ndarray:
         except (OSError, EOFError) as error:
             raise ValueError(f"{path} is damaged: {error}") from error
     if len(content) < 4 or content[:2] != b"\0\0" or content[2] not in _TYPES:
-        raise ValueError(f"{path} is no idx file of bytes")
+        raise ValueError(f"{path} is not an idx file of bytes")
     dims = content[3]
     shape = struct.unpack_from(f">{dims}I", content, 4) if len(content) >= 4 + 4 * dims else ()
     data = np.frombuffer(content, np.uint8, offset=min(len(content), 4 + 4 * dims))
     if data.size != int(np.prod(shape, dtype=np.int64)) or not shape:
-        raise ValueError(f"{path} has {data.size} bytes of data, and its header says {shape}; it is cut or damaged")
+        raise ValueError(
+            f"{path} has {data.size} bytes of data, and its header says {shape}; it is truncated or damaged"
+        )
     return data.reshape(shape)
 
 
 def patches_of(images_NHW: np.ndarray, size: int) -> np.ndarray:
-    """uint8 [N, patches, size * size], row after row of square patches.
+    """Square patches, row after row: uint8 [N, patches, size * size].
 
     Raises:
-        ValueError: a size that does not divide height and width.
+        ValueError: `size` does not divide height and width.
     """
     count, height, width = images_NHW.shape
     if height % size or width % size:
         raise ValueError(f"patches of {size} pixels do not divide images of {height} x {width}")
-    cut = images_NHW.reshape(count, height // size, size, width // size, size).transpose(0, 1, 3, 2, 4)
-    return cut.reshape(count, -1, size * size)
+    patches = images_NHW.reshape(count, height // size, size, width // size, size).transpose(0, 1, 3, 2, 4)
+    return patches.reshape(count, -1, size * size)
 
 
 class Codebook:
-    """The patches that words stand for.
+    """The patch of each code.
 
     Args:
         centres: float32 [codes, size * size], from 0 to 255.
@@ -65,8 +67,9 @@ class Codebook:
 
     @classmethod
     def fit(cls, images_NHW: np.ndarray, size: int, codes: int, seed: int) -> Codebook:
-        """k-means over the patches of the images (scikit-learn's MiniBatchKMeans), the darkest first; all of
-        them where there are no more."""
+        """k-means over the patches of the images (scikit-learn's MiniBatchKMeans); the darkest code comes first.
+
+        If the images have at most `codes` different patches, each of them is a code."""
         from sklearn.cluster import MiniBatchKMeans
 
         patches = patches_of(images_NHW, size).reshape(-1, size * size).astype(np.float32)
@@ -77,31 +80,31 @@ class Codebook:
         return cls(centres[np.argsort(centres.sum(axis=1), kind="stable")])
 
     def encode(self, images_NHW: np.ndarray) -> np.ndarray:
-        """int64 [N, patches], the nearest code of each patch."""
+        """The nearest code of each patch: int64 [N, patches]."""
         patches = patches_of(images_NHW, self.size)
         flat = patches.reshape(-1, patches.shape[-1])
-        distinct, place = np.unique(flat, axis=0, return_inverse=True)
+        distinct, index = np.unique(flat, axis=0, return_inverse=True)
         nearest = np.empty(len(distinct), np.int64)
         squares = (self.centres**2).sum(axis=1)
         for first in range(0, len(distinct), 16384):
             part = distinct[first : first + 16384].astype(np.float32)
             nearest[first : first + len(part)] = (squares - 2 * part @ self.centres.T).argmin(axis=1)
-        return nearest[place.ravel()].reshape(patches.shape[:2])
+        return nearest[index.ravel()].reshape(patches.shape[:2])
 
     def decode(self, codes_NP: np.ndarray, width: int) -> np.ndarray:
-        """uint8 [N, H, W], images of the codes; `width` in patches."""
+        """The images of the codes: uint8 [N, H, W]. `width` is the width of an image in patches."""
         count, size = len(codes_NP), self.size
-        cut = self.centres[codes_NP].reshape(count, -1, width, size, size).transpose(0, 1, 3, 2, 4)
-        return cut.reshape(count, -1, width * size).round().clip(0, 255).astype(np.uint8)
+        patches = self.centres[codes_NP].reshape(count, -1, width, size, size).transpose(0, 1, 3, 2, 4)
+        return patches.reshape(count, -1, width * size).round().clip(0, 255).astype(np.uint8)
 
 
-def words(codes: np.ndarray) -> str:
-    """The text of an image's codes."""
+def text_of_codes(codes: np.ndarray) -> str:
+    """The text of an image."""
     return " ".join(f"p{code}" for code in codes)
 
 
 def write_tokenizer(folder: Path, codes: int, names: list[str]) -> None:
-    """A tokenizer that `transformers` opens, whose words are the codes and `names`, such as those of labels."""
+    """Write a tokenizer for `transformers` whose words are the codes and `names` (such as names of labels)."""
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
@@ -118,14 +121,14 @@ def write_tokenizer(folder: Path, codes: int, names: list[str]) -> None:
     wrapped.save_pretrained(str(folder))
 
 
-def moved(
+def transform_images(
     images_NHW: np.ndarray, shift_N2: np.ndarray, turn_N: np.ndarray | None = None, stretch_N2: np.ndarray | None = None
 ) -> np.ndarray:
-    """The images stretched and turned about their middle, then moved, with zeros where nothing was; bilinear, uint8.
+    """Images that are stretched and rotated about their centre and then shifted; bilinear, uint8, filled with zeros.
 
     Args:
         shift_N2: pixels down and to the right.
-        turn_N: radians, from the rows' axis to the columns'; none by default.
+        turn_N: angle in radians, from the row axis to the column axis; 0 by default.
         stretch_N2: factors of height and width; 1 by default.
     """
     from scipy.ndimage import affine_transform
@@ -135,7 +138,9 @@ def moved(
     stretch_N2 = np.ones((count, 2)) if stretch_N2 is None else stretch_N2
     middle = (np.array(images_NHW.shape[1:]) - 1) / 2
     cos, sin = np.cos(turn_N), np.sin(turn_N)
-    back_N22 = np.array([[cos, sin], [-sin, cos]]).transpose(2, 0, 1) / stretch_N2[:, :, None]  # from new to old places
+    back_N22 = (
+        np.array([[cos, sin], [-sin, cos]]).transpose(2, 0, 1) / stretch_N2[:, :, None]
+    )  # new to old positions
     result = np.empty_like(images_NHW)
     for image, back, shift, into in zip(images_NHW, back_N22, shift_N2, result, strict=True):
         values = affine_transform(image, back, middle - back @ (middle + shift), output=np.float32, order=1)
@@ -148,14 +153,15 @@ def save_codebook(path: Path, codebook: Codebook) -> None:
 
 
 def load_codebook(path: Path) -> Codebook:
-    """
+    """Read a codebook.
+
     Raises:
-        ValueError: no codebook there.
+        ValueError: the file is not a codebook.
     """
     try:
         centres = np.array(json.loads(path.read_text()), np.float32)
     except (OSError, ValueError) as error:
-        raise ValueError(f"{path} is no codebook: {error}") from error
+        raise ValueError(f"{path} is not a codebook: {error}") from error
     if centres.ndim != 2 or round(centres.shape[1] ** 0.5) ** 2 != centres.shape[1]:
-        raise ValueError(f"{path} is no codebook of square patches: its shape is {centres.shape}")
+        raise ValueError(f"{path} is not a codebook of square patches: its shape is {centres.shape}")
     return Codebook(centres)

@@ -1,4 +1,4 @@
-"""Text to token ids and back: one interface over SentencePiece models and `transformers` tokenizer folders."""
+"""Text to token ids and back: one interface for SentencePiece models and for tokenizer folders of `transformers`."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain, islice
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 
 SPECIAL_PIECES = ("<pad>", "<unk>", "<s>", "</s>", "<mask>")  # ids 0..4 of every vocabulary trained here
 FIM_PIECES = ("<fim_prefix>", "<fim_middle>", "<fim_suffix>")
 
-# A tokenizer is these files and nothing else in its folder, so weights and the like that lie beside it do not change
-# its hash. config.json stands here because many released folders name their tokenizer's class only there.
+# A tokenizer is these files of its folder. Other files, such as weights, do not change its hash. config.json is one of
+# them because many released folders name the class of their tokenizer only there.
 TOKENIZER_FILES = (
     "added_tokens.json",
     "config.json",
@@ -32,15 +33,17 @@ TOKENIZER_FILES = (
     "vocab.txt",
 )
 
-# Long texts are encoded in runs of lines of at least so many characters: the encoder's work grows faster than its text.
+# Long texts are encoded in runs of lines of at least so many characters: the time of the encoder grows faster than the
+# length of its text.
 RUN_OF_LINES = 400
 
 
 @dataclass(frozen=True)
 class Template:
-    """before, first text, between, second text, after; without a second text before, text, after.
+    """The special tokens around a text or pair: before, first text, between, second text, after.
 
-    `second_type` is the token type of the second text and of what is behind it; all else is of type 0.
+    Without a second text: before, text, after. `second_type` is the token type of the second text and of `after` behind
+    it; all other tokens have type 0.
     """
 
     before: tuple[int, ...]
@@ -59,10 +62,14 @@ class Template:
 
 
 class Tokenizer(ABC):
-    """What every tokenizer offers; made by `load_tokenizer`.
+    """The interface of all tokenizers; `load_tokenizer` makes one.
 
-    `bos_id` is the token that opens a sequence (BERT's [CLS]), `eos_id` the one that closes it (BERT's [SEP]); they are
-    the same id for GPT-2. Each of the four ids is None where the vocabulary has no such token.
+    Attributes:
+        bos_id: the token that begins a sequence (BERT's [CLS]).
+        eos_id: the token that ends a sequence (BERT's [SEP]); for GPT-2 the same as `bos_id`.
+        pad_id, mask_id: as their names say. Each of the four ids is None if the vocabulary has no such token.
+        special_ids: all special tokens.
+        sha256: of the tokenizer's files, in hex.
     """
 
     vocab_size: int
@@ -78,22 +85,22 @@ class Tokenizer(ABC):
         self.sha256 = hash_files(self.files)
 
     def encode(self, text: str) -> list[int]:
-        """Ids of `text` without special tokens; text that spells one ("</s>") is plain text."""
+        """Ids of `text`, without special tokens. A special token that is spelled in the text ("</s>") is plain text."""
         return self.encode_batch([text])[0]
 
     @abstractmethod
     def encode_batch(self, texts: Sequence[str], threads: int = 1) -> list[list[int]]:
-        """Like `encode` for each text. The result does not depend on `threads`."""
+        """`encode` of each text. The result does not depend on `threads`."""
 
     def encode_arrays(self, texts: Sequence[str], dtype: np.dtype, threads: int = 1) -> list[np.ndarray]:
-        """`encode_batch` as one array for each text: the way that corpora are tokenized."""
+        """`encode_batch` with one array for each text. Corpora are tokenized with this."""
         return [np.array(ids, dtype=dtype) for ids in self.encode_batch(texts, threads)]
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Text of `ids`, special tokens left out. Raises ValueError for ids outside of the vocabulary."""
+        """The text of `ids`, without special tokens. Raises ValueError for ids outside the vocabulary."""
         ids = [int(i) for i in ids]
         if ids and not 0 <= min(ids) <= max(ids) < self.vocab_size:
-            raise ValueError(f"token ids must lie in [0, {self.vocab_size}), found {min(ids)} to {max(ids)}")
+            raise ValueError(f"token ids must be in [0, {self.vocab_size}), found {min(ids)} to {max(ids)}")
         return self._decode([i for i in ids if i not in self.special_ids])
 
     @abstractmethod
@@ -102,20 +109,21 @@ class Tokenizer(ABC):
 
     @abstractmethod
     def encode_with_offsets(self, texts: Sequence[str]) -> list[tuple[list[int], np.ndarray]]:
-        """Like `encode` for each text, and int64 (tokens, 2): where in the text, in characters, each token begins and
-        ends. A space before a word may belong to its first token; of a character that is several tokens, all but one
-        are empty."""
+        """`encode` of each text, and int64 [tokens, 2]: the characters of the text where each token begins and ends.
+
+        A space before a word may belong to its first token. If one character is several tokens, all but one of them are
+        empty."""
 
     @abstractmethod
     def template(self, pair: bool) -> Template:
-        """How a text, or a pair, is framed by special tokens for a model that reads it as a whole."""
+        """The special tokens around a text, or a pair of texts, as the tokenizer itself adds them."""
 
     @abstractmethod
     def pieces(self) -> list[str]:
-        """The vocabulary as the tokenizer spells it, by id."""
+        """The spelling of each id in the vocabulary."""
 
     def find(self, piece: str) -> int | None:
-        """The id of a special token such as <fim_prefix>; None where the vocabulary has none of that spelling."""
+        """The id of a special token such as <fim_prefix>; None if the vocabulary has no token with that spelling."""
         return self._by_spelling.get(piece)
 
     @cached_property
@@ -123,7 +131,7 @@ class Tokenizer(ABC):
         return {piece: i for i, piece in enumerate(self.pieces())}
 
     def save(self, folder: str | Path) -> None:
-        """Copy the tokenizer's files, byte for byte, so that the copy has the same `sha256`."""
+        """Copy the tokenizer's files without a change: the copy has the same `sha256`."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         for file in self.files:
@@ -133,8 +141,8 @@ class Tokenizer(ABC):
 class SentencePieceTokenizer(Tokenizer):
     """A folder with a `tokenizer.model`.
 
-    For models from `train_sentencepiece`, decode(encode(text)) == text for every text, except that the character
-    U+2581, SentencePiece's own sign for a space, comes back as a space.
+    For models of `train_sentencepiece`, decode(encode(text)) == text for every text with one exception: the character
+    U+2581, which SentencePiece uses for a space, becomes a space.
     """
 
     def __init__(self, folder: Path):
@@ -169,7 +177,8 @@ class SentencePieceTokenizer(Tokenizer):
     def encode_arrays(self, texts: Sequence[str], dtype: np.dtype, threads: int = 1) -> list[np.ndarray]:
         if not self._newlines_stand_alone:
             return super().encode_arrays(texts, dtype, threads)
-        runs, num_runs = [], []
+        runs: list[str] = []
+        num_runs = []
         for text in texts:
             before = len(runs)
             runs.extend(_runs_of_lines(text))
@@ -184,8 +193,9 @@ class SentencePieceTokenizer(Tokenizer):
 
     @cached_property
     def _newlines_stand_alone(self) -> bool:
-        """Whether no piece reaches across a newline, as in each model trained here: then a text may be cut at its ends
-        of lines, encoded in parts, and gives the same ids."""
+        """Whether no piece contains a newline and other characters, as in each model trained here.
+
+        Then a text may be split at its newlines and encoded in parts, with the same ids."""
         model = self._model
         newline = model.piece_to_id("\n")
         if newline == model.unk_id() or any(
@@ -201,7 +211,7 @@ class SentencePieceTokenizer(Tokenizer):
 
 
 def _runs_of_lines(text: str) -> Iterator[str]:
-    """`text` cut after newlines, RUN_OF_LINES characters or more a part."""
+    """`text` split after newlines, into parts of at least RUN_OF_LINES characters."""
     begin = 0
     while (end := text.find("\n", begin + RUN_OF_LINES) + 1) and end < len(text):
         yield text[begin:end]
@@ -210,7 +220,7 @@ def _runs_of_lines(text: str) -> Iterator[str]:
 
 
 class PretrainedTokenizer(Tokenizer):
-    """A folder that `transformers.AutoTokenizer` opens. Nothing is downloaded and no code of the folder is run."""
+    """A folder that `transformers.AutoTokenizer` opens. Nothing is downloaded, and none of its code is executed."""
 
     def __init__(self, folder: Path):
         from transformers import AutoTokenizer
@@ -220,7 +230,7 @@ class PretrainedTokenizer(Tokenizer):
             self._tokenizer = tokenizer = AutoTokenizer.from_pretrained(
                 folder, local_files_only=True, trust_remote_code=False, use_fast=True
             )
-        except Exception as error:  # transformers raises many kinds here, all of them meaning "cannot be opened"
+        except Exception as error:  # transformers raises many classes here
             raise ValueError(f"the tokenizer in {folder} cannot be opened by transformers: {error}") from error
         self.class_name = type(tokenizer).__name__
         self.vocab_size = len(tokenizer)
@@ -231,7 +241,7 @@ class PretrainedTokenizer(Tokenizer):
         self.special_ids = frozenset(tokenizer.all_special_ids)
 
     def pieces(self) -> list[str]:
-        return self._tokenizer.convert_ids_to_tokens(range(self.vocab_size))
+        return cast("list[str]", self._tokenizer.convert_ids_to_tokens(list(range(self.vocab_size))))
 
     def encode_with_offsets(self, texts: Sequence[str]) -> list[tuple[list[int], np.ndarray]]:
         if not texts:
@@ -245,7 +255,7 @@ class PretrainedTokenizer(Tokenizer):
         return self._tokenizer(list(texts), verbose=False, **plain, **options)
 
     def template(self, pair: bool) -> Template:
-        # What a tokenizer adds is configured in many ways; a short text shows it.
+        # Tokenizers configure their special tokens in many ways. A short text shows them.
         first, second = self.encode_batch(["a", "b"])
         found = self._tokenizer("a", "b" if pair else None, return_token_type_ids=True, verbose=False)
         ids, types = found["input_ids"], found.get("token_type_ids")
@@ -253,27 +263,28 @@ class PretrainedTokenizer(Tokenizer):
         end = begin + len(first)
         if not pair:
             return Template(tuple(ids[:begin]), (), tuple(ids[end:]), 0)
-        place = _find(ids, second, end)
-        rest = place + len(second)
-        return Template(tuple(ids[:begin]), tuple(ids[end:place]), tuple(ids[rest:]), types[place] if types else 0)
+        at = _find(ids, second, end)
+        rest = at + len(second)
+        return Template(tuple(ids[:begin]), tuple(ids[end:at]), tuple(ids[rest:]), types[at] if types else 0)
 
     def encode_batch(self, texts: Sequence[str], threads: int = 1) -> list[list[int]]:
-        # `threads` is the library's own affair here: it spreads a batch over all cores.
+        # `threads` has no effect: the library itself uses all cores for a batch.
         if not texts:
             return []
         return self._encode(texts)["input_ids"]
 
     def _decode(self, ids: list[int]) -> str:
-        return self._tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        text = self._tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        return cast("str", text)
 
 
 def _find(ids: list[int], part: list[int], begin: int) -> int:
-    """Where `part` stands in `ids`, from `begin` on."""
+    """The first index of `part` in `ids`, from `begin` on."""
     return next(i for i in range(begin, len(ids)) if ids[i : i + len(part)] == part)
 
 
 def load_tokenizer(folder: str | Path) -> Tokenizer:
-    """Open a tokenizer folder. Raises ValueError when there is none, or one that cannot be read."""
+    """Open a tokenizer folder. Raises ValueError if there is no tokenizer, or one that cannot be read."""
     folder = Path(folder)
     if not folder.is_dir():
         raise ValueError(f"tokenizer folder {folder} does not exist")
@@ -286,18 +297,18 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
         except (RuntimeError, OSError) as error:
             raise ValueError(f"{folder / 'tokenizer.model'} is not a readable SentencePiece model: {error}") from error
     raise ValueError(
-        f"{folder} holds no tokenizer: expected a SentencePiece tokenizer.model, or the files of a transformers "
+        f"{folder} has no tokenizer: expected a SentencePiece tokenizer.model, or the files of a transformers "
         f"tokenizer (tokenizer.json, tokenizer_config.json, ...)"
     )
 
 
 def tokenizer_files(folder: Path) -> list[Path]:
-    """The files of `folder` that make up its tokenizer, by name."""
+    """The files of `folder` that belong to its tokenizer, sorted by name."""
     return [folder / name for name in TOKENIZER_FILES if (folder / name).is_file()]
 
 
 def hash_files(files: Iterable[Path]) -> str:
-    """sha256 over names and contents, in hex; where the files lie does not enter."""
+    """sha256 over names and contents, in hex. The folder of the files does not matter."""
     digest = hashlib.sha256()
     for file in files:
         content = file.read_bytes()

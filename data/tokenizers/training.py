@@ -8,9 +8,10 @@ from pathlib import Path
 
 from ingot.data.tokenizers.tokenizer import FIM_PIECES, SPECIAL_PIECES, Tokenizer, load_tokenizer
 
-# Longer stretches without a newline are cut for training only: the trainer drops what exceeds its sentence limit.
+# Longer lines are split, for training only: the trainer drops lines above its sentence limit.
 MAX_TRAINING_LINE = 2000
-# Part of the result (the model file records it, and unigram's sums depend on it), hence not the machine's core count.
+# The result depends on it (the model file records it, and the sums of unigram models depend on it). So it is fixed, and
+# not the number of cores.
 TRAINING_THREADS = 2
 
 
@@ -24,12 +25,15 @@ def train_sentencepiece(
 ) -> Tokenizer:
     """Train a vocabulary on the first `sample_bytes` bytes of `texts`, write `folder`/tokenizer.model, and open it.
 
-    Bytes that no piece covers are spelled with 256 byte pieces, whitespace is kept exactly, runs of spaces can be
-    single pieces, newline and tab are pieces of their own. The same texts give the same file, byte for byte. With
-    `fill_in_the_middle` the vocabulary has the three special tokens that this objective takes.
+    Bytes without a piece are encoded with 256 byte pieces. Whitespace is kept exactly: a run of spaces can be one
+    piece, and newline and tab are pieces of their own. The same texts give the same file.
 
-    Raises ValueError for a `vocab_size` that the texts cannot fill (it names the largest possible one) or that cannot
-    hold the characters of the texts.
+    Args:
+        fill_in_the_middle: add the three special tokens of this objective.
+
+    Raises:
+        ValueError: `vocab_size` is too large for the texts (the message names the largest possible one), or too small
+            for their characters.
     """
     import sentencepiece
 
@@ -39,7 +43,7 @@ def train_sentencepiece(
     smallest = len(SPECIAL_PIECES) + len(fim) + 256 + 2
     if vocab_size < smallest:
         raise ValueError(
-            f"a vocabulary of {vocab_size} is too small: special, byte and whitespace pieces take {smallest}"
+            f"a vocabulary of {vocab_size} is too small: special, byte and whitespace pieces alone are {smallest}"
         )
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -57,7 +61,7 @@ def train_sentencepiece(
             remove_extra_whitespaces=False,
             allow_whitespace_only_pieces=True,
             user_defined_symbols=["\n", "\t"],
-            control_symbols=["<mask>", *fim],  # a control symbol is never produced from text
+            control_symbols=["<mask>", *fim],  # a control symbol is never encoded from text
             pad_id=0,
             unk_id=1,
             bos_id=2,
@@ -79,7 +83,7 @@ def train_sentencepiece(
 
 
 class _Buffer:
-    """Receives the serialized model; written to disk only once training has succeeded."""
+    """Gets the serialized model, which is written to disk after training has succeeded."""
 
     content = b""
 
@@ -88,8 +92,9 @@ class _Buffer:
 
 
 def _training_lines(texts: Iterable[str], sample_bytes: int) -> Iterator[str]:
-    """Pieces of `texts` between newlines and tabs (those are pieces of their own, and the trainer drops any sentence
-    with a tab), until `sample_bytes` bytes have passed."""
+    """The parts of `texts` between newlines and tabs, up to `sample_bytes` bytes.
+
+    Newline and tab are pieces of their own, and the trainer drops sentences that contain a tab."""
     seen = 0
     for text in texts:
         for line in re.split("[\n\t]+", text):

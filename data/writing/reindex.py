@@ -95,7 +95,7 @@ def _array(path: Path, file: BinaryIO, member: Member) -> tuple[np.ndarray, int]
 
 
 def split_and_stem(path: Path) -> tuple[str, str]:
-    """(split, stem) of a tar's name: `valid-000004.tar` is of split valid, a name without a number at its end of train."""
+    """(split, stem) of a tar: `test-000004.tar` is of split test, a name without a number at its end is of train."""
     match = re.fullmatch(r"([A-Za-z0-9][A-Za-z0-9_.]*?)[-_.]\d+", path.stem)
     return (match[1] if match else TRAIN), path.stem
 

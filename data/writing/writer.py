@@ -105,7 +105,7 @@ def atomic_corpus_folder(output: Path, overwrite: bool = False) -> Iterator[Path
             if is_disk_full(error):
                 raise OSError(
                     error.errno,
-                    f"no space to write {output} ({os.strerror(error.errno)}): free some space or choose another "
+                    f"no space to write {output} ({error.strerror}): free some space or choose another "
                     f"--output; the files written so far are removed",
                 ) from error
             raise

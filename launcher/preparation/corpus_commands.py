@@ -1,28 +1,31 @@
-"""The commands `index` and `verify` of launcher/prepare.py: corpora made of tars that are there, and their health."""
+"""The commands `index` and `verify` of launcher/prepare.py: make a corpus of existing tars, and check a corpus."""
 
 from __future__ import annotations
 
 import argparse
 import shutil
 from pathlib import Path
+from typing import NoReturn
 
 from ingot.launcher.preparation.worker_pool import ProgressBar
 from ingot.launcher.runtime.exit_codes import BAD_INPUT, DONE, BadInput, bad_input
 
 
 class _Parser(argparse.ArgumentParser):
-    def error(self, message: str):
+    def error(self, message: str) -> NoReturn:
         raise BadInput(f"{message}\n{self.format_usage().strip()}")
 
 
 def index(argv: list[str]) -> int:
-    """Index and manifest from tars of tokens."""
+    """Make a corpus of tars of tokens: write indexes and a manifest."""
     parser = _Parser(prog="prepare.py index", description=index.__doc__)
     parser.add_argument("tars", nargs="+", type=Path, help="tars of KEY.tokens.npy, or folders of them")
-    parser.add_argument("--output", type=Path, help="corpus folder to make; without it the folder the tars lie in")
-    parser.add_argument("--tokenizer", type=Path, help="tokenizer folder; without it the one in the corpus folder")
-    parser.add_argument("--split", help="the split of all tars; without it by their names, train-000000.tar is train")
-    parser.add_argument("--overwrite", action="store_true", help="replace a manifest or corpus that is there")
+    parser.add_argument("--output", type=Path, help="corpus folder to make; default: the folder of the tars")
+    parser.add_argument("--tokenizer", type=Path, help="tokenizer folder; default: the one in the corpus folder")
+    parser.add_argument(
+        "--split", help="split of all tars; default: by their names, train-000000.tar is of train"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing manifest or corpus")
     options = parser.parse_args(argv)
     with bad_input():
         manifest, folder = _index(options)
@@ -43,7 +46,11 @@ def _index(options: argparse.Namespace) -> tuple[dict, Path]:
             raise ValueError(f"{tar} does not exist")
     folders = {tar.resolve().parent for tar in tars}
     if not tars or (options.output is None and len(folders) > 1):
-        raise ValueError(f"{'tars of several folders' if tars else 'no tars'}: name a corpus folder with --output")
+        raise ValueError(
+            "the tars are in several folders: name a corpus folder with --output"
+            if tars
+            else "there are no tars: name some, or a folder of them"
+        )
     with ProgressBar("indexing", sum(tar.stat().st_size for tar in tars)) as bar:
         if options.output is not None and options.output.resolve() not in folders:
             tokenizer = load_tokenizer(_tokenizer_folder(options, folders))
@@ -53,11 +60,13 @@ def _index(options: argparse.Namespace) -> tuple[dict, Path]:
                 return index_corpus(partial, tars, tokenizer, split=options.split, progress=bar.add), options.output
         folder = tars[0].parent
         if (folder / MANIFEST).exists() and not options.overwrite:
-            raise ValueError(f"{folder} has a {MANIFEST}: check it with verify, or give --overwrite to replace it")
+            raise ValueError(
+                f"{folder} has a {MANIFEST} already: check it with verify, or give --overwrite to replace it"
+            )
         source = _tokenizer_folder(options, folders)
         if source.resolve() != (folder / "tokenizer").resolve():
             if (folder / "tokenizer").exists():
-                raise ValueError(f"{folder / 'tokenizer'} is there: leave --tokenizer out, or remove that folder")
+                raise ValueError(f"{folder / 'tokenizer'} exists: run without --tokenizer, or remove that folder")
             load_tokenizer(source).save(folder / "tokenizer")
         tokenizer = load_tokenizer(folder / "tokenizer")
         try:
@@ -71,14 +80,14 @@ def _index(options: argparse.Namespace) -> tuple[dict, Path]:
 def _tokenizer_folder(options: argparse.Namespace, folders: set[Path]) -> Path:
     if options.tokenizer is not None:
         return options.tokenizer
-    there = [folder / "tokenizer" for folder in sorted(folders) if (folder / "tokenizer").is_dir()]
-    if len(there) != 1:
+    found = [folder / "tokenizer" for folder in sorted(folders) if (folder / "tokenizer").is_dir()]
+    if len(found) != 1:
         raise ValueError("name the folder of the tokenizer that made these tokens with --tokenizer")
-    return there[0]
+    return found[0]
 
 
 def verify(argv: list[str]) -> int:
-    """Check corpora down to the last byte; exit code 0, or 2 with a line for everything that is wrong."""
+    """Check every byte of corpora. Exit code 0, or 2 with a line for each problem."""
     parser = _Parser(prog="prepare.py verify", description=verify.__doc__)
     parser.add_argument("corpus", nargs="+", type=Path, help="corpus folder")
     options = parser.parse_args(argv)

@@ -1,20 +1,21 @@
-"""The way from inputs to a corpus folder: plan, duplicates, vocabulary, tokens, assembly.
+"""From inputs to a corpus folder: plan, removal of duplicates, vocabulary, tokens, assembly.
 
-Everything unfinished lies in OUTPUT.partial: the plan, the tokenizer, and the pieces with their markers. Rank 0 plans,
-trains the vocabulary, decides about duplicates and assembles; all ranks tokenize.
+Unfinished work is in OUTPUT.partial: the plan, the tokenizer, and the pieces with their markers. Rank 0 plans, trains
+the vocabulary, marks duplicates and assembles. All ranks compute signatures and tokenize.
 """
 
 from __future__ import annotations
 
-import os
 import shutil
 import sys
 import time
 import uuid
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from ingot.data.corpus.manifest import MANIFEST, read_manifest
 from ingot.data.sources.documents import Skipped
 from ingot.data.sources.file_parts import FilePart
 from ingot.data.sources.ingest import find_input_files, scan
@@ -23,14 +24,14 @@ from ingot.data.writing import deduplication
 from ingot.data.writing.pieces import PLAN, PreparationPlan, assemble, finished_piece, group_into_pieces
 from ingot.data.writing.writer import CorpusWriter, check_output, is_disk_full, locked_for_writing, publish_corpus
 from ingot.launcher.config.prepare import PrepareOptions, asked, cores, fingerprint, inputs_of, own_places, settings
-from ingot.launcher.preparation.rank_coordinator import RankCoordinator
-from ingot.launcher.preparation.vocabulary import make_tokenizer, tokenizer_is_there
+from ingot.launcher.preparation.rank_coordinator import RankCoordinator, read_text_or_empty
+from ingot.launcher.preparation.vocabulary import make_tokenizer, tokenizer_is_ready
 from ingot.launcher.preparation.worker_pool import ProgressBar, process_pieces
 
 
 @dataclass
 class Outcome:
-    """The manifest, what was left out, seconds of each phase, and whether the corpus was there already."""
+    """The manifest, what was skipped, seconds of each phase, and whether an existing corpus was reused."""
 
     manifest: dict
     skipped: str
@@ -39,171 +40,186 @@ class Outcome:
 
 
 class PhaseTimer:
-    """Seconds from lap to lap."""
+    """Measures the seconds of each phase."""
 
-    def __init__(self):
-        self.laps: dict[str, float] = {}
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
         self._last = time.perf_counter()
 
-    def lap(self, name: str) -> None:
+    def end(self, phase: str) -> None:
         now = time.perf_counter()
-        self.laps[name], self._last = now - self._last, now
+        self.seconds[phase], self._last = now - self._last, now
 
 
-def lead(options: PrepareOptions, team: RankCoordinator) -> Outcome:
-    """Rank 0's part: all of it where there is but one. Raises ValueError and OSError for what a user can mend."""
-    output, clock = Path(options.output), PhaseTimer()
+def run_rank_zero(options: PrepareOptions, ranks: RankCoordinator) -> Outcome:
+    """The work of rank 0; all work if it is the only rank. Raises ValueError and OSError for what a user can fix."""
+    output, timer = Path(options.output), PhaseTimer()
     existing = load_tokenizer(options.tokenizer.path) if options.tokenizer.path else None
     with ExitStack() as stack:
-        if not team.alone:  # the others look for the plan meanwhile
-            _open_meeting_place(team, stack, output, options)
+        if not ranks.is_single:  # the other ranks already look for the plan
+            _open_shared_folder(ranks, stack, output, options)
         try:
-            sources, skipped = _scan(options)
+            parts, skipped = _scan(options)
         except BaseException:
-            if not team.alone and not _kept_pieces(team.folder):
+            if not ranks.is_single and not _kept_pieces(ranks.folder):
                 stack.close()
-                shutil.rmtree(team.folder, ignore_errors=True)
+                shutil.rmtree(ranks.folder, ignore_errors=True)
             raise
-        clock.lap("reading")
-        made_from = fingerprint(options, sources, existing.sha256 if existing else None)
-        plan = _plan(options, made_from, sources, skipped, team)
-        if manifest := unchanged(output, made_from):
-            if not team.alone:
-                replace(plan, finished=True, pieces=[]).save(team.folder)
-                _await_leaving(team, plan)
-                shutil.rmtree(team.folder, ignore_errors=True)
-            return Outcome(manifest, skipped.describe(), clock.laps, reused=True)
+        timer.end("reading")
+        made_from = fingerprint(options, parts, existing.sha256 if existing else None)
+        plan = _make_plan(options, made_from, parts, skipped, ranks)
+        if manifest := find_unchanged_corpus(output, made_from):
+            if not ranks.is_single:
+                replace(plan, finished=True, pieces=[]).save(ranks.folder)
+                _wait_until_others_left(ranks, plan)
+                shutil.rmtree(ranks.folder, ignore_errors=True)
+            return Outcome(manifest, skipped.describe(), timer.seconds, reused=True)
         check_output(output, options.overwrite)
-        if team.alone:
-            stack.enter_context(locked_for_writing(team.folder, output))
+        if ranks.is_single:
+            stack.enter_context(locked_for_writing(ranks.folder, output))
         try:
-            return _make(options, plan, team, existing, clock)
+            return _make(options, plan, ranks, existing, timer)
         except BaseException as error:
-            kept = _kept_pieces(team.folder)
+            kept = _kept_pieces(ranks.folder)
             if not kept:
-                shutil.rmtree(team.folder, ignore_errors=True)
+                shutil.rmtree(ranks.folder, ignore_errors=True)
             if is_disk_full(error):
-                left = f"{kept} finished pieces are kept in {team.folder}" if kept else "what was written is removed"
+                left = f"{kept} finished pieces are kept in {ranks.folder}" if kept else "the written files are removed"
                 raise OSError(
                     error.errno,
-                    f"no room to write {output} ({os.strerror(error.errno)}): free some space or choose another "
+                    f"no space to write {output} ({error.strerror}): free some space or choose another "
                     f"--output; {left}",
                 ) from error
             raise
 
 
 def _make(
-    options: PrepareOptions, plan: PreparationPlan, team: RankCoordinator, existing: Tokenizer | None, clock: PhaseTimer
+    options: PrepareOptions,
+    plan: PreparationPlan,
+    ranks: RankCoordinator,
+    existing: Tokenizer | None,
+    timer: PhaseTimer,
 ) -> Outcome:
-    output, folder = Path(options.output), team.folder
-    _clear_what_is_stale(folder, plan, options.overwrite)
+    """Make the corpus by `plan`, after all inputs have been scanned."""
+    output, folder = Path(options.output), ranks.folder
+    _remove_other_pieces(folder, plan, options.overwrite)
     plan.save(folder)
     if plan.deduplicate != "none":
-        process_own_pieces(plan, "signatures", team, cores(options))
-        _await_pieces(plan, "signatures", team)
-        if missing(plan, "dropped", folder):
+        process_own_pieces(plan, "signatures", ranks, cores(options))
+        _wait_for_pieces(plan, "signatures", ranks)
+        if missing_pieces(plan, "dropped", folder):
             deduplication.mark_duplicates(plan, folder)
-        clock.lap("duplicates")
+        timer.end("duplicates")
     tokenizer = make_tokenizer(options, plan, folder, existing)
-    clock.lap("vocabulary")
-    process_own_pieces(plan, "tokens", team, cores(options))
-    _await_pieces(plan, "tokens", team)
-    clock.lap("tokenizing")
+    timer.end("vocabulary")
+    process_own_pieces(plan, "tokens", ranks, cores(options))
+    _wait_for_pieces(plan, "tokens", ranks)
+    timer.end("tokenizing")
 
     corpus = folder / "corpus"
     shutil.rmtree(corpus, ignore_errors=True)
     tokenizer.save(corpus / "tokenizer")
     writer = CorpusWriter(corpus, tokenizer, shard_bytes=options.shard_bytes, bundle_tokens=options.bundle_tokens)
-    left_out = assemble(plan, folder, writer)
-    left_out.merge(deduplication.count_dropped(plan, folder))
+    skipped = assemble(plan, folder, writer)
+    skipped.merge(deduplication.count_dropped(plan, folder))
     if not writer.num_documents:
-        shutil.rmtree(folder)  # nothing in it is worth keeping
-        raise ValueError(f"no document is left: {left_out.describe()}. Look at text_column, where and the input")
-    manifest = writer.finish(made_from=plan.fingerprint, settings=settings(options), skipped=left_out.counts)
+        shutil.rmtree(folder)  # its pieces are empty
+        raise ValueError(f"no document is left: {skipped.describe()}. Check text_column, where and the input")
+    manifest = writer.finish(made_from=plan.fingerprint, settings=settings(options), skipped=skipped.counts)
     publish_corpus(corpus, output.absolute())
-    clock.lap("assembling")
-    if not team.alone:
-        _await_leaving(team, plan)
+    timer.end("assembling")
+    if not ranks.is_single:
+        _wait_until_others_left(ranks, plan)
     shutil.rmtree(folder, ignore_errors=True)
-    return Outcome(manifest, left_out.describe(), clock.laps)
+    return Outcome(manifest, skipped.describe(), timer.seconds)
 
 
-def run_other_rank(options: PrepareOptions, team: RankCoordinator) -> None:
-    """The part of every other rank: its share of the pieces, by rank 0's plan."""
-    folder, question = team.folder, asked(options)
+def run_other_rank(options: PrepareOptions, ranks: RankCoordinator) -> None:
+    """The work of every rank except rank 0: its pieces of the plan that rank 0 writes."""
+    folder, command = ranks.folder, asked(options)
+    replaced = ""  # session of a plan that rank 0 has replaced
 
     def new_plan() -> PreparationPlan | None:
         plan = PreparationPlan.load(folder)
-        if plan and plan.session != left and plan.num_ranks != team.num_ranks:
+        if plan is None or plan.session == replaced:
             return None
-        return plan if plan and plan.asked == question and plan.session != left else None
+        return plan if plan.num_ranks == ranks.num_ranks and plan.asked == command else None
 
-    left = ""
-    with team.alive():
+    with ranks.heartbeat():
         while True:
-            plan = team.wait(new_plan, "the plan")
+            plan = ranks.wait_for(new_plan, "the plan")
             try:
-                _follow(plan, team, options)
+                _follow_plan(plan, ranks, options)
                 return
-            except _AnotherPlan:
-                left = plan.session
+            except _PlanReplaced:
+                replaced = plan.session
 
 
-class _AnotherPlan(Exception):
+class _PlanReplaced(Exception):
     """Rank 0 has started again, with another plan."""
 
 
-def _follow(plan: PreparationPlan, team: RankCoordinator, options: PrepareOptions) -> None:
-    folder = team.folder
+def _follow_plan(plan: PreparationPlan, ranks: RankCoordinator, options: PrepareOptions) -> None:
+    folder = ranks.folder
 
-    def until(find, what: str) -> None:
-        def look():
-            if found := find():
-                return found
+    def wait_until(is_done: Callable[[], bool], what: str) -> None:
+        def look() -> bool | None:
+            if is_done():
+                return True
             if (folder / PLAN).exists() and (now := PreparationPlan.load(folder)) and now.session != plan.session:
-                raise _AnotherPlan
+                raise _PlanReplaced
             return None
 
-        team.wait(look, what)
+        ranks.wait_for(look, what)
 
     if not plan.finished:
         if plan.deduplicate != "none":
-            process_own_pieces(plan, "signatures", team, cores(options))
-            until(lambda: not missing(plan, "dropped", folder) or None, "the decision about duplicates")
-        until(lambda: tokenizer_is_there(folder, plan) or None, "the tokenizer")
-        process_own_pieces(plan, "tokens", team, cores(options))
-        until(lambda: unchanged(Path(options.output), plan.fingerprint), "the assembly of the corpus")
-    (folder / f"left-{team.rank}").write_text(plan.session)
+            process_own_pieces(plan, "signatures", ranks, cores(options))
+            wait_until(lambda: not missing_pieces(plan, "dropped", folder), "the removal of duplicates")
+        wait_until(lambda: tokenizer_is_ready(folder, plan), "the tokenizer")
+        process_own_pieces(plan, "tokens", ranks, cores(options))
+        output = Path(options.output)
+        wait_until(lambda: find_unchanged_corpus(output, plan.fingerprint) is not None, "the assembly of the corpus")
+    (folder / f"left-{ranks.rank}").write_text(plan.session)
 
 
-def _await_leaving(team: RankCoordinator, plan: PreparationPlan) -> None:
-    """The folder is removed when nobody looks there any more; a rank that has died is not waited for."""
-    others = list(range(1, team.num_ranks))
-    has_left = lambda rank: _text(team.folder / f"left-{rank}") == plan.session  # noqa: E731
+def _wait_until_others_left(ranks: RankCoordinator, plan: PreparationPlan) -> None:
+    """The folder can be removed when no other rank uses it any more. A rank that has died is only a warning."""
+
+    def still_there() -> list[int]:
+        return [
+            rank
+            for rank in range(1, ranks.num_ranks)
+            if read_text_or_empty(ranks.folder / f"left-{rank}") != plan.session
+        ]
+
     try:
-        team.wait(lambda: all(map(has_left, others)) or None, "the end", lambda: [r for r in others if not has_left(r)])
+        ranks.wait_for(lambda: None if still_there() else True, "the end", still_there)
     except ValueError as error:
         print(f"warning: {error}", file=sys.stderr)
 
 
-def _await_pieces(plan: PreparationPlan, stage: str, team: RankCoordinator) -> None:
-    if not team.alone:
-        what = f"pieces of {stage}"
-        absent = lambda: {number % team.num_ranks for number in missing(plan, stage, team.folder)} - {0}  # noqa: E731
-        team.wait(lambda: not absent() or None, what, absent)
-    assert not missing(plan, stage, team.folder)
+def _wait_for_pieces(plan: PreparationPlan, stage: str, ranks: RankCoordinator) -> None:
+    if not ranks.is_single:
+
+        def unfinished() -> set[int]:
+            return ranks.ranks_of(missing_pieces(plan, stage, ranks.folder)) - {0}
+
+        ranks.wait_for(lambda: None if unfinished() else True, f"pieces of {stage}", unfinished)
+    assert not missing_pieces(plan, stage, ranks.folder)
 
 
-def process_own_pieces(plan: PreparationPlan, stage: str, team: RankCoordinator, workers: int) -> None:
-    """This rank's pieces of a stage that are not there yet."""
-    mine = team.mine(range(len(plan.pieces)))
-    todo = [n for n in mine if finished_piece(team.folder, stage, n, plan.fingerprint, whole=True) is None]
+def process_own_pieces(plan: PreparationPlan, stage: str, ranks: RankCoordinator, workers: int) -> None:
+    """Process the pieces of this rank that are not finished yet."""
+    mine = ranks.own_pieces(len(plan.pieces))
+    todo = [n for n in mine if finished_piece(ranks.folder, stage, n, plan.fingerprint, whole=True) is None]
     if todo and len(todo) < len(mine):
-        print(f"going on: {len(mine) - len(todo)} of {len(mine)} pieces of {stage} are there", file=sys.stderr)
-    process_pieces(plan, stage, todo, team.folder, workers, show=team.rank == 0)
+        print(f"resuming: {len(mine) - len(todo)} of {len(mine)} pieces of {stage} are finished", file=sys.stderr)
+    process_pieces(plan, stage, todo, ranks.folder, workers, show=ranks.rank == 0)
 
 
-def missing(plan: PreparationPlan, stage: str, folder: Path) -> list[int]:
+def missing_pieces(plan: PreparationPlan, stage: str, folder: Path) -> list[int]:
+    """The pieces of all ranks that are not finished."""
     return [n for n in range(len(plan.pieces)) if finished_piece(folder, stage, n, plan.fingerprint) is None]
 
 
@@ -229,8 +245,8 @@ def _scan(options: PrepareOptions) -> tuple[list[FilePart], Skipped]:
         )
 
 
-def _plan(
-    options: PrepareOptions, made_from: str, sources: list[FilePart], skipped: Skipped, team: RankCoordinator
+def _make_plan(
+    options: PrepareOptions, made_from: str, parts: list[FilePart], skipped: Skipped, ranks: RankCoordinator
 ) -> PreparationPlan:
     if options.deduplicate == "near":
         deduplication.check_library()
@@ -238,37 +254,32 @@ def _plan(
         asked=asked(options),
         fingerprint=made_from,
         session=uuid.uuid4().hex,
-        num_ranks=team.num_ranks,
+        num_ranks=ranks.num_ranks,
         validation_fraction=options.validation_fraction,
         bundle_tokens=options.bundle_tokens,
         refuse_bad=options.bad_records == "refuse",
         deduplicate=options.deduplicate,
         near_threshold=options.near_threshold,
-        pieces=group_into_pieces(sources, options.piece_bytes),
+        pieces=group_into_pieces(parts, options.piece_bytes),
         skipped=skipped,
     )
 
 
-def _open_meeting_place(team: RankCoordinator, stack: ExitStack, output: Path, options: PrepareOptions) -> None:
-    stack.enter_context(locked_for_writing(team.folder, output))
-    before = PreparationPlan.load(team.folder)
-    for path in [team.folder / PLAN, *team.folder.glob("left-*"), *team.folder.glob("alive-*")]:
+def _open_shared_folder(ranks: RankCoordinator, stack: ExitStack, output: Path, options: PrepareOptions) -> None:
+    stack.enter_context(locked_for_writing(ranks.folder, output))
+    before = PreparationPlan.load(ranks.folder)
+    for path in [ranks.folder / PLAN, *ranks.folder.glob("left-*"), *ranks.folder.glob("alive-*")]:
         path.unlink(missing_ok=True)
-    if before is not None:  # kept aside to know whose the pieces are
-        before.save(_aside(team.folder))
-    stack.enter_context(team.alive())
+    if before is not None:  # kept because it says which corpus the pieces belong to
+        (ranks.folder / "before").mkdir(exist_ok=True)
+        before.save(ranks.folder / "before")
+    stack.enter_context(ranks.heartbeat())
 
 
-def _aside(folder: Path) -> Path:
-    place = folder / "before"
-    place.mkdir(exist_ok=True)
-    return place
+def _remove_other_pieces(folder: Path, plan: PreparationPlan, overwrite: bool) -> None:
+    """Keep the work of a killed run if it belongs to this plan, else remove it.
 
-
-def _clear_what_is_stale(folder: Path, plan: PreparationPlan, overwrite: bool) -> None:
-    """Keep a killed run's work when it is of this plan, clear it when it is of another and little or `overwrite`.
-
-    Raises ValueError when finished pieces of other input or settings would be lost.
+    Raises ValueError if this would remove finished pieces of other input or settings, without `overwrite`.
     """
     before = PreparationPlan.load(folder) or PreparationPlan.load(folder / "before")
     if before and before.fingerprint == plan.fingerprint:
@@ -276,8 +287,8 @@ def _clear_what_is_stale(folder: Path, plan: PreparationPlan, overwrite: bool) -
     kept = _kept_pieces(folder) if before else 0
     if kept and not overwrite:
         raise ValueError(
-            f"{folder} holds {kept} finished pieces of a run with other input or settings: go on with those, give "
-            f"--overwrite to drop them, or choose another --output"
+            f"{folder} has {kept} finished pieces of a run with other input or settings: continue that run, give "
+            f"--overwrite to remove them, or choose another --output"
         )
     for left in folder.iterdir():
         if left.name.startswith("alive-"):
@@ -286,19 +297,17 @@ def _clear_what_is_stale(folder: Path, plan: PreparationPlan, overwrite: bool) -
 
 
 def _kept_pieces(folder: Path) -> int:
-    """Finished pieces of any plan in the folder."""
+    """Number of finished pieces in the folder, of any plan."""
     return len(list(folder.glob("tokens-*.json"))) if folder.is_dir() else 0
 
 
-def unchanged(output: Path, made_from: str) -> dict | None:
-    """The manifest of the corpus in `output`, if it is whole and was made from just this."""
-    from ingot.data.corpus.shards import MANIFEST, read_manifest
-
+def find_unchanged_corpus(output: Path, made_from: str) -> dict | None:
+    """The manifest of the corpus in `output`, if it is complete and `made_from` is its fingerprint, else None."""
     if not (output / MANIFEST).is_file():
         return None
     try:
         manifest = read_manifest(output)
-    except ValueError:  # to be replaced or refused like any other corpus
+    except ValueError:  # it is replaced, or an error, like any other corpus
         return None
     if manifest.get("made_from") != made_from:
         return None
@@ -306,10 +315,3 @@ def unchanged(output: Path, made_from: str) -> dict | None:
     present = all((output / name).is_file() and (output / name).stat().st_size == size for name, size in sizes.items())
     same = hash_files(tokenizer_files(output / "tokenizer")) == manifest["tokenizer"]["sha256"]
     return manifest if present and same else None
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text()
-    except OSError:
-        return ""

@@ -1,4 +1,4 @@
-"""Preparing a corpus folder, alone or with other ranks: what launcher/prepare.py does."""
+"""Prepares a corpus folder, in one process or several: what launcher/prepare.py does."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from pathlib import Path
 
 from ingot.data.writing.writer import sibling_path
 from ingot.launcher.config.prepare import PrepareOptions, check
-from ingot.launcher.preparation.pipeline import lead, run_other_rank
+from ingot.launcher.preparation.pipeline import run_other_rank, run_rank_zero
 from ingot.launcher.preparation.rank_coordinator import RankCoordinator
 
 
 @dataclass
 class Summary:
-    """What `prepare` made: the finished folder, its manifest, what was left out, and seconds of each phase."""
+    """The result of `prepare`: the corpus folder, its manifest, what was skipped, and the seconds of each phase."""
 
     folder: Path
     manifest: dict
@@ -37,16 +37,15 @@ class Summary:
 
 
 def prepare(options: PrepareOptions) -> Summary | None:
-    """Make the corpus folder, or find it made already; None on ranks other than 0, which only help.
+    """Make the corpus folder, or reuse it if it is up to date. Returns None on all ranks except rank 0.
 
-    Raises ValueError and OSError for what a user can mend.
+    Raises ValueError and OSError for problems that a user can fix.
     """
-
     check(options)
     output = Path(options.output)
-    team = RankCoordinator.from_environment(sibling_path(output, ".partial"), options.timeout_seconds)
-    if team.rank:
-        run_other_rank(options, team)
+    ranks = RankCoordinator.from_environment(sibling_path(output, ".partial"), options.timeout_seconds)
+    if ranks.rank:
+        run_other_rank(options, ranks)
         return None
-    outcome = lead(options, team)
+    outcome = run_rank_zero(options, ranks)
     return Summary(output, outcome.manifest, outcome.skipped, outcome.seconds, outcome.reused)

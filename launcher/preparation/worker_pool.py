@@ -1,4 +1,4 @@
-"""Does a rank's share of the pieces in processes of their own, under one progress bar with tokens/s and time left."""
+"""Processes the pieces of one rank in several processes, with one progress bar that shows tokens/s and time left."""
 
 from __future__ import annotations
 
@@ -6,22 +6,27 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
+from typing import Any
 
+from ingot.data.tokenizers.tokenizer import Tokenizer, load_tokenizer
+from ingot.data.writing.deduplication import compute_signatures, dropped_documents
 from ingot.data.writing.pieces import PreparationPlan, tokenize_piece
+
+PROGRESS_LABELS = {"tokens": "tokenizing", "signatures": "finding duplicates"}
 
 
 class ProgressBar:
-    """Bytes on the left of the rate, tokens/s on its right."""
+    """A progress bar in bytes of text, which also shows tokens and tokens/s."""
 
-    def __init__(self, what: str, total_bytes: int, show: bool = True):
+    def __init__(self, label: str, total_bytes: int, show: bool = True):
         from tqdm import tqdm
 
         self._bar = tqdm(
-            desc=what,
+            desc=label,
             total=total_bytes,
             unit="B",
             unit_scale=True,
@@ -29,58 +34,56 @@ class ProgressBar:
             dynamic_ncols=True,
             disable=not show,
         )
-        self._began, self._bytes, self._tokens = time.perf_counter(), 0, 0
+        self._start, self._bytes, self._tokens = time.perf_counter(), 0, 0
 
     def __enter__(self) -> ProgressBar:
         return self
 
-    def __exit__(self, *error) -> None:
+    def __exit__(self, *error: object) -> None:
         self._bar.close()
 
-    def reach(self, num_bytes: int, num_tokens: int) -> None:
-        """Show these totals."""
+    def show_totals(self, num_bytes: int, num_tokens: int) -> None:
         if num_tokens:
-            rate = num_tokens / max(time.perf_counter() - self._began, 1e-9)
+            rate = num_tokens / max(time.perf_counter() - self._start, 1e-9)
             self._bar.set_postfix_str(f"{num_tokens:,} tokens, {rate:,.0f} tokens/s", refresh=False)
         self._bar.update(num_bytes - self._bytes)
         self._bytes = num_bytes
 
     def add(self, num_bytes: int, num_tokens: int = 0) -> None:
         self._tokens += num_tokens
-        self.reach(self._bytes + num_bytes, self._tokens)
+        self.show_totals(self._bytes + num_bytes, self._tokens)
 
 
 def process_pieces(
     plan: PreparationPlan, stage: str, numbers: Sequence[int], folder: Path, workers: int, show: bool = True
 ) -> None:
-    """Work on the pieces `numbers` of `plan` with `workers` cores: a process for each piece, as far as both go, and the
-    cores that are left as threads inside of them. Raises what the work raises, the earliest piece's error first."""
+    """Process the pieces `numbers` of `plan` with `workers` cores.
+
+    Each piece gets a process, up to `workers` processes. If there are more cores than pieces, each process gets several
+    threads. Raises the error of the first piece that failed.
+    """
     if not numbers:
         return
-    total = sum(source.size for number in numbers for source in plan.pieces[number])
+    total = sum(part.size for number in numbers for part in plan.pieces[number])
     processes = min(workers, len(numbers))
     threads = max(1, workers // processes)
-    what = {"tokens": "tokenizing", "signatures": "comparing"}[stage]
-    with ProgressBar(what, total, show) as bar:
+    with ProgressBar(PROGRESS_LABELS[stage], total, show) as bar:
         if processes == 1:
-            work = _Work(plan, folder, threads)
+            worker = _Worker(plan, folder, threads)
             for number in numbers:
-                work.do(stage, number, bar.add)
+                worker.process(stage, number, bar.add)
             return
-        _in_processes(plan, stage, numbers, folder, processes, threads, bar)
+        _process_in_pool(plan, stage, numbers, folder, processes, threads, bar)
 
 
-class _Work:
-    """What a worker keeps from piece to piece."""
+class _Worker:
+    """Processes one piece after another, with the same tokenizer."""
 
     def __init__(self, plan: PreparationPlan, folder: Path, threads: int):
         self.plan, self.folder, self.threads = plan, folder, threads
-        self._tokenizer = None
+        self._tokenizer: Tokenizer | None = None
 
-    def do(self, stage: str, number: int, report) -> None:
-        from ingot.data.tokenizers.tokenizer import load_tokenizer
-        from ingot.data.writing.deduplication import compute_signatures, dropped_documents
-
+    def process(self, stage: str, number: int, report: Callable[[int, int], None]) -> None:
         if stage == "signatures":
             compute_signatures(self.plan, number, self.folder, report)
             return
@@ -91,21 +94,27 @@ class _Work:
         )
 
 
-def _in_processes(
-    plan: PreparationPlan, stage: str, numbers, folder: Path, processes: int, threads: int, bar: ProgressBar
+def _process_in_pool(
+    plan: PreparationPlan,
+    stage: str,
+    numbers: Sequence[int],
+    folder: Path,
+    processes: int,
+    threads: int,
+    bar: ProgressBar,
 ) -> None:
     import multiprocessing
 
     context = multiprocessing.get_context("spawn")
-    done = context.Array("q", 2)  # bytes of text, tokens
-    setup = (str(folder), threads, done, os.getpid())
+    totals: Any = context.Array("q", 2)  # bytes of text, tokens; the type is not in typeshed
+    setup = (str(folder), threads, totals, os.getpid())
     pool = ProcessPoolExecutor(processes, mp_context=context, initializer=_start_worker, initargs=setup)
     try:
-        pending = {pool.submit(_do_in_worker, stage, number): number for number in numbers}
+        pending = {pool.submit(_process_in_worker, stage, number): number for number in numbers}
         failed: dict[int, BaseException] = {}
         while pending and not failed:
             finished, _ = wait(pending, timeout=0.2, return_when=FIRST_COMPLETED)
-            bar.reach(*done)
+            bar.show_totals(*totals)
             for future in finished:
                 number = pending.pop(future)
                 if error := future.exception():
@@ -114,37 +123,38 @@ def _in_processes(
             raise failed[min(failed)]
     except BrokenProcessPool as error:
         raise OSError(
-            "a worker process ended without a word, perhaps for lack of memory: run the same command again with fewer "
-            "--workers; finished pieces are kept"
+            "a worker process ended without a message, perhaps because memory was full: run the same command again "
+            "with fewer --workers; finished pieces are kept"
         ) from error
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-_work: _Work
-_done = None
+# What a worker process keeps between its pieces.
+_worker: _Worker
+_totals: Any = None
 
 
-def _start_worker(folder: str, threads: int, done, parent: int) -> None:
-    global _work, _done
+def _start_worker(folder: str, threads: int, totals: Any, parent: int) -> None:
+    global _worker, _totals
     os.environ["RAYON_NUM_THREADS"] = str(threads)  # for tokenizers of `transformers`
     plan = PreparationPlan.load(Path(folder))
     assert plan is not None
-    _work, _done = _Work(plan, Path(folder), threads), done
+    _worker, _totals = _Worker(plan, Path(folder), threads), totals
     threading.Thread(target=_end_with_parent, args=(parent,), daemon=True).start()
 
 
 def _end_with_parent(parent: int) -> None:
-    """A pool's workers would wait for ever for a parent that was killed."""
+    """Ends the worker if its parent was killed; else it would wait for work for ever."""
     while os.getppid() == parent:
         time.sleep(0.5)
     os._exit(1)
 
 
-def _do_in_worker(stage: str, number: int) -> None:
+def _process_in_worker(stage: str, number: int) -> None:
     def report(num_bytes: int, num_tokens: int) -> None:
-        with _done.get_lock():
-            _done[0] += num_bytes
-            _done[1] += num_tokens
+        with _totals.get_lock():
+            _totals[0] += num_bytes
+            _totals[1] += num_tokens
 
-    _work.do(stage, number, report)
+    _worker.process(stage, number, report)

@@ -9,11 +9,11 @@ import pytest
 from ingot.data.tokenizers.image_patches import (
     Codebook,
     load_codebook,
-    moved,
     patches_of,
     read_idx,
     save_codebook,
-    words,
+    text_of_codes,
+    transform_images,
     write_tokenizer,
 )
 from ingot.data.tokenizers.tokenizer import load_tokenizer
@@ -44,10 +44,10 @@ def test_files_are_read_plain_and_compressed(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"GIF89a", "is no idx file of bytes"),
+        (b"GIF89a", "is not an idx file of bytes"),
         (idx(np.zeros((2, 3), np.uint8))[:-1], r"has 5 bytes of data, and its header says \(2, 3\)"),
         (gzip.compress(idx(np.zeros(50, np.uint8)), mtime=0)[:20], "is damaged"),
-        (b"", "is no idx file"),
+        (b"", "is not an idx file"),
     ],
     ids=["another kind", "cut", "cut and compressed", "empty"],
 )
@@ -80,23 +80,25 @@ def test_the_tokenizer_knows_each_word(tmp_path):
     write_tokenizer(tmp_path, 20, ["zero", "one"])
     tokenizer = load_tokenizer(tmp_path)
     assert tokenizer.vocab_size == 5 + 20 + 2
-    assert tokenizer.encode(words(np.array([0, 19, 3])) + " one") == [5, 24, 8, 26]
+    assert tokenizer.encode(text_of_codes(np.array([0, 19, 3])) + " one") == [5, 24, 8, 26]
     assert tokenizer.template(pair=False).frame([7])[0].tolist() == [2, 7, 3]
     assert (tokenizer.bos_id, tokenizer.eos_id, tokenizer.mask_id) == (2, 3, 4)
 
 
 def test_moved_images_keep_what_stays_inside():
     image = np.arange(1, 10, dtype=np.uint8).reshape(1, 3, 3)
-    assert moved(image, np.array([[1, 0]])).tolist() == [[[0, 0, 0], [1, 2, 3], [4, 5, 6]]]
-    assert moved(image, np.array([[0, -1]])).tolist() == [[[2, 3, 0], [5, 6, 0], [8, 9, 0]]]
-    assert (moved(image, np.zeros((1, 2))) == image).all()
+    assert transform_images(image, np.array([[1, 0]])).tolist() == [[[0, 0, 0], [1, 2, 3], [4, 5, 6]]]
+    assert transform_images(image, np.array([[0, -1]])).tolist() == [[[2, 3, 0], [5, 6, 0], [8, 9, 0]]]
+    assert (transform_images(image, np.zeros((1, 2))) == image).all()
 
 
 def test_images_are_stretched_and_turned_about_their_middle():
     image, still = np.arange(1, 10, dtype=np.uint8).reshape(1, 3, 3), np.zeros((1, 2))
-    assert moved(image, still, np.array([np.pi / 2])).tolist() == [[[3, 6, 9], [2, 5, 8], [1, 4, 7]]]
+    assert transform_images(image, still, np.array([np.pi / 2])).tolist() == [[[3, 6, 9], [2, 5, 8], [1, 4, 7]]]
     point = np.zeros((1, 3, 3), np.uint8)
     point[0, 1, 1] = 90
-    assert moved(point, still, stretch_N2=np.array([[3, 1]])).tolist() == [[[0, 60, 0], [0, 90, 0], [0, 60, 0]]]
-    along = moved(point, still, np.array([np.pi / 2]), np.array([[3, 1]]))  # stretched first, then turned
+    assert transform_images(point, still, stretch_N2=np.array([[3, 1]])).tolist() == [
+        [[0, 60, 0], [0, 90, 0], [0, 60, 0]]
+    ]
+    along = transform_images(point, still, np.array([np.pi / 2]), np.array([[3, 1]]))  # stretched first, then turned
     assert along.tolist() == [[[0, 0, 0], [60, 90, 60], [0, 0, 0]]]

@@ -104,7 +104,7 @@ def test_vocabulary_too_small(tmp_path, texts):
 def test_folders_that_hold_no_tokenizer(tmp_path, tokenizer):
     with pytest.raises(ValueError, match="does not exist"):
         load_tokenizer(tmp_path / "nowhere")
-    with pytest.raises(ValueError, match="holds no tokenizer"):
+    with pytest.raises(ValueError, match="has no tokenizer"):
         load_tokenizer(tmp_path)
     shutil.copytree(tokenizer.folder, tmp_path / "cut")
     (tmp_path / "cut" / "tokenizer.model").write_bytes(b"not a model")

@@ -160,7 +160,7 @@ def test_killed_in_the_middle_it_goes_on(tmp_path, large_folder, workers):
     again = start(large_folder, output, "--piece_bytes", 100_000, "--workers", 2)
     _, err = again.communicate(timeout=100)
     assert again.returncode == 0, err
-    assert f"going on: {len(done) - 1} of " in err
+    assert f"resuming: {len(done) - 1} of " in err
     assert contents(output) == contents(whole)
     assert not partial.exists()
 

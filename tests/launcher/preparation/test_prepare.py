@@ -178,6 +178,6 @@ def test_no_room(tmp_path, text_folder):
     done = command(*arguments, preexec_fn=limit)
     assert done.returncode == 2, done.stderr
     assert "Traceback" not in done.stderr
-    assert "no room to write" in done.stderr
+    assert "no space to write" in done.stderr
     assert list(tmp_path.iterdir()) == []
     assert command(*arguments).returncode == 0
