@@ -24,9 +24,9 @@ def shapes() -> tuple[dict, dict]:
     from ingot.model.costs.memory import local_shapes
 
     config = ModelConfig(
-        num_hidden_layers=126, hidden_size=16384, num_attention_heads=128, num_key_value_heads=8, intermediate_size=53248, vocab_size=128256,
-        max_position_embeddings=8192, norm="rmsnorm", gated_mlp=True, activation="silu", positions="rotary", bias=False,
-        tie_word_embeddings=False,
+        num_hidden_layers=126, hidden_size=16384, num_attention_heads=128, num_key_value_heads=8,
+        intermediate_size=53248, vocab_size=128256, max_position_embeddings=8192, norm="rmsnorm",
+        gated_mlp=True, activation="silu", positions="rotary", bias=False, tie_word_embeddings=False,
     )  # fmt: skip
     return local_shapes(config), local_shapes(config, TENSOR)
 
@@ -60,10 +60,10 @@ def measure(ranks: int) -> None:
     for rank in range(ranks):
         rectangles = [rectangle(whole[name], held[name], rank, ranks) for name in sorted(whole)]
         one = np.full((len(whole), 5), -1, np.int32)
-        for number, rectangle in enumerate(rectangles):
-            if rectangle is not None:
-                dims = len(rectangle.shape)
-                one[number, 0], one[number, 1 : 1 + dims], one[number, 3 : 3 + dims] = number, rectangle.offset, rectangle.shape
+        for number, part in enumerate(rectangles):
+            if part is not None:
+                dims = len(part.shape)
+                one[number, 0], one[number, 1 : 1 + dims], one[number, 3 : 3 + dims] = number, part.offset, part.shape
         one = one[one[:, 0] >= 0]
         rows = np.concatenate([one] * len(KINDS))
         rows[:, 0] += np.repeat(np.arange(len(KINDS), dtype=np.int32) * len(whole), len(one))
@@ -80,8 +80,8 @@ def measure(ranks: int) -> None:
     start = time.perf_counter()
     for kind in KINDS:
         for name in whole:
-            rectangle = rectangle(whole[name], held[name], 0, max(TENSOR, ranks // 4))
-            sum(1 for _ in stored_shards(kind + name, entries[kind + name], rectangle))
+            part = rectangle(whole[name], held[name], 0, max(TENSOR, ranks // 4))
+            sum(1 for _ in stored_shards(kind + name, entries[kind + name], part))
     found = time.perf_counter() - start
     count, written = sum(len(part) for part in everywhere), sum(int(mask.sum()) for mask in masks)
     itemsize = [np.prod(rows[:, 3:], axis=1, where=rows[:, 3:] > 0) * 4 for rows in everywhere]

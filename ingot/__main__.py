@@ -19,7 +19,7 @@ def usage() -> str:
     lines = ["usage: ingot COMMAND [OPTION ...]; ingot COMMAND --help shows the options", ""]
     for name in COMMANDS:
         source = (Path(ingot.launcher.__path__[0]) / f"{name}.py").read_text()
-        lines.append(f"  {name:<11} {ast.get_docstring(ast.parse(source)).splitlines()[0]}")
+        lines.append(f"  {name:<11} {(ast.get_docstring(ast.parse(source)) or '').partition(chr(10))[0]}")
     return "\n".join(lines)
 
 

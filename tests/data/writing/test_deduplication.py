@@ -8,8 +8,8 @@ from ingot.data.writing.deduplication import (
     NUM_PERMUTATIONS,
     compute_signatures,
     count_dropped,
-    mark_duplicates,
     dropped_documents,
+    mark_duplicates,
     normalize_text,
     shingles,
 )

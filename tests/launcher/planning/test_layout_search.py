@@ -20,8 +20,8 @@ MEASURED = [
 ]
 LARGE = """
 model: {num_hidden_layers: 80, hidden_size: 8192, num_attention_heads: 64, num_key_value_heads: 8,
-  intermediate_size: 28672, vocab_size: 128256, max_position_embeddings: 8192, norm: rmsnorm, gated_mlp: true, activation: silu, positions: rotary, bias: false,
-  tie_word_embeddings: false}
+  intermediate_size: 28672, vocab_size: 128256, max_position_embeddings: 8192, norm: rmsnorm, gated_mlp: true,
+  activation: silu, positions: rotary, bias: false, tie_word_embeddings: false}
 data: {sequence_length: 8192, train: [{path: corpus}]}
 batch: {global_size: 1024, micro_size: 1}
 parallel: {engine: fsdp, tensor: 8, activation_checkpointing: selective}

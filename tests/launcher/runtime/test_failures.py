@@ -1,4 +1,4 @@
-"""What happens when a process dies: the others end in seconds, say who was lost and why, and nobody is left behind."""
+"""When a process dies, the other ranks end in seconds and say which rank was lost and why. None is left."""
 
 import os
 import re
@@ -35,7 +35,7 @@ class Ranks:
             starts = [[*own, "--nproc_per_node", num_ranks, "--master_port", port, *script]]
         elif launcher == "deepspeed":
             starts = [[BIN / "deepspeed", "--num_gpus", num_ranks, "--master_port", port, *script]]
-        elif launcher == "none":  # as on so many machines, each with a launcher that knows nothing of the others
+        elif launcher == "none":  # as on several machines, each with its own launcher
             world = {"WORLD_SIZE": num_ranks, "LOCAL_RANK": 0, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
             starts = [[sys.executable, *script]] * num_ranks
             extra = [world | {"RANK": rank} for rank in range(num_ranks)]
@@ -85,7 +85,7 @@ def running(process: psutil.Process) -> bool:
 
 @pytest.mark.distributed
 def test_a_rank_that_is_killed_is_named_by_the_others(tmp_path):
-    """Rank 0, which holds the lines of all; the next test kills another."""
+    """Rank 0, to which all are connected; the next test kills another rank."""
     with Ranks(tmp_path, "none", 3) as ranks:
         ranks.processes[0].kill()
         assert ranks.end() == [-signal.SIGKILL, REQUEUE, REQUEUE], ranks.output()
@@ -107,7 +107,7 @@ def test_a_rank_that_hangs_is_ended_when_another_is_killed(tmp_path):
 
 
 @pytest.mark.distributed
-def test_an_exception_is_told_to_the_other_ranks(tmp_path):
+def test_an_exception_is_reported_to_the_other_ranks(tmp_path):
     with Ranks(tmp_path, "none", 2, "raise", "1") as ranks:
         assert ranks.end() == [1, 1], ranks.output()
     reason = "rank 0 ends because rank 1 has failed (ValueError: the eleventh step is too much)"
@@ -151,17 +151,17 @@ def test_torchrun_with_an_exit_code(tmp_path, fault, code):
     assert stopped == ({"stopped-0", "stopped-1"} if fault in ("usr1", "term") else set())
 
 
-def test_nothing_is_followed_where_no_launcher_started_the_process():
+def test_there_is_no_launcher_above_a_process_that_none_has_started():
     assert launchers_above(os.getpid()) == []
 
 
 @pytest.mark.distributed
-def test_a_command_that_finds_nobody_at_the_meeting_ends_with_2_in_time(tmp_path):
+def test_a_command_without_rank_0_ends_with_2_in_time(tmp_path):
     port = str(free_port())
     world = {"RANK": "1", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     code = f"import sys; sys.argv = ['x', '{tmp_path}']; sys.path.insert(0, '{ROOT}')\n"
-    code += "from launcher.exits import bad_input, run_main\n"
-    code += "def main(argv):\n from parallel import mesh\n with bad_input(): mesh.start('cpu', rendezvous_seconds=1)\n"
+    code += "from ingot.launcher.runtime.exit_codes import bad_input, run_main\nfrom ingot.parallel import mesh\n"
+    code += "def main(argv):\n with bad_input(): mesh.start('cpu', rendezvous_seconds=1)\n"
     result = subprocess.run(
         [sys.executable, "-c", code + "run_main(main)"], env=environment() | world, capture_output=True, text=True
     )

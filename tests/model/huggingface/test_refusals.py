@@ -90,17 +90,17 @@ def test_unknown_kinds_of_models(gpt2):
     ("family", "changes", "message"),
     [
         ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx is True"),
-        ("gpt2", {"scale_attn_weights": False}, "scale_attn_weights is False, and what is supported is True"),
-        ("gpt2", {"add_cross_attention": True}, "add_cross_attention is True, and what is supported is False"),
-        ("gpt2", {"activation_function": "mish"}, "activation_function is 'mish', and what is supported is 'gelu_new'"),
-        ("gpt2", {"pruned_heads": {"0": [1]}}, "pruned_heads is {'0': [1]}, and what is supported is none"),
+        ("gpt2", {"scale_attn_weights": False}, "scale_attn_weights is False; supported is True"),
+        ("gpt2", {"add_cross_attention": True}, "add_cross_attention is True; supported is False"),
+        ("gpt2", {"activation_function": "mish"}, "activation_function is 'mish'; supported is 'gelu_new'"),
+        ("gpt2", {"pruned_heads": {"0": [1]}}, "pruned_heads is {'0': [1]}; supported is none"),
         ("llama", {"quantization_config": {"bits": 4}}, "quantization_config is {'bits': 4}"),
         ("llama", {"hidden_act": "xielu"}, "hidden_act is 'xielu'"),
         ("llama", {"num_key_value_heads": 3}, "num_attention_heads 4 is not a multiple of num_key_value_heads 3"),
         ("llama", {"rms_norm_eps": "small"}, "norm_eps is 'small'"),
         ("llama", {"hidden_size": None}, "width is None"),
         ("qwen2", {"layer_types": ["full_attention", "conv"]}, "layer_types is ['full_attention', 'conv']"),
-        ("qwen2", {"use_sliding_window": False}, "use_sliding_window is False, and what is supported is true"),
+        ("qwen2", {"use_sliding_window": False}, "use_sliding_window is False; supported is true"),
         ("bert", {"position_embedding_type": "relative_key"}, "position_embedding_type is 'relative_key'"),
         ("bert", {"is_decoder": True}, "is_decoder is True"),
         ("bert", {"is_encoder_decoder": True}, "is_encoder_decoder is True"),
@@ -261,17 +261,18 @@ def test_what_fails_half_way_leaves_nothing(tmp_path, monkeypatch):
 )
 def test_a_model_that_no_family_can_hold_is_refused_with_what_differs(base, changes, message, tmp_path):
     config = replace(OURS[base], **changes)
-    with pytest.raises(ValueError, match="no known family can hold this model; what differs: .*" + message):
+    match = "no supported family can express this model; the differences are: .*" + message
+    with pytest.raises(ValueError, match=match):
         save(made(config), tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_named_family_must_hold_the_model(tmp_path):
     with pytest.raises(
-        ValueError, match="family bert cannot hold this model; what differs: bert: position_offset is 2"
+        ValueError, match="family bert cannot express this model; the differences are: bert: position_offset is 2"
     ):
         save(made(OURS["roberta"]), tmp_path / "out", family="bert")
-    with pytest.raises(ValueError, match="family is 'gpt3'; known are gpt2, llama"):
+    with pytest.raises(ValueError, match="family is 'gpt3'; supported are gpt2, llama"):
         save(made(OURS["gpt2"]), tmp_path / "out", family="gpt3")
     with pytest.raises(ValueError, match="max_shard_bytes is 0"):
         save(made(OURS["gpt2"]), tmp_path / "out", max_shard_bytes=0)
