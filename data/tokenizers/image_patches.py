@@ -138,9 +138,7 @@ def transform_images(
     stretch_N2 = np.ones((count, 2)) if stretch_N2 is None else stretch_N2
     middle = (np.array(images_NHW.shape[1:]) - 1) / 2
     cos, sin = np.cos(turn_N), np.sin(turn_N)
-    back_N22 = (
-        np.array([[cos, sin], [-sin, cos]]).transpose(2, 0, 1) / stretch_N2[:, :, None]
-    )  # new to old positions
+    back_N22 = np.array([[cos, sin], [-sin, cos]]).transpose(2, 0, 1) / stretch_N2[:, :, None]  # new to old positions
     result = np.empty_like(images_NHW)
     for image, back, shift, into in zip(images_NHW, back_N22, shift_N2, result, strict=True):
         values = affine_transform(image, back, middle - back @ (middle + shift), output=np.float32, order=1)

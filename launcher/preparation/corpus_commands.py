@@ -22,9 +22,7 @@ def index(argv: list[str]) -> int:
     parser.add_argument("tars", nargs="+", type=Path, help="tars of KEY.tokens.npy, or folders of them")
     parser.add_argument("--output", type=Path, help="corpus folder to make; default: the folder of the tars")
     parser.add_argument("--tokenizer", type=Path, help="tokenizer folder; default: the one in the corpus folder")
-    parser.add_argument(
-        "--split", help="split of all tars; default: by their names, train-000000.tar is of train"
-    )
+    parser.add_argument("--split", help="split of all tars; default: by their names, train-000000.tar is of train")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing manifest or corpus")
     options = parser.parse_args(argv)
     with bad_input():
