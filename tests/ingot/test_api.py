@@ -79,7 +79,7 @@ def test_several_prompts_give_the_text_of_each(run):
 
 
 def test_a_corpus_is_read_as_a_run_reads_it(corpus, run):
-    seed = 1234  # the default of run.seed
+    seed = 7  # run.seed of the tiny configuration
     reader = ingot.read_corpus(corpus, sequence_length=64, batch_size=4, seed=seed)
     found = [f"{next(steps).fingerprint:016x}" for steps in [reader.steps()] for _ in range(4)]
     reader.close()
