@@ -1,4 +1,4 @@
-"""Runs a test's function on several real processes that talk over gloo."""
+"""Runs a function of a test on several real processes that communicate over gloo."""
 
 import os
 import socket
@@ -6,6 +6,8 @@ import time
 import traceback
 from collections.abc import Callable
 from functools import cache
+from multiprocessing.context import BaseContext
+from typing import Any
 
 import torch
 import torch.multiprocessing as mp
@@ -22,7 +24,7 @@ def run_ranks(function: Callable, world_size: int, *args: object, timeout: float
     Raises:
         AssertionError: a rank raised; its traceback is in the message. Or they did not end in `timeout` seconds.
     """
-    context = _context()
+    context = process_context()
     results = context.SimpleQueue()
     port = free_port()
     processes = [
@@ -38,14 +40,14 @@ def run_ranks(function: Callable, world_size: int, *args: object, timeout: float
         while running or not results.empty():
             assert time.monotonic() < end, f"ranks still run after {timeout} s"
             running = any(process.is_alive() for process in processes)
-            if results.empty():  # a rank that has much to say waits until it is read
+            if results.empty():  # a rank with a large result waits until it is read
                 time.sleep(0.02)
                 continue
             rank, value, error = results.get()
             returned[rank] = value
             if error:
                 problems.append(f"rank {rank}:\n{error}")
-        codes = [process.exitcode for process in processes]  # a rank that was killed says nothing
+        codes = [process.exitcode for process in processes]  # a rank that was killed has sent nothing
         assert not problems, "\n".join([*problems, f"exit codes {codes}"])
         assert codes == [0] * world_size, f"exit codes {codes}"
     finally:
@@ -55,8 +57,11 @@ def run_ranks(function: Callable, world_size: int, *args: object, timeout: float
 
 
 @cache
-def _context():
-    """Fresh processes; without CUDA, which no fork survives, they are copies of one that has done the slow imports."""
+def process_context() -> BaseContext:
+    """Starts fresh processes. Without CUDA they are forks of a process that has done the slow imports.
+
+    (A process that uses CUDA cannot be forked.)
+    """
     if torch.cuda.is_available():
         return mp.get_context("spawn")
     context = mp.get_context("forkserver")
@@ -72,7 +77,7 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def _rank(function: Callable, rank: int, world_size: int, port: int, results, args: tuple) -> None:
+def _rank(function: Callable, rank: int, world_size: int, port: int, results: Any, args: tuple) -> None:
     os.environ.update(
         RANK=str(rank),
         LOCAL_RANK=str(rank),
@@ -85,5 +90,5 @@ def _rank(function: Callable, rank: int, world_size: int, port: int, results, ar
         results.put((rank, function(*args), None))
     except BaseException:
         results.put((rank, None, traceback.format_exc()))
-        os._exit(1)  # the others may wait for this rank in a collective, and so would an orderly exit
+        os._exit(1)  # other ranks may wait for this one in a collective, and a normal exit would wait too
     exit_process(0)

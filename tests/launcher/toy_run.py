@@ -1,6 +1,6 @@
 """What the tests of failures start instead of a training run, which would take its time: ranks that add up numbers.
 
-As in training, the ranks meet by `meshes.start`, hold the watchdog, and stop together when one was asked to.
+As in training, the ranks meet in `meshes.start`, have a watchdog, and stop together when one of them is asked to.
 """
 
 import ctypes
@@ -10,7 +10,8 @@ import sys
 import time
 from pathlib import Path
 
-sys.path[0] = str(Path(__file__).resolve().parents[2])
+if not __package__:  # run as a file
+    sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 from ingot.launcher.runtime.exit_codes import DONE, REQUEUE, bad_input, run_main  # noqa: E402
 from ingot.launcher.runtime.peer_watchdog import PeerWatchdog  # noqa: E402

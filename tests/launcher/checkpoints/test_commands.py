@@ -9,21 +9,22 @@ import sys
 import pytest
 import torch
 
-from ingot.launcher import checkpoint
+from ingot.launcher import checkpoint, pretrain
 from ingot.launcher.loading.language_model import load_for_inference
 from ingot.launcher.runtime import exit_codes
 from ingot.parallel.checkpoint import read_manifest, read_tensor
-from tests.launcher.runs import ROOT, launch, records, write_config
+from tests.launcher.runs import ROOT, records, write_config
 
 LAST = "checkpoints/step-00000004"
 
 
 @pytest.fixture(scope="module")
 def run(corpus, tmp_path_factory):
-    """Two steps, and two more, on one process with the torch engine."""
+    """Four steps with two checkpoints, in this process with the torch engine."""
     folder = tmp_path_factory.mktemp("run")
     config = write_config(folder, corpus)
-    launch("python", "--config", config, "--parallel.engine", "fsdp", "--run.steps", 4, "--run.save_every", 2)
+    steps = ["--run.steps", "4", "--run.save_every", "2"]
+    assert pretrain.main(["--config", str(config), "--parallel.engine", "fsdp", *steps]) == 0
     return folder / "runs/tiny"
 
 
@@ -138,7 +139,7 @@ def test_a_dcp_folder_goes_out_and_comes_back_with_its_optimizer(capsys, run, tm
     say(capsys, "import", tmp_path / "dcp", *config, "--output", tmp_path / "back", "--step", 4)
     assert "tensors are equal" in say(capsys, "diff", run, tmp_path / "back")
     going_on = ["--run.resume", tmp_path / "back", "--data.allow_changed", "true", "--run.steps", 6, "--run.name", "on"]
-    launch("python", *config, "--run.dir", tmp_path, *going_on)
+    assert pretrain.main([str(each) for each in (*config, "--run.dir", tmp_path, *going_on)]) == 0
     assert records(tmp_path / "on")[0]["step"] == 5
     assert "is no checkpoint of DeepSpeed" in refusal("import", run, *config, "--output", tmp_path / "none")
 

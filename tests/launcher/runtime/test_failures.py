@@ -14,20 +14,46 @@ import pytest
 
 from ingot.launcher.runtime.exit_codes import BAD_INPUT, REQUEUE
 from ingot.launcher.runtime.parent_watchdog import launchers_above
+from tests.launcher import toy_run
 from tests.launcher.runs import BIN, ROOT, environment
-from tests.ranks import free_port
+from tests.ranks import free_port, process_context
 
 TOY = str(ROOT / "tests/launcher/toy_run.py")
 SECONDS = 8  # in which all must have ended: a grace of 5, and time for a busy machine
 
 
+def run_toy(arguments: list[str], variables: dict[str, str], log: Path) -> None:
+    os.environ.update(variables)
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(descriptor, sys.stdout.fileno())
+    os.dup2(descriptor, sys.stderr.fileno())
+    sys.argv = [TOY, *arguments]
+    toy_run.run_main(toy_run.main)
+
+
+class Forked:
+    """A rank of a toy run that needs no time for its imports, with what `Popen` offers."""
+
+    def __init__(self, arguments: list[str], variables: dict[str, str], log: Path):
+        self.process = process_context().Process(target=run_toy, args=(arguments, variables, log))
+        self.process.start()
+        self.kill = self.process.kill
+
+    def poll(self) -> int | None:
+        return self.process.exitcode
+
+    @property
+    def returncode(self) -> int | None:
+        return self.process.exitcode
+
+
 class Ranks:
-    """The processes of a toy run, started in one of three ways."""
+    """The processes of a toy run, with one of several launchers or with none."""
 
     def __init__(self, folder: Path, launcher: str, num_ranks: int, *fault: str):
         self.folder, self.num_ranks = folder, num_ranks
         script, port = [TOY, str(folder), *fault], str(free_port())
-        starts, extra = [], [{}]
+        starts = []
         if launcher == "torchrun":
             starts = [[BIN / "torchrun", "--nproc_per_node", num_ranks, "--master_port", port, *script]]
         elif launcher == "torchrun.py":
@@ -35,17 +61,16 @@ class Ranks:
             starts = [[*own, "--nproc_per_node", num_ranks, "--master_port", port, *script]]
         elif launcher == "deepspeed":
             starts = [[BIN / "deepspeed", "--num_gpus", num_ranks, "--master_port", port, *script]]
-        elif launcher == "none":  # as on several machines, each with its own launcher
-            world = {"WORLD_SIZE": num_ranks, "LOCAL_RANK": 0, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-            starts = [[sys.executable, *script]] * num_ranks
-            extra = [world | {"RANK": rank} for rank in range(num_ranks)]
-        self.logs = [folder / f"log-{number}" for number in range(len(starts))]
-        self.launchers = []
-        for start, more, log in zip(starts, extra, self.logs, strict=True):
-            variables = environment() | {name: str(value) for name, value in more.items()}
+        self.logs = [folder / f"log-{number}" for number in range(len(starts) or num_ranks)]
+        self.launchers: list = []
+        if launcher == "none":  # as on several machines, each with its own launcher
+            world = {"WORLD_SIZE": str(num_ranks), "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+            for rank, log in enumerate(self.logs):
+                self.launchers.append(Forked([str(folder), *fault], world | {"RANK": str(rank)}, log))
+        for start, log in zip(starts, self.logs, strict=False):
             with log.open("w") as output:
                 self.launchers.append(
-                    subprocess.Popen(list(map(str, start)), env=variables, stdout=output, stderr=subprocess.STDOUT)
+                    subprocess.Popen(list(map(str, start)), env=environment(), stdout=output, stderr=subprocess.STDOUT)
                 )
         self.processes: list[psutil.Process] = []
 
@@ -138,7 +163,10 @@ def test_ranks_stop_together_when_their_launcher_is_killed(tmp_path, launcher):
 
 
 @pytest.mark.distributed
-@pytest.mark.parametrize(("fault", "code"), [("kill", REQUEUE), ("raise", 1), ("usr1", REQUEUE), ("term", REQUEUE)])
+@pytest.mark.parametrize(
+    ("fault", "code"),
+    [("kill", REQUEUE), ("raise", 1), ("usr1", REQUEUE), pytest.param("term", REQUEUE, marks=pytest.mark.slow)],
+)
 def test_torchrun_with_an_exit_code(tmp_path, fault, code):
     """Of a rank that is killed, of an exception, and of requests to stop, which reach the ranks."""
     with Ranks(tmp_path, "torchrun.py", 2, *(["raise", "1"] if fault == "raise" else [])) as ranks:

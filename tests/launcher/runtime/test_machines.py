@@ -1,11 +1,12 @@
-"""Two launchers with two ranks each, as on two machines, train what one launcher with four ranks trains."""
+"""Two launchers with two ranks each, as on two machines, train the same as four ranks on one machine."""
 
 import subprocess
 
 import pytest
 
-from tests.launcher.runs import BIN, ROOT, environment, launch, records, write_config
-from tests.ranks import free_port
+from ingot.launcher import pretrain
+from tests.launcher.runs import BIN, ROOT, environment, records, write_config
+from tests.ranks import free_port, run_ranks
 
 
 def start_on_two_machines(launcher: str, folder, arguments: list) -> list[list[str]]:
@@ -26,8 +27,8 @@ def start_on_two_machines(launcher: str, folder, arguments: list) -> list[list[s
 @pytest.mark.parametrize("launcher", ["torchrun", pytest.param("deepspeed", marks=pytest.mark.slow)])
 def test_two_launchers_train_what_one_trains(corpus, tmp_path, launcher):
     config = write_config(tmp_path, corpus)
-    layout = ["--config", config, "--parallel.precision", "fp32", "--parallel.zero_stage", 2, "--run.steps", 8]
-    launch("torchrun 4", *layout, "--run.name", "one")
+    layout = ["--config", str(config), "--parallel.precision", "fp32", "--parallel.zero_stage", "2", "--run.steps", "8"]
+    assert run_ranks(pretrain.main, 4, [*layout, "--run.name", "one"]) == [0] * 4
     commands = start_on_two_machines(launcher, tmp_path, [*layout, "--run.name", "two"])
     processes = [
         subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
