@@ -14,6 +14,8 @@ Positions = Literal["learned", "rotary"]
 Norm = Literal["layernorm", "rmsnorm"]
 NormPlacement = Literal["pre", "post"]
 Activation = Literal["gelu", "gelu_tanh", "silu", "relu", "relu_squared"]
+BiasGroup = Literal["qkv", "output", "mlp", "norm"]
+BIAS_GROUPS: tuple[BiasGroup, ...] = get_args(BiasGroup)
 Scaling = Literal["linear", "dynamic", "llama3", "yarn", "longrope"]
 
 
@@ -167,7 +169,7 @@ class ModelConfig:
         """Size of the MLP's hidden layer, `intermediate_size` or its default."""
         return 4 * self.hidden_size if self.intermediate_size is None else self.intermediate_size
 
-    def has_bias(self, group: Literal["qkv", "output", "mlp", "norm"]) -> bool:
+    def has_bias(self, group: BiasGroup) -> bool:
         """Whether a group of layers has a bias: `<group>_bias` or its default."""
         own = getattr(self, f"{group}_bias")
         return self.bias if own is None else own

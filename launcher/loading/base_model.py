@@ -15,7 +15,7 @@ from ingot.launcher.tasks.task_kind import Head, TaskKind
 from ingot.model.config import ModelConfig
 from ingot.model.finetuning.task_model import Pooling, TaskConfig, TaskModel
 from ingot.model.huggingface.files import find_folder, read_config
-from ingot.model.huggingface.load import Source
+from ingot.model.huggingface.load import ReleasedModel
 from ingot.model.initialization import InitialValues
 from ingot.model.transformer import LanguageModel
 from ingot.parallel.checkpoint import committed, read_manifest, read_tensor, resolve
@@ -145,14 +145,16 @@ def _is_own(path: str) -> bool:
 
 def _released(path: str, kind: TaskKind, labels: list[str], seed: int) -> BaseModel:
     if kind.head is None:
-        _check_attention(kind, path, Source(path, "features").config)
-        source = Source(path, "language")
+        _check_attention(kind, path, ReleasedModel(path, "features").config)
+        source = ReleasedModel(path, "language")
     elif kind.head == Head("sequence", "classes") and labels and _labels_of(path) == labels:
-        source = Source(path, kind.head.kind, seed=seed)  # a classifier of the same labels goes on learning
+        source = ReleasedModel(path, kind.head.kind, seed=seed)  # a classifier of the same labels goes on learning
     else:
         number = kind.head.num_outputs
         outputs: int | list[str] = labels if number is None else number
-        source = Source(path, kind.head.kind, seed=seed, new_head=True, labels=outputs, problem=kind.head.problem)
+        source = ReleasedModel(
+            path, kind.head.kind, seed=seed, new_head=True, labels=outputs, problem=kind.head.problem
+        )
     return BaseModel(source.model(), source.part, source.new, f"weights of {source.folder}{_new(source.new)}")
 
 

@@ -10,7 +10,7 @@ from ingot.launcher.config.aliases import modernize_manifest
 from ingot.launcher.config.pretrain import TrainConfig
 from ingot.launcher.training.progress import Progress
 from ingot.model.config import ModelConfig
-from ingot.model.huggingface.load import Source
+from ingot.model.huggingface.load import ReleasedModel
 from ingot.model.huggingface.mapping.family import computing_fields
 from ingot.parallel import checkpoint
 from ingot.parallel.checkpoint import CheckpointError, CheckpointMismatch
@@ -115,7 +115,7 @@ def load_huggingface_weights(engine: Engine, path: str, config: ModelConfig) -> 
         ValueError: there are no weights, or they are of a model with another configuration.
     """
     kind = "pretraining" if config.pair_head else "language"
-    source = Source(path, kind)
+    source = ReleasedModel(path, kind)
     theirs, ours = computing_fields(source.config, kind, None), computing_fields(config, kind, None)
     if different := [f"model.{n} {theirs.get(n)}" for n in sorted(theirs | ours) if theirs.get(n) != ours.get(n)]:
         raise ValueError(f"the model in {path} has another configuration; set {', '.join(different)}")

@@ -1,0 +1,1 @@
+"""Attention: one function, its back-ends, masks, and the key-value cache."""

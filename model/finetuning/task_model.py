@@ -18,6 +18,7 @@ from ingot.model.heads import HeadTransform
 from ingot.model.loss import IGNORED
 from ingot.model.transformer import Transformer
 
+Problem = Literal["classes", "labels", "regression", "choice"]
 Pooling = Literal["first", "last", "mean"]
 
 
@@ -45,7 +46,7 @@ class TaskConfig:
     layer: Literal["none", "tanh", "transform"] = "none"
     bias: bool = True
     dropout: float = 0.0
-    problem: Literal["classes", "labels", "regression", "choice"] = "classes"
+    problem: Problem = "classes"
     labels: list[str] | None = None
 
 

@@ -1,0 +1,1 @@
+"""Text generation: sampling, streaming of text, and filling of masks."""

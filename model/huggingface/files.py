@@ -1,10 +1,11 @@
-"""The files of a checkpoint folder: config.json and weights, whole or in shards, safetensors or of `torch.save`."""
+"""The files of a checkpoint folder: config.json and weights, in one file or in shards, safetensors or `torch.save`."""
 
 from __future__ import annotations
 
 import json
 import re
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from ingot.model.huggingface.mapping.key_map import Shape
 WHOLE = ("model.safetensors", "pytorch_model.bin")
 INDEX = ".index.json"
 FLOATS = {"F64", "F32", "F16", "BF16", "float64", "float32", "float16", "bfloat16"}
-"""Types that weights may have, in the words of safetensors and of torch."""
+"""Supported dtypes of weights, as safetensors and torch spell them."""
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
@@ -25,13 +26,13 @@ def find_folder(path_or_name: str | Path, revision: str | None = None) -> Path:
     """The folder of a path, or of a model on the hub, which is downloaded.
 
     Raises:
-        ValueError: neither, or the hub cannot be reached.
+        ValueError: there is no such folder or model, or the hub cannot be reached.
     """
     path = Path(path_or_name)
     if path.is_dir():
         return path
     if path.exists():
-        raise ValueError(f"{path} is a file; a folder with a config.json and weights is needed")
+        raise ValueError(f"{path} is a file; pass a folder with a config.json and weights")
     if isinstance(path_or_name, Path) or not _HUB_NAME.fullmatch(path_or_name):
         raise ValueError(f"{path} does not exist")
     from huggingface_hub import snapshot_download
@@ -40,79 +41,79 @@ def find_folder(path_or_name: str | Path, revision: str | None = None) -> Path:
     try:
         folder = fetch("*.json", "*.txt", "*.model", "*.safetensors")
         return folder if list(folder.glob("*.safetensors")) else fetch("*.json", "*.txt", "*.model", "*.bin")
-    except Exception as error:  # the library raises many kinds, all of them meaning "cannot be had"
-        raise ValueError(f"{path_or_name} is no folder here, and cannot be had from the hub: {error}") from error
+    except Exception as error:  # the library raises many types of errors, which all mean that the download failed
+        raise ValueError(f"{path_or_name} is not a folder, and cannot be downloaded from the hub: {error}") from error
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """config.json as it stands.
+    """The content of config.json.
 
     Raises:
-        ValueError: none there, or it is no JSON object.
+        ValueError: there is no config.json, or it is not a JSON object.
     """
-    return _read_json(folder / "config.json", f"{folder} is no checkpoint: it has no config.json")
+    return _read_json(folder / "config.json", f"{folder} is not a checkpoint: it has no config.json")
 
 
 class Weights:
-    """Tensors of files, by name; a tensor is read when it is asked for, and nothing is kept.
+    """Tensors of files, by name. A tensor is read when it is needed, and nothing is cached.
 
     Attributes:
         shapes: Shape of each tensor.
-        types: Type of each tensor's numbers, as its file spells it.
+        dtypes: dtype of each tensor, as its file spells it.
     """
 
     def __init__(self) -> None:
         self.shapes: dict[str, Shape] = {}
-        self.types: dict[str, str] = {}
+        self.dtypes: dict[str, str] = {}
         self._readers: dict[str, Callable[[], Tensor]] = {}
 
     def read(self, name: str) -> Tensor:
-        """A tensor, which may be a view of the file. Drop it before the next one is read: pages of a file that is
-        mapped into memory count as used until then."""
+        """A tensor, which may be a view of the file. Release it before the next one is read: the pages of a
+        memory-mapped file count as used until then."""
         return self._readers[name]()
 
     def add_safetensors(self, path: Path, wanted: set[str] | None) -> None:
-        """Describes a file's tensors; its header is checked against its size."""
+        """Adds the tensors of a file. The library checks the header against the size of the file."""
         try:
             with safe_open(path, framework="pt") as file:
-                for name in file.keys():  # noqa: SIM118  (it is no dictionary)
+                for name in file.keys():  # noqa: SIM118  (it is not a dictionary)
                     slice_ = file.get_slice(name)
                     if wanted is None or name in wanted:
-                        self._add(path, name, tuple(slice_.get_shape()), lambda n=name: _read_safetensor(path, n))
-                        self.types[name] = slice_.get_dtype()
+                        self._add(path, name, tuple(slice_.get_shape()), partial(_read_safetensor, path, name))
+                        self.dtypes[name] = slice_.get_dtype()
         except SafetensorError as error:
-            raise ValueError(f"{path} is damaged or no safetensors file: {error}") from error
+            raise ValueError(f"{path} is damaged or not a safetensors file: {error}") from error
 
     def add_pickle(self, path: Path, wanted: set[str] | None) -> None:
-        """Describes the tensors of a file of `torch.save`. Nothing but tensors is unpickled."""
+        """Adds the tensors of a file of `torch.save`. Only tensors are unpickled."""
         try:
             try:
                 values = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-            except RuntimeError:  # the form before torch 1.6 cannot be mapped
+            except RuntimeError:  # the format before torch 1.6 cannot be memory-mapped
                 values = torch.load(path, map_location="cpu", weights_only=True)
         except OSError:
             raise
-        except Exception as error:  # pickle, zip, and torch's own kinds
+        except Exception as error:  # errors of pickle, zip and torch
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise ValueError(f"{path} is damaged, or holds more than plain tensors: {reason[:200]}") from error
+            raise ValueError(f"{path} is damaged, or contains more than plain tensors: {reason[:200]}") from error
         if not isinstance(values, dict) or not all(isinstance(value, Tensor) for value in values.values()):
-            raise ValueError(f"{path} holds something else than tensors by name")
+            raise ValueError(f"{path} contains more than tensors by name")
         for name, tensor in values.items():
             if wanted is None or name in wanted:
-                self._add(path, name, tuple(tensor.shape), lambda t=tensor: t)
-                self.types[name] = str(tensor.dtype).removeprefix("torch.")
+                self._add(path, name, tuple(tensor.shape), partial(_same, tensor))
+                self.dtypes[name] = str(tensor.dtype).removeprefix("torch.")
 
     def _add(self, path: Path, name: str, shape: Shape, reader: Callable[[], Tensor]) -> None:
         if name in self.shapes:
-            raise ValueError(f"{path}: {name} is in another file too")
+            raise ValueError(f"{path}: {name} is also in another file")
         self.shapes[name], self._readers[name] = shape, reader
 
 
 def open_weights(folder: Path) -> Weights:
-    """The tensors of a folder. Safetensors are taken before files of `torch.save`, whole files before shards.
+    """The tensors of a folder. Safetensors have priority over `torch.save`, and one file over shards.
 
     Raises:
-        ValueError: no weights there, a shard is missing, or a file is damaged.
+        ValueError: there are no weights, a shard is missing, or a file is damaged.
     """
     for whole in WHOLE:
         weights = Weights()
@@ -124,18 +125,22 @@ def open_weights(folder: Path) -> Weights:
             for file, names in _shards(folder, whole + INDEX).items():
                 add(folder / file, names)
                 if lost := sorted(names - weights.shapes.keys()):
-                    raise ValueError(f"{folder / file} lacks {some(lost)}, which {whole + INDEX} says it holds")
+                    raise ValueError(f"{folder / file} lacks {shorten(lost)}, which are in {whole + INDEX}")
             return weights
-    raise ValueError(f"{folder} holds no weights: none of {', '.join(WHOLE)}, whole or with {INDEX}")
+    raise ValueError(f"{folder} has no weights: no {' or '.join(WHOLE)}, with or without {INDEX}")
 
 
-def some(names: list[str], most: int = 6) -> str:
+def shorten(names: list[str], most: int = 6) -> str:
     """The first of several names, for a message."""
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
+def _same(tensor: Tensor) -> Tensor:
+    return tensor
+
+
 def _read_safetensor(path: Path, name: str) -> Tensor:
-    # A file is opened for each tensor: an open one keeps all pages that were read.
+    # The file is opened for each tensor: an open file keeps all pages that were read.
     try:
         with safe_open(path, framework="pt") as file:
             return file.get_tensor(name)
@@ -144,28 +149,28 @@ def _read_safetensor(path: Path, name: str) -> Tensor:
 
 
 def _shards(folder: Path, index: str) -> dict[str, set[str]]:
-    """The names of each shard, all of which are there."""
-    places = _read_json(folder / index, "").get("weight_map")
-    if not isinstance(places, dict) or not places or not all(isinstance(file, str) for file in places.values()):
-        raise ValueError(f"{folder / index} has no weight_map of names and files")
+    """The names of the tensors of each shard. All shards exist."""
+    file_of = _read_json(folder / index, "").get("weight_map")
+    if not isinstance(file_of, dict) or not file_of or not all(isinstance(file, str) for file in file_of.values()):
+        raise ValueError(f"{folder / index} has no weight_map of tensor names and files")
     shards: dict[str, set[str]] = {}
-    for name, file in places.items():
+    for name, file in file_of.items():
         shards.setdefault(file, set()).add(name)
     foreign = sorted(file for file in shards if Path(file).name != file)
     if foreign:
-        raise ValueError(f"{folder / index} names files of other folders: {some(foreign)}")
+        raise ValueError(f"{folder / index} names files in other folders: {shorten(foreign)}")
     if lost := sorted(file for file in shards if not (folder / file).is_file()):
-        raise ValueError(f"{folder} lacks {some(lost)}, which {index} names")
+        raise ValueError(f"{folder} lacks {shorten(lost)}, which {index} names")
     return shards
 
 
-def _read_json(path: Path, otherwise: str) -> dict[str, Any]:
+def _read_json(path: Path, missing: str) -> dict[str, Any]:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ValueError(otherwise) from None
+        raise ValueError(missing) from None
     except ValueError as error:
-        raise ValueError(f"{path} is no JSON: {error}") from None
+        raise ValueError(f"{path} is not JSON: {error}") from None
     if not isinstance(values, dict):
-        raise ValueError(f"{path} is no JSON object")
+        raise ValueError(f"{path} is not a JSON object")
     return values

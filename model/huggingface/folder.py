@@ -1,4 +1,4 @@
-"""A new folder that is there whole or not at all."""
+"""A new folder that is written completely or not at all."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from pathlib import Path
 
 @contextmanager
 def new_folder(path: str | Path) -> Iterator[Path]:
-    """A temporary folder beside `path`, which gets that name at the end, and is removed if there is an error.
+    """A temporary folder next to `path`. It is renamed to `path` at the end, or removed after an error.
 
     Raises:
-        ValueError: `path` is there and holds something.
+        ValueError: `path` exists and is not an empty folder.
     """
     path = Path(path).absolute()
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
@@ -25,7 +25,7 @@ def new_folder(path: str | Path) -> Iterator[Path]:
     temporary.mkdir()
     try:
         yield temporary
-        os.replace(temporary, path)  # an empty folder of that name may be there
+        os.replace(temporary, path)  # `path` may be an empty folder
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise

@@ -1,4 +1,4 @@
-"""A Hugging Face folder or hub name -> a module of ours."""
+"""Loading: a Hugging Face folder or hub name -> a LanguageModel or TaskModel."""
 
 from __future__ import annotations
 
@@ -9,26 +9,26 @@ import torch
 from torch import Tensor
 
 from ingot.model.config import ModelConfig
-from ingot.model.finetuning.task_model import TaskConfig, TaskModel
+from ingot.model.finetuning.task_model import Problem, TaskConfig, TaskModel
 from ingot.model.huggingface.families.registry import family_of, kind_of
 from ingot.model.huggingface.files import find_folder, open_weights, read_config
 from ingot.model.huggingface.mapping.family import LANGUAGE_KINDS
-from ingot.model.huggingface.mapping.key_map import Placed, arrange
-from ingot.model.huggingface.matching import match, shapes_of, spelled
+from ingot.model.huggingface.mapping.key_map import MappedTensor, map_tensors
+from ingot.model.huggingface.matching import canonical, match, shapes_of
 from ingot.model.initialization import InitialValues
 from ingot.model.transformer import LanguageModel
 
 CLASSIFIER = ("head.classifier.weight", "head.classifier.bias")
 
 
-class Source:
-    """A folder's model before it has memory: everything is checked, and each parameter can be read by itself.
+class ReleasedModel:
+    """The model of a folder before its memory is allocated: all is checked, and each parameter can be read separately.
 
     Attributes:
-        config, task: of the model; `task` is None for a language model.
-        new: parameters that the files lack and that have first values.
+        config, task: configuration of the model; `task` is None for a language model.
+        new: parameters that the files do not have and that get first values.
 
-    Args and errors as in `load`.
+    Arguments and errors are those of `load`.
     """
 
     def __init__(
@@ -38,54 +38,54 @@ class Source:
         *,
         new_head: bool = False,
         labels: int | list[str] | None = None,
-        problem: str | None = None,
+        problem: Problem | None = None,
         seed: int = 0,
         revision: str | None = None,
     ):
         if labels is not None and not new_head:
-            raise ValueError("labels are those of a new head; set new_head")
+            raise ValueError("labels belong to a new head; set new_head")
         self.folder = folder = find_folder(path_or_name, revision)
         values = read_config(folder)
         try:
             family = family_of(values)
-            named, kind = kind is not None, kind_of(family, values, kind)
+            kind_is_given, kind = kind is not None, kind_of(family, values, kind)
             config = family.read_model(values, kind)
             task = None if kind in LANGUAGE_KINDS else _with_labels(family.read_task(values, kind), labels, problem)
         except ValueError as error:
             raise ValueError(f"{folder / 'config.json'}: {error}") from error
 
-        self._weights = spelled(open_weights(folder), family, folder)
+        self._weights = canonical(open_weights(folder), family, folder)
         if task is not None and task.kind == "features" and task.layer != "none":
-            placed, _ = arrange(family.heads[kind].rows, shapes_of(_on_meta(config, task)))
-            if not any(each.name in self._weights for each in placed):
-                task = replace(task, layer="none")  # a body that was saved without its pooler
+            tensors, _ = map_tensors(family.heads[kind].rows, shapes_of(_on_meta(config, task)))
+            if not any(tensor.name in self._weights for tensor in tensors):
+                task = replace(task, layer="none")  # the body was saved without its pooler
         self.config, self.task = config, task
         model = self.model()
         self.shapes = shapes_of(model)
         new = {name for name in self.shapes if new_head and name in CLASSIFIER}
-        self.placed, self.new = match(model, family, kind, self._weights, folder, new, new_head, named)
+        self.tensors, self.new = match(model, family, kind, self._weights, folder, new, new_head, kind_is_given)
         self._values = InitialValues(model, seed)
-        self._place = {name: (each, number) for each in self.placed for number, name in enumerate(each.parts)}
+        self._tensor_of = {name: (tensor, index) for tensor in self.tensors for index, name in enumerate(tensor.parts)}
 
     def model(self) -> LanguageModel | TaskModel:
         """The model on the meta device."""
         return _on_meta(self.config, self.task)
 
-    def read(self, each: Placed) -> Tensor:
-        """One of their tensors, turned as ours are."""
-        value = self._weights.read(each.name)
-        return value.T if each.transposed else value
+    def read(self, tensor: MappedTensor) -> Tensor:
+        """A tensor of the files, with (out, in) matrices."""
+        value = self._weights.read(tensor.name)
+        return value.T if tensor.transposed else value
 
     def part(self, name: str, offset: tuple[int, ...], shape: tuple[int, ...]) -> Tensor:
-        """The box of `shape` at `offset` of a parameter, fp32 on the CPU."""
+        """The rectangle of `shape` at `offset` of a parameter, fp32 on the CPU."""
         if name in self.new:
             return self._values.part(name, offset, shape)
-        each, number = self._place[name]
-        begin = sum(self.shapes[other][0] for other in each.parts[:number])
-        box = [slice(o, o + n) for o, n in zip(offset, shape, strict=True)]
-        if box:
-            box[0] = slice(box[0].start + begin, box[0].stop + begin)
-        return self.read(each)[tuple(box)].float()
+        tensor, index = self._tensor_of[name]
+        begin = sum(self.shapes[other][0] for other in tensor.parts[:index])
+        rectangle = [slice(o, o + n) for o, n in zip(offset, shape, strict=True)]
+        if rectangle:
+            rectangle[0] = slice(rectangle[0].start + begin, rectangle[0].stop + begin)
+        return self.read(tensor)[tuple(rectangle)].float()
 
 
 def load(
@@ -101,34 +101,35 @@ def load(
 ) -> LanguageModel | TaskModel:
     """The model of a folder, in evaluation mode.
 
-    Everything is checked before the model has memory; then one tensor after the other is read into it.
+    All is checked before the memory of the model is allocated. Then the tensors are read into it one by one.
 
     Args:
         path_or_name: a folder with config.json and weights, or a name on the hub.
         kind: "language" or "pretraining" (with BERT's pair head) for a LanguageModel; "sequence", "token", "span" or
-            "features" for a TaskModel. None is what config.json says that the file holds.
-        dtype: of the model, whatever the file's.
-        new_head: makes a classifier, whether the file has one or not, and whatever else of the head the file lacks.
-        labels: of a new head: how many, or their names.
-        seed: of what is made.
-        revision: of a hub name.
+            "features" for a TaskModel. None: the kind that config.json names.
+        dtype: dtype of the model; that of the file may differ.
+        new_head: makes a new classifier, even if the file has one, and all other parameters of the head that the file
+            does not have.
+        labels: number or names of the labels of a new head.
+        seed: random seed of new parameters.
+        revision: revision of a hub name.
 
     Raises:
-        ValueError: no checkpoint, one of a kind that we cannot represent, or weights that do not fit.
+        ValueError: the folder is not a checkpoint, its model is not supported, or its weights do not fit.
     """
-    source = Source(path_or_name, kind, new_head=new_head, labels=labels, seed=seed, revision=revision)
-    model = source.model().to(dtype).to_empty(device=device)
+    released = ReleasedModel(path_or_name, kind, new_head=new_head, labels=labels, seed=seed, revision=revision)
+    model = released.model().to(dtype).to_empty(device=device)
     parameters = dict(model.named_parameters())
     with torch.no_grad():
-        for each in source.placed:
-            value, begin = source.read(each), 0
-            for name in each.parts:
+        for tensor in released.tensors:
+            value, begin = released.read(tensor), 0
+            for name in tensor.parts:
                 rows = parameters[name].shape[0]
                 parameters[name].copy_(value[begin : begin + rows])
                 begin += rows
-        for name in source.new:
-            shape = source.shapes[name]
-            parameters[name].copy_(source.part(name, (0,) * len(shape), shape))
+        for name in released.new:
+            shape = released.shapes[name]
+            parameters[name].copy_(released.part(name, (0,) * len(shape), shape))
     return model.eval()
 
 
@@ -137,8 +138,8 @@ def _on_meta(config: ModelConfig, task: TaskConfig | None) -> LanguageModel | Ta
         return LanguageModel(config) if task is None else TaskModel(config, task)
 
 
-def _with_labels(task: TaskConfig, labels: int | list[str] | None, problem: str | None) -> TaskConfig:
-    """A task of other labels; of what kind the file's problem was, no longer matters."""
+def _with_labels(task: TaskConfig, labels: int | list[str] | None, problem: Problem | None) -> TaskConfig:
+    """The task with new labels. The problem type of the file does not apply to them."""
     if labels is None:
         return task
     number = labels if isinstance(labels, int) else len(labels)

@@ -1,6 +1,6 @@
-"""LoRA, AdaLoRA and IA3 of a model of ours -> a folder that the peft library opens on the same released model.
+"""LoRA, AdaLoRA and IA3 of a model -> a folder that the peft library opens on the same released model.
 
-AdaLoRA is written as a LoRA of the ranks that are left, which computes the same.
+AdaLoRA is written as LoRA with the remaining ranks, which computes the same.
 """
 
 from __future__ import annotations
@@ -36,17 +36,17 @@ def write_adapter(
 ) -> None:
     """Writes adapter_config.json and adapter_model.safetensors.
 
-    Queries, keys and values that the family keeps as one matrix become one LoRA of the sum of their ranks.
+    If the family stores queries, keys and values as one matrix, they become one LoRA with the sum of their ranks.
 
     Args:
-        added: parameters of the additions, by our names: `...lora_A.default.weight`, `...ia3_l.default`, or what
-            `as_lora` makes of AdaLoRA.
-        head: parameters of the task's head, which are saved whole.
-        base: the model that it belongs to: a folder or a name on the hub.
-        alpha: of LoRA; None where its scale is in the matrices.
+        added: added parameters by name: `...lora_A.default.weight`, `...ia3_l.default`, or the result of `as_lora` for
+            AdaLoRA.
+        head: parameters of the head of the task, which are saved whole.
+        base: the base model: a folder or a name on the hub.
+        alpha: lora_alpha; None if the scale is in the matrices.
 
     Raises:
-        ValueError: no family can hold the model, or it keeps as one what IA3 scales apart.
+        ValueError: no family can express the model, or it stores matrices as one that IA3 scales separately.
     """
     kind = task.kind if task is not None else "language"
     chosen = choose_family(config, kind, task, family)
@@ -59,7 +59,10 @@ def write_adapter(
     for module in by_module:
         row, theirs = find_module(chosen.rows(kind), module)
         targets.setdefault(theirs, (row, theirs, []))[2].append(module)
-    tensors, ranks, alphas, inner = {}, {}, {}, []
+    tensors: dict[str, Tensor] = {}
+    ranks: dict[str, int] = {}
+    alphas: dict[str, float] = {}
+    feedforward: list[str] = []
     is_lora = any("lora_A" in parts for parts in by_module.values())
     for theirs, (row, _, modules) in targets.items():
         name = theirs.replace(BODY, prefix)
@@ -69,22 +72,23 @@ def write_adapter(
             ranks[name], alphas[name] = a.shape[0], a.shape[0] if alpha is None else alpha * count
         else:
             if len(row.parts) > 1:
-                raise ValueError(f"{chosen.model_type} keeps {', '.join(row.parts)} as one, and IA3 scales them apart")
+                parts = ", ".join(row.parts)
+                raise ValueError(f"{chosen.model_type} stores {parts} as one matrix, but IA3 scales them separately")
             tensors[f"{name}.ia3_l"] = by_module[modules[0]]["ia3_l"]
             if modules[0].endswith(("down", "output")):
-                inner.append(name)
-    kept = set()
+                feedforward.append(name)
+    head_modules: set[str] = set()
     for name, value in head.items():
         module, _, what = name.rpartition(".")
         _, theirs = find_module(chosen.rows(kind), module)
         theirs = theirs.replace(BODY, prefix)
         tensors[f"{theirs}.{what}"] = value.detach().float().cpu()
-        kept.add(theirs.rsplit(".", 1)[0] if theirs.endswith(".dense") else theirs)
+        head_modules.add(theirs.rsplit(".", 1)[0] if theirs.endswith(".dense") else theirs)
     settings: dict[str, Any] = {
         "base_model_name_or_path": base,
         "task_type": TASK_TYPES[task.kind if task is not None else None],
         "target_modules": sorted(name.replace(BODY, prefix) for name in targets),
-        "modules_to_save": sorted({name.rsplit(".", 1)[-1] for name in kept}) or None,
+        "modules_to_save": sorted({name.rsplit(".", 1)[-1] for name in head_modules}) or None,
         "inference_mode": True,
         "fan_in_fan_out": any(row.transposed for row, _, _ in targets.values()),
     }
@@ -92,39 +96,39 @@ def write_adapter(
         settings |= {"peft_type": "LORA", "r": min(ranks.values()), "lora_alpha": alpha or 1.0, "lora_dropout": 0.0}
         settings |= {"rank_pattern": ranks, "alpha_pattern": alphas, "bias": "none"}
     else:
-        settings |= {"peft_type": "IA3", "feedforward_modules": sorted(inner)}
+        settings |= {"peft_type": "IA3", "feedforward_modules": sorted(feedforward)}
     (folder / "adapter_config.json").write_text(json.dumps(settings, indent=2) + "\n")
     named = {f"base_model.model.{name}": value.contiguous() for name, value in tensors.items()}
     save_file(named, str(folder / "adapter_model.safetensors"), {"format": "pt"})
 
 
 def as_lora(added: Mapping[str, Tensor], scale: float) -> dict[str, Tensor]:
-    """AdaLoRA's additions (`...lora_A.default`, `...lora_E.default`, `...lora_B.default`) with singular values and
-    scale in A, and without the ranks that were given up; layers of which none is left are not there."""
+    """The parameters of AdaLoRA (`...lora_A.default`, `...lora_E.default`, `...lora_B.default`) as LoRA: singular
+    values and scale are multiplied into A, and removed ranks are left out, as are layers without any rank."""
     result = {}
     for name, singular_R1 in added.items():
         if name.endswith(".lora_E.default"):
-            module, kept = name.removesuffix(".lora_E.default"), singular_R1[:, 0] != 0
-            if kept.any():
-                result[f"{module}.lora_A"] = (added[f"{module}.lora_A.default"] * singular_R1 * scale)[kept]
-                result[f"{module}.lora_B"] = added[f"{module}.lora_B.default"][:, kept]
+            module, remains = name.removesuffix(".lora_E.default"), singular_R1[:, 0] != 0
+            if remains.any():
+                result[f"{module}.lora_A"] = (added[f"{module}.lora_A.default"] * singular_R1 * scale)[remains]
+                result[f"{module}.lora_B"] = added[f"{module}.lora_B.default"][:, remains]
     return result
 
 
 def find_module(rows: tuple[Row, ...], module: str) -> tuple[Row, str]:
-    """The row of a module of ours, and the name of theirs."""
+    """The row of the key map for a module, and the name of the module in the checkpoint."""
     for row in rows:
         for part in row.parts:
             match = re.fullmatch(re.escape(part).replace(r"\*", r"(\d+)"), module)
             if match:
                 return row, row.theirs.replace("*", match[1]) if match.groups() else row.theirs
-    raise ValueError(f"{module} has no counterpart in this family")
+    raise ValueError(f"{module} has no counterpart in this model family")
 
 
 def _joined(
     row: Row, modules: list[str], by_module: Mapping[str, Mapping[str, Tensor]], config: ModelConfig
 ) -> tuple[Tensor, Tensor, int]:
-    """A (rank, in) and B (out, rank) of their matrix, and of how many of ours they are made."""
+    """A (rank, in) and B (out, rank) for the matrix of the checkpoint, and the number of modules that they combine."""
     if len(row.parts) == 1:
         parts = by_module[modules[0]]
         return parts["lora_A"], parts["lora_B"], 1

@@ -1,7 +1,7 @@
-"""Learned tokens of a model of ours -> a folder that the peft library opens on the same released model.
+"""Soft prompts of a model -> a folder that the peft library opens on the same released model.
 
-peft keeps what their encoders give, and no encoder. It puts the tokens first, so this is for models that read from left
-to right.
+peft stores the outputs of the prompt encoders, not the encoders. It puts the virtual tokens first, so this works only
+for causal models.
 """
 
 from __future__ import annotations
@@ -39,22 +39,25 @@ def write_prompts(
 
     Args:
         kind: prompt_tuning, p_tuning or prefix_tuning.
-        head: parameters of the task's head, which are saved whole.
-        base: the model that they belong to: a folder or a name on the hub.
+        head: parameters of the head of the task, which are saved whole.
+        base: the base model: a folder or a name on the hub.
 
     Raises:
-        ValueError: no family can hold the model, it does not read from left to right, or it is a classifier with a
-            prefix.
+        ValueError: no family can express the model, it is not causal, or it is a classifier with prefix tuning.
     """
     config, task = model.config, getattr(model, "task", None)
     if not config.causal:
-        raise ValueError("peft puts learned tokens first, where this model has the token that stands for the whole")
+        raise ValueError(
+            "peft puts virtual tokens first, but the first token of this model must be the one that is pooled"
+        )
     if kind == "prefix_tuning" and task is not None:
-        raise ValueError("peft's prefix tuning is of language models alone: classifiers take no keys and values")
+        raise ValueError(
+            "peft supports prefix tuning only for language models: its classifiers accept no keys and values"
+        )
     head_kind = task.kind if task is not None else "language"
     chosen = choose_family(config, head_kind, task, family)
-    learned = _keys_and_values(model) if kind == "prefix_tuning" else _embeddings(model)
-    tensors = {"prompt_embeddings": learned}
+    prompt = _keys_and_values(model) if kind == "prefix_tuning" else _embeddings(model)
+    tensors = {"prompt_embeddings": prompt}
     for name, value in head.items():
         module, _, what = name.rpartition(".")
         theirs = find_module(chosen.rows(head_kind), module)[1].replace(BODY, chosen.prefix_of(head_kind))
@@ -64,7 +67,7 @@ def write_prompts(
         "base_model_name_or_path": base,
         "task_type": TASK_TYPES[task.kind if task is not None else None],
         "inference_mode": True,
-        "num_virtual_tokens": len(learned),
+        "num_virtual_tokens": len(prompt),
         "num_transformer_submodules": 1,
         "num_layers": config.num_hidden_layers,
     }
@@ -81,18 +84,24 @@ def write_prompts(
 
 @torch.no_grad()
 def _embeddings(model: LanguageModel | TaskModel) -> Tensor:
-    """(learned tokens, width)."""
-    table: PromptedEmbedding = model.embedding.token
-    return table.prompt_encoder(torch.arange(table.num_prompts))
+    """The embeddings of virtual tokens, (virtual tokens, hidden size)."""
+    embedding = _prompted(model)
+    return embedding.prompt_encoder(torch.arange(embedding.num_virtual_tokens))
 
 
 @torch.no_grad()
 def _keys_and_values(model: LanguageModel | TaskModel) -> Tensor:
-    """What later tokens see of the learned ones, (learned tokens, layers x (keys, values)); keys are rotated."""
-    number = model.embedding.token.num_prompts
+    """The keys and values of virtual tokens, (virtual tokens, layers x (keys, values)). Keys are rotated."""
+    number = _prompted(model).num_virtual_tokens
     cache = KeyValueCache(model.config.num_hidden_layers, number)
     model.hidden_states(-1 - torch.arange(number)[None], cache=cache)
-    parts = []
+    parts: list[Tensor] = []
     for layer in cache.layers:
         parts += [seen_BSKE[0].flatten(1) for seen_BSKE in layer.seen()]
     return torch.cat(parts, dim=1)
+
+
+def _prompted(model: LanguageModel | TaskModel) -> PromptedEmbedding:
+    embedding = model.embedding.token
+    assert isinstance(embedding, PromptedEmbedding), "the model has no soft prompts"
+    return embedding

@@ -1,4 +1,4 @@
-"""A module of ours, or its tensors one by one -> a folder that transformers opens."""
+"""Saving: a model, or its tensors one by one -> a folder that transformers opens."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ingot.model.finetuning.task_model import TaskConfig, TaskModel
 from ingot.model.huggingface.families.registry import choose_family
 from ingot.model.huggingface.folder import new_folder
 from ingot.model.huggingface.mapping.family import kind_of_task
-from ingot.model.huggingface.mapping.key_map import BODY, Shape, arrange
+from ingot.model.huggingface.mapping.key_map import BODY, Shape, map_tensors
 from ingot.model.transformer import LanguageModel
 
 SHARD_BYTES = 5_000_000_000
@@ -34,17 +34,17 @@ def save(
     max_shard_bytes: int = SHARD_BYTES,
     token_ids: TokenIds | None = None,
 ) -> None:
-    """Writes config.json, generation_config.json where the model can generate, and safetensors.
+    """Writes config.json, safetensors and, if the model can generate, generation_config.json.
 
     Args:
-        folder: must not exist, or be empty.
-        dtype: of the file. None is that of the module's embedding.
-        family: a model_type; None takes the first one that can express the model.
-        max_shard_bytes: largest file, but for a single tensor that is larger.
-        token_ids: ids of "bos", "eos", "pad", "cls", "sep", "mask" where there are such tokens.
+        folder: must not exist, or must be empty.
+        dtype: dtype of the file. None: that of the embedding.
+        family: a model_type. None takes the first one that can express the model.
+        max_shard_bytes: largest size of a file; a single tensor may be larger.
+        token_ids: ids of the tokens "bos", "eos", "pad", "cls", "sep", "mask" that exist.
 
     Raises:
-        ValueError: no family, or not the named one, can express the model, or the folder holds something.
+        ValueError: no family, or not the named one, can express the model, or the folder is not empty.
     """
     parameters = dict(module.named_parameters())
     task = module.task if isinstance(module, TaskModel) else None
@@ -64,8 +64,8 @@ def write(
     max_shard_bytes: int = SHARD_BYTES,
     token_ids: TokenIds | None = None,
 ) -> None:
-    """`save` into a folder that is there, of a model that need not be: `read` gives its tensors by name, and each one
-    is forgotten before the next is asked for.
+    """As `save`, into an existing folder, of a model that need not be in memory: `read` returns a tensor by name, and
+    each tensor is released before the next one is read.
 
     Raises:
         ValueError: as `save`.
@@ -80,7 +80,7 @@ def write(
     with torch.device("meta"):
         model: nn.Module = LanguageModel(config) if task is None else TaskModel(config, task)
     shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
-    placed, unknown = arrange(chosen.rows(kind), shapes)
+    tensors, unknown = map_tensors(chosen.rows(kind), shapes)
     assert not unknown, f"{chosen.model_type} has no rows for {unknown}"
 
     values = chosen.write_model(config) | (chosen.write_task(task) if task is not None else {})
@@ -92,32 +92,35 @@ def write(
         ids = {key: values[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id") if values[key] is not None}
         _write_json(folder / "generation_config.json", ids)
 
-    prefix, tensors = chosen.prefix_of(kind), {}
-    for each in placed:
-        names = [each.name.replace(BODY, prefix)]
-        if each.twin is not None and not config.tie_word_embeddings:
-            names.append(each.twin)
+    prefix = chosen.prefix_of(kind)
+    readers: dict[str, tuple[Shape, Callable[[], Tensor]]] = {}
+    for tensor in tensors:
+        names = [tensor.name.replace(BODY, prefix)]
+        if tensor.twin is not None and not config.tie_word_embeddings:
+            names.append(tensor.twin)
         for name in names:
-            tensors[name] = (each.shape, _reader(each.parts, each.transposed, read, dtype))
-    _write_shards(folder, tensors, dtype, max_shard_bytes)
+            readers[name] = (tensor.shape, _reader(tensor.parts, tensor.transposed, read, dtype))
+    _write_shards(folder, readers, dtype, max_shard_bytes)
 
 
 def _token_settings(values: Mapping[str, Any], token_ids: TokenIds) -> dict[str, Any]:
-    """All ids are written, null too: their defaults are those of the released vocabularies."""
+    """All ids are written, also null: the defaults of transformers are those of the released vocabularies."""
     ids = {f"{name}_token_id": token_ids.get(name) for name in ("bos", "eos", "pad")}
     ids |= {f"{name}_token_id": token_ids[name] for name in ("cls", "sep") if token_ids.get(name) is not None}
     fixed = values.get("pad_token_id")
-    if fixed is not None:  # RoBERTa's, whose positions follow from it
+    if fixed is not None:  # RoBERTa: the positions depend on it
         if token_ids.get("pad") not in (None, fixed):
             raise ValueError(
-                f"the padding token is {token_ids['pad']}, and this family's positions begin behind its id: with "
+                f"the padding token is {token_ids['pad']}, but the positions of this family start after its id: with "
                 f"position_offset {fixed + 1} it must be {fixed}"
             )
         ids["pad_token_id"] = fixed
     return ids
 
 
-def _reader(parts: list[str], transposed: bool, read: Callable[[str], Tensor], dtype: torch.dtype):
+def _reader(
+    parts: list[str], transposed: bool, read: Callable[[str], Tensor], dtype: torch.dtype
+) -> Callable[[], Tensor]:
     def tensor() -> Tensor:
         values = [read(name) for name in parts]
         whole = values[0] if len(values) == 1 else torch.cat(values)
@@ -127,14 +130,14 @@ def _reader(parts: list[str], transposed: bool, read: Callable[[str], Tensor], d
 
 
 def _write_shards(
-    folder: Path, tensors: Mapping[str, tuple[Shape, Callable[[], Tensor]]], dtype: torch.dtype, most: int
+    folder: Path, tensors: Mapping[str, tuple[Shape, Callable[[], Tensor]]], dtype: torch.dtype, max_bytes: int
 ) -> None:
-    """model.safetensors, or shards of at most so many bytes and their index."""
+    """Writes model.safetensors, or shards of at most `max_bytes` and their index."""
     size_of = lambda shape: math.prod(shape) * dtype.itemsize  # noqa: E731
     shards: list[list[str]] = [[]]
     filled = total = 0
     for name, (shape, _) in tensors.items():
-        if shards[-1] and filled + size_of(shape) > most:
+        if shards[-1] and filled + size_of(shape) > max_bytes:
             shards.append([])
             filled = 0
         shards[-1].append(name)
@@ -146,16 +149,16 @@ def _write_shards(
     for file, names in zip(files, shards, strict=True):
         _write_safetensors(folder / file, {name: tensors[name] for name in names}, dtype)
     if len(shards) > 1:
-        places = {name: file for file, names in zip(files, shards, strict=True) for name in names}
-        index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(places.items()))}
+        weight_map = {name: file for file, names in zip(files, shards, strict=True) for name in names}
+        index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
         _write_json(folder / "model.safetensors.index.json", index)
 
 
 def _write_safetensors(
     path: Path, tensors: Mapping[str, tuple[Shape, Callable[[], Tensor]]], dtype: torch.dtype
 ) -> None:
-    """The safetensors format (8 bytes of length, a JSON header, the data), one tensor in memory at a time; the
-    library's own writer takes them all at once."""
+    """Writes the safetensors format (8 bytes of length, a JSON header, the data) with one tensor in memory at a time.
+    The writer of the library needs all tensors at once."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     begin = 0
     for name, (shape, _) in tensors.items():
@@ -174,7 +177,7 @@ def _write_safetensors(
 
 
 def _write_tensor(file: BinaryIO, tensor: Tensor) -> None:
-    file.write(memoryview(tensor.flatten().view(torch.uint8).numpy()))
+    file.write(tensor.flatten().view(torch.uint8).numpy().data)
 
 
 def _write_json(path: Path, values: Mapping[str, Any]) -> None:

@@ -1,6 +1,8 @@
 """Tiny random models of the transformers library, the configurations that ours must have for them, and comparisons."""
 
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -8,6 +10,7 @@ from torch import Tensor, nn
 
 from ingot.model.config import ModelConfig
 from ingot.model.finetuning.task_model import TaskModel
+from ingot.model.huggingface.families.registry import FAMILIES
 from ingot.model.huggingface.load import load
 from ingot.model.initialization import initialize
 from ingot.model.transformer import LanguageModel
@@ -17,12 +20,19 @@ transformers.utils.logging.disable_progress_bar()
 
 LENGTH, VOCABULARY, WINDOW = 72, 91, 9
 TOLERANCE = 1e-5
-PAD = {"gpt2": 0, "llama": 0, "qwen2": 0, "qwen3": 0, "bert": 0, "roberta": 1, "modernbert": 0}
-NAMES = {"gpt2": "GPT2", "llama": "Llama", "qwen2": "Qwen2", "qwen3": "Qwen3"}
-NAMES |= {"bert": "Bert", "roberta": "Roberta", "modernbert": "ModernBert"}
-LANGUAGE = {"gpt2": "GPT2LMHeadModel", **{name: f"{NAMES[name]}ForCausalLM" for name in ("llama", "qwen2", "qwen3")}}
-LANGUAGE |= {name: f"{NAMES[name]}ForMaskedLM" for name in ("bert", "roberta", "modernbert")}
-CAUSAL = ("gpt2", "llama", "qwen2", "qwen3")
+
+
+@dataclass(frozen=True)
+class Example:
+    """A tiny model of a family: its settings in transformers, and its ModelConfig.
+
+    The ModelConfig is written by hand, so that the reading of settings is tested too.
+    """
+
+    settings: dict[str, Any]
+    config: ModelConfig
+    pad: int = 0
+
 
 _SHAPE = {
     "vocab_size": VOCABULARY,
@@ -32,82 +42,50 @@ _SHAPE = {
     "num_attention_heads": 4,
     "max_position_embeddings": LENGTH,
 }
+_GPT2_SHAPE = {"vocab_size": VOCABULARY, "n_positions": LENGTH, "n_embd": 32, "n_layer": 4, "n_head": 4}
 _IDS = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": 0}
-_GROUPED = {
-    **_SHAPE,
-    **_IDS,
-    "num_key_value_heads": 2,
-    "rope_parameters": {"rope_type": "default", "rope_theta": 500.0},
-}
+_NO_IDS = {**_IDS, "cls_token_id": None, "sep_token_id": None}
+_ROPE = {"rope_parameters": {"rope_type": "default", "rope_theta": 500.0}}
+_GROUPED = {**_SHAPE, **_IDS, **_ROPE, "num_key_value_heads": 2}
 _SLIDING = {"use_sliding_window": True, "sliding_window": WINDOW + 1, "max_window_layers": 2}
 _BASES = {"full_attention": 700.0, "sliding_attention": 200.0}
-SETTINGS = {
-    "gpt2": {"vocab_size": VOCABULARY, "n_positions": LENGTH, "n_embd": 32, "n_layer": 4, "n_head": 4, **_IDS},
-    "llama": {**_GROUPED, "head_dim": 16, "rms_norm_eps": 1e-5},
-    "qwen2": {**_GROUPED, **_SLIDING},
-    "qwen3": {**_GROUPED, **_SLIDING, "head_dim": 16},
-    "bert": _SHAPE,
-    "roberta": {**_SHAPE, "max_position_embeddings": LENGTH + 2, "layer_norm_eps": 1e-5, "type_vocab_size": 1},
-    "modernbert": {
-        **_SHAPE,
-        **_IDS,
-        "cls_token_id": None,
-        "sep_token_id": None,
-        "local_attention": 2 * WINDOW,
-        "rope_parameters": {kind: {"rope_type": "default", "rope_theta": base} for kind, base in _BASES.items()},
-    },
-}
+_LOCAL = {"rope_parameters": {kind: {"rope_type": "default", "rope_theta": base} for kind, base in _BASES.items()}}
+_LOCAL |= {"local_attention": 2 * WINDOW}
 
-_OURS = {
-    "vocab_size": VOCABULARY,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 4,
-    "hidden_size": 32,
-    "max_position_embeddings": LENGTH,
-}
-_ROTARY = {"positions": "rotary", "rope_theta": 500.0, "norm": "rmsnorm", "norm_eps": 1e-6, "activation": "silu"}
-_ROTARY |= {
-    "gated_mlp": True,
-    "bias": False,
-    "tie_word_embeddings": False,
-    "num_key_value_heads": 2,
-    "intermediate_size": 80,
-}
-_SLID = {"layer_pattern": "GGLL", "sliding_window": WINDOW + 1}
-_BERT = {"causal": False, "norm_placement": "post", "norm_eps": 1e-12, "activation": "gelu", "intermediate_size": 80}
+_BERT = {**_SHAPE, "causal": False, "norm_placement": "post", "norm_eps": 1e-12, "activation": "gelu"}
 _BERT |= {"type_vocab_size": 2, "embedding_norm": True, "head_transform": True, "head_bias": True}
-OURS = {
-    "gpt2": ModelConfig(**_OURS),
-    "llama": ModelConfig(**_OURS, **{**_ROTARY, "norm_eps": 1e-5}, head_dim=16),
-    "qwen2": ModelConfig(**_OURS, **_ROTARY, **_SLID, qkv_bias=True),
-    "qwen3": ModelConfig(**_OURS, **_ROTARY, **_SLID, head_dim=16, qk_norm=True),
-    "bert": ModelConfig(**_OURS, **_BERT),
-    "roberta": ModelConfig(**_OURS, **{**_BERT, "norm_eps": 1e-5, "type_vocab_size": 1}, position_offset=2),
-    "modernbert": ModelConfig(
-        **_OURS,
-        causal=False,
-        positions="rotary",
-        rope_theta=700.0,
-        local_rope_theta=200.0,
-        layer_pattern="GLL",
-        sliding_window=WINDOW,
-        norm_eps=1e-5,
-        activation="gelu",
-        gated_mlp=True,
-        intermediate_size=80,
-        bias=False,
-        first_norm=False,
-        embedding_norm=True,
-        head_transform=True,
-        head_bias=True,
+_ROBERTA = {**_BERT, "norm_eps": 1e-5, "type_vocab_size": 1, "position_offset": 2}
+_MODERNBERT = {**_BERT, "norm_placement": "pre", "norm_eps": 1e-5, "type_vocab_size": 0, "positions": "rotary"}
+_MODERNBERT |= {"rope_theta": 700.0, "local_rope_theta": 200.0, "layer_pattern": "GLL", "sliding_window": WINDOW}
+_MODERNBERT |= {"gated_mlp": True, "bias": False, "first_norm": False}
+_LLAMA = {**_SHAPE, "num_key_value_heads": 2, "positions": "rotary", "rope_theta": 500.0, "norm": "rmsnorm"}
+_LLAMA |= {"norm_eps": 1e-6, "activation": "silu", "gated_mlp": True, "bias": False, "tie_word_embeddings": False}
+_QWEN = {**_LLAMA, "layer_pattern": "GGLL", "sliding_window": WINDOW + 1}
+
+_ROBERTA_SETTINGS = {"max_position_embeddings": LENGTH + 2, "layer_norm_eps": 1e-5, "type_vocab_size": 1}
+EXAMPLES = {
+    "gpt2": Example({**_GPT2_SHAPE, **_IDS}, ModelConfig(**{**_SHAPE, "intermediate_size": None})),
+    "llama": Example(
+        {**_GROUPED, "head_dim": 16, "rms_norm_eps": 1e-5}, ModelConfig(**{**_LLAMA, "norm_eps": 1e-5, "head_dim": 16})
     ),
+    "qwen2": Example({**_GROUPED, **_SLIDING}, ModelConfig(**_QWEN, qkv_bias=True)),
+    "qwen3": Example({**_GROUPED, **_SLIDING, "head_dim": 16}, ModelConfig(**_QWEN, head_dim=16, qk_norm=True)),
+    "bert": Example(_SHAPE, ModelConfig(**_BERT)),
+    "roberta": Example({**_SHAPE, **_ROBERTA_SETTINGS}, ModelConfig(**_ROBERTA), pad=1),
+    "modernbert": Example({**_SHAPE, **_NO_IDS, **_LOCAL}, ModelConfig(**_MODERNBERT)),
 }
-"""Written by hand, so that the reading of settings is tested too."""
+"""One for each family: a new family needs one line here to go through all tests of `tests/model/huggingface`."""
+
+OURS = {family: example.config for family, example in EXAMPLES.items()}
+CAUSAL = tuple(family for family, config in OURS.items() if config.causal)
+LANGUAGE = {family: FAMILIES[family].heads["language"].architecture for family in EXAMPLES}
+NAMES = {family: FAMILIES[family].heads["features"].architecture.removesuffix("Model") for family in EXAMPLES}
+"""The first parts of the names of classes in transformers."""
 
 
 def theirs(family: str, architecture: str | None = None, **changes) -> nn.Module:
     """A random model of theirs."""
-    config = getattr(transformers, f"{NAMES[family]}Config")(**{**SETTINGS[family], **changes})
+    config = getattr(transformers, f"{NAMES[family]}Config")(**{**EXAMPLES[family].settings, **changes})
     return randomised(getattr(transformers, architecture or LANGUAGE[family])(config))
 
 
@@ -152,7 +130,7 @@ def ids_of(batch: int, length: int, seed: int = 1) -> Tensor:
 
 def types_of(family: str, ids_BT: Tensor) -> Tensor | None:
     """Random token types for a model that has some."""
-    if family != "bert":
+    if OURS[family].type_vocab_size < 2:
         return None
     return torch.randint(0, 2, ids_BT.shape, generator=torch.Generator().manual_seed(2))
 
@@ -200,7 +178,7 @@ def agree(mine: nn.Module, other: nn.Module, family: str, case: str) -> float:
         return difference(got, torch.cat(each))
     mask_BT = torch.ones_like(ids_BT, dtype=torch.bool)
     mask_BT[1, slice(0, 23) if case == "left" else slice(LENGTH - 23, None)] = False
-    ids_BT = ids_BT.masked_fill(~mask_BT, PAD[family])
+    ids_BT = ids_BT.masked_fill(~mask_BT, EXAMPLES[family].pad)
     options = {"attention_mask": mask_BT.long()}
     if case == "left":
         options["position_ids"] = (mask_BT.cumsum(-1) - 1).clamp(min=0)
@@ -209,4 +187,4 @@ def agree(mine: nn.Module, other: nn.Module, family: str, case: str) -> float:
 
 
 CASES = ("plain", "right", "left", "packed")
-FAMILY_CASES = [(family, case) for family in SETTINGS for case in CASES if case != "left" or family in CAUSAL]
+FAMILY_CASES = [(family, case) for family in EXAMPLES for case in CASES if case != "left" or family in CAUSAL]

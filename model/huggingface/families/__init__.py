@@ -1,0 +1,1 @@
+"""Model families: one file for each, and the registry."""

@@ -63,7 +63,7 @@ def read(settings: Settings) -> dict[str, Any]:
     return {}
 
 
-BERT = Family(
+FAMILY = Family(
     model_type="bert",
     prefix="bert.",
     body=BODY,

@@ -1,4 +1,4 @@
-"""GPT-2 (Radford et al. 2019): matrices are (in, out), and query, key and value are one."""
+"""GPT-2 (Radford et al. 2019): matrices are (in, out), and query, key and value are one matrix."""
 
 from ingot.model.huggingface.mapping.family import Family, Head
 from ingot.model.huggingface.mapping.key_map import Row
@@ -29,13 +29,13 @@ KEYS = (
     Key("activation_function", "activation", "gelu_new", {"gelu_new": "gelu_tanh", **ACTIVATIONS}),
     Key("layer_norm_epsilon", "norm_eps", 1e-5),
     Key("embd_pdrop", "dropout", 0.1),
-    Key("resid_pdrop", "dropout", 0.1),  # the later one counts where they differ
+    Key("resid_pdrop", "dropout", 0.1),  # if they differ, the later key is used
     Key("attn_pdrop", "attention_dropout", 0.1),
     Key("initializer_range", "initializer_range", 0.02),
     Key("tie_word_embeddings", "tie_word_embeddings", True),
 )
 
-GPT2 = Family(
+FAMILY = Family(
     model_type="gpt2",
     prefix="transformer.",
     body=BODY,

@@ -1,4 +1,5 @@
-"""Llama (arXiv 2302.13971 and after): RMSNorm, rotary positions, SwiGLU, grouped queries. Qwen has the same tensors."""
+"""Llama (arXiv 2302.13971 and after): RMSNorm, rotary positions, SwiGLU, grouped-query attention. Qwen has the same
+tensors."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -48,7 +49,7 @@ BUFFERS = r"@layers\.\d+\.self_attn\.rotary_emb\.inv_freq"
 
 
 def heads_of(name: str) -> Mapping[str, Head]:
-    """The kinds of models; their question answering keeps the body under an older name."""
+    """The kinds of models. The body of the question answering model has an older name."""
     score = (Row("head.classifier", "score"),)
     return {
         "language": Head(f"{name}ForCausalLM", (Row("head", "lm_head"),)),
@@ -78,9 +79,9 @@ def _read(settings: Settings) -> dict[str, Any]:
 
 
 def _write(config: ModelConfig) -> dict[str, Any]:
-    if config.hidden_size % config.num_attention_heads:  # LlamaConfig refuses it, with a head_dim too
+    if config.hidden_size % config.num_attention_heads:  # LlamaConfig refuses it, even with a head_dim
         raise ValueError(
-            f"width {config.hidden_size} is no multiple of num_attention_heads {config.num_attention_heads}"
+            f"hidden_size {config.hidden_size} is not a multiple of num_attention_heads {config.num_attention_heads}"
         )
     return {
         "head_dim": config.head_size,
@@ -92,7 +93,7 @@ def _write(config: ModelConfig) -> dict[str, Any]:
     }
 
 
-LLAMA = Family(
+FAMILY = Family(
     model_type="llama",
     prefix="model.",
     body=BODY,

@@ -1,4 +1,5 @@
-"""ModernBERT (arXiv 2412.13663): global and local layers with bases of their own, GeGLU, no norm before the first."""
+"""ModernBERT (arXiv 2412.13663): global and local layers with different rope_theta, GeGLU, no norm before the first
+attention."""
 
 from typing import Any
 
@@ -6,7 +7,7 @@ from ingot.model.config import ModelConfig
 from ingot.model.huggingface.mapping.family import Family, Head
 from ingot.model.huggingface.mapping.key_map import Row
 from ingot.model.huggingface.mapping.layer_types import read_pattern, written_types
-from ingot.model.huggingface.mapping.rope import read_rope_of_kinds, written_scaling
+from ingot.model.huggingface.mapping.rope import read_rope_by_layer_type, written_scaling
 from ingot.model.huggingface.mapping.settings import ACTIVATIONS, Key, Settings
 
 BODY = (
@@ -48,15 +49,17 @@ BASES = {"full_attention": ("global_rope_theta", 160_000.0), "sliding_attention"
 
 def _read(settings: Settings) -> dict[str, Any]:
     if settings.get("classifier_activation", "gelu") != settings.get("hidden_activation", "gelu"):
-        settings.refuse("classifier_activation", settings.get("classifier_activation", "gelu"), "hidden_activation's")
+        settings.refuse(
+            "classifier_activation", settings.get("classifier_activation", "gelu"), "the same as hidden_activation"
+        )
     every = settings.number("global_attn_every_n_layers", 3)
     layers = settings.number("num_hidden_layers")
     types = ["sliding_attention" if every < 1 or layer % every else "full_attention" for layer in range(layers)]
     pattern = read_pattern(settings, types)
-    kinds = read_rope_of_kinds(settings, BASES)
+    kinds = read_rope_by_layer_type(settings, BASES)
     (base, scaling), (local_base, local_scaling) = kinds["full_attention"], kinds["sliding_attention"]
     if scaling != local_scaling and "L" in pattern:
-        settings.refuse("rope_parameters", settings.get("rope_parameters"), "one scaling for both kinds of layers")
+        settings.refuse("rope_parameters", settings.get("rope_parameters"), "one scaling for both types of layers")
     return {
         "layer_pattern": pattern,
         "sliding_window": settings.number("local_attention", 128) // 2 if "L" in pattern else None,
@@ -83,14 +86,14 @@ def _write(config: ModelConfig) -> dict[str, Any]:
     }
     if config.sliding_window is not None:
         values["local_attention"] = 2 * config.sliding_window
-    for every in range(1, config.num_hidden_layers + 1):  # how transformers 4 says it
+    for every in range(1, config.num_hidden_layers + 1):  # the setting of transformers 4
         if types == [list(BASES)[bool(layer % every)] for layer in range(config.num_hidden_layers)]:
             values["global_attn_every_n_layers"] = every
             break
     return values
 
 
-MODERNBERT = Family(
+FAMILY = Family(
     model_type="modernbert",
     prefix="model.",
     body=BODY,

@@ -1,4 +1,4 @@
-"""Qwen2 and 2.5 (arXiv 2407.10671): Llama with biases of query, key and value, and sliding windows."""
+"""Qwen2 and Qwen2.5 (arXiv 2407.10671): Llama with biases of query, key and value, and sliding windows."""
 
 from typing import Any
 
@@ -15,12 +15,12 @@ def _read(settings: Settings) -> dict[str, Any]:
 
 
 def _write(config: ModelConfig) -> dict[str, Any]:
-    # The class has no such setting, but takes it where it is given.
+    # Qwen2Config does not define head_dim, but transformers uses it if it is there.
     head = {} if config.head_size * config.num_attention_heads == config.hidden_size else {"head_dim": config.head_size}
     return {**head, "use_cache": True, **written_sliding(config), **write_rope(config)}
 
 
-QWEN2 = Family(
+FAMILY = Family(
     model_type="qwen2",
     prefix="model.",
     body=llama.BODY,

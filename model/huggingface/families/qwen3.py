@@ -1,4 +1,4 @@
-"""Qwen3 (arXiv 2505.09388): Llama with normalised queries and keys, a head size of its own, and sliding windows."""
+"""Qwen3 (arXiv 2505.09388): Llama with normalised queries and keys, an explicit head_dim, and sliding windows."""
 
 from typing import Any
 
@@ -28,7 +28,7 @@ def _write(config: ModelConfig) -> dict[str, Any]:
     return {**own, **written_sliding(config), **write_rope(config)}
 
 
-QWEN3 = Family(
+FAMILY = Family(
     model_type="qwen3",
     prefix="model.",
     body=BODY,

@@ -1,4 +1,4 @@
-"""RoBERTa (arXiv 1907.11692): BERT whose positions begin behind the padding token's id, with heads of its own."""
+"""RoBERTa (arXiv 1907.11692): BERT whose positions start after the id of the padding token, with other heads."""
 
 from typing import Any
 
@@ -17,13 +17,13 @@ LANGUAGE = (
 
 
 def _read(settings: Settings) -> dict[str, Any]:
-    """The first position is numbered pad_token_id + 1, and their table counts the rows before it."""
+    """The index of the first position is pad_token_id + 1; max_position_embeddings includes the rows before it."""
     offset = settings.number("pad_token_id", 1) + 1
     if offset < 1:
-        settings.refuse("pad_token_id", offset - 1, "at least 0: it numbers the first position")
+        settings.refuse("pad_token_id", offset - 1, "at least 0: the first position is pad_token_id + 1")
     positions = settings.number("max_position_embeddings") - offset
     if positions < 1:
-        settings.problems.append(f"max_position_embeddings leaves no position behind pad_token_id {offset - 1}")
+        settings.problems.append(f"max_position_embeddings leaves no position after pad_token_id {offset - 1}")
     return {**bert.read(settings), "position_offset": offset, "max_position_embeddings": positions}
 
 
@@ -34,7 +34,7 @@ def _write(config: ModelConfig) -> dict[str, Any]:
     }
 
 
-ROBERTA = Family(
+FAMILY = Family(
     model_type="roberta",
     prefix="roberta.",
     body=bert.BODY,
@@ -49,7 +49,7 @@ ROBERTA = Family(
         "span": Head("RobertaForQuestionAnswering", (Row("head.classifier", "qa_outputs"),), {"layer": "none"}),
         "features": Head("RobertaModel", (bert.POOLER,), {"layer": "tanh"}),
     },
-    # The head's activation is gelu whatever hidden_act says, so another one would be two.
+    # The activation of the head is always gelu. ModelConfig has one activation, so hidden_act must be gelu too.
     keys=(*bert.KEYS, Key("hidden_act", "activation", "gelu", {"gelu": "gelu"})),
     implied=bert.IMPLIED,
     fixed=bert.FIXED,

@@ -1,4 +1,4 @@
-"""What a family of released models is: key maps and settings, both ways."""
+"""A family of released models: the key map of its tensors and the mapping of its settings, in both directions."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from ingot.model.config import ModelConfig
+from ingot.model.config import BIAS_GROUPS, ModelConfig
 from ingot.model.finetuning.task_model import TaskConfig
 from ingot.model.huggingface.mapping.key_map import Row
-from ingot.model.huggingface.mapping.rope import OF_A_KIND
+from ingot.model.huggingface.mapping.rope import FIELDS_OF_TYPE
 from ingot.model.huggingface.mapping.settings import Key, Settings
 
 LANGUAGE_KINDS = ("language", "pretraining")
-"""Kinds that are a `LanguageModel`, the second with a pair head. The others are those of a `TaskModel`."""
+"""Kinds that are a `LanguageModel`, the second one with a pair head. All other kinds are a `TaskModel`."""
 KINDS = (*LANGUAGE_KINDS, "sequence", "choice", "token", "span", "features")
 
 _UNREPRESENTABLE = {"is_encoder_decoder": False, "add_cross_attention": False, "quantization_config": None}
@@ -29,11 +29,11 @@ class Head:
     """A kind of model of a family.
 
     Attributes:
-        architecture: Their class.
-        rows: Key map of what the body does not have.
+        architecture: The class in transformers.
+        rows: Key map of the tensors of the head.
         task: Fields of the TaskConfig that the class fixes.
-        prefix: That of the body's tensors, where it isn't the family's.
-        model: Fields of the ModelConfig that this kind has and others have not.
+        prefix: Prefix of the tensors of the body, if it differs from the prefix of the family.
+        model: Fields of the ModelConfig that this kind sets.
     """
 
     architecture: str
@@ -52,16 +52,16 @@ class Family:
     """Models of one `model_type`.
 
     Attributes:
-        model_type: Its name in config.json.
-        prefix: Of the body's tensors in models with a head.
+        model_type: The name in config.json.
+        prefix: Prefix of the tensors of the body in models with a head.
         body: Key map of the body.
-        heads: By kind; the kinds are `KINDS`.
-        keys: Settings that are one field of ours each.
-        implied: Fields of ours that all models of the family have.
-        fixed: Settings with the one value that we can represent.
-        read, write: What else is to be had from the settings for the ModelConfig, and the other way.
-        task_keys: Settings that are one field of the TaskConfig, by kind.
-        buffers: Pattern of names in old files that are no parameters.
+        heads: Heads by kind, of `KINDS`.
+        keys: Settings that correspond to one field of the ModelConfig.
+        implied: Fields of the ModelConfig that are the same in all models of the family.
+        fixed: Settings for which only one value is supported.
+        read, write: The other fields of the ModelConfig from the settings, and the other settings from the ModelConfig.
+        task_keys: Settings that correspond to one field of the TaskConfig, by kind.
+        buffers: Pattern of names in old files that are not parameters.
     """
 
     model_type: str
@@ -86,10 +86,10 @@ class Family:
         return self.prefix if own is None else own
 
     def read_model(self, values: Mapping[str, Any], kind: str) -> ModelConfig:
-        """The ModelConfig that a config.json means.
+        """The ModelConfig of a config.json.
 
         Raises:
-            ValueError: all settings that we cannot represent.
+            ValueError: settings are not supported; the message lists all of them.
         """
         settings = Settings(values)
         for key, supported in {**_UNREPRESENTABLE, **self.fixed}.items():
@@ -105,7 +105,7 @@ class Family:
         return config
 
     def read_task(self, values: Mapping[str, Any], kind: str) -> TaskConfig:
-        """The TaskConfig that a config.json means."""
+        """The TaskConfig of a config.json."""
         settings = Settings(values)
         fields = dict(self.heads[kind].task)
         fields |= {key.ours: settings.take(key) for key in self.task_keys.get(kind, ()) if key.ours not in fields}
@@ -130,13 +130,14 @@ class Family:
             fields["problem"] = _PROBLEMS.get(problem, "regression" if number == 1 else "classes")
         settings.finish()
         if kind == "choice":
-            kind, fields["problem"] = "sequence", "choice"
-        return TaskConfig(kind=kind, num_labels=number, **fields)
+            fields["problem"] = "choice"
+        fields["kind"] = "sequence" if kind == "choice" else kind
+        return TaskConfig(num_labels=number, **fields)
 
     def write_model(self, config: ModelConfig) -> dict[str, Any]:
-        """The settings of a ModelConfig. Whether they mean the same is for `differences` to say."""
+        """The settings for a ModelConfig. `differences` tells whether they express the same model."""
         resolved = {**asdict(config), "num_key_value_heads": config.kv_heads, "intermediate_size": config.mlp_size}
-        resolved |= {f"{place}_bias": config.has_bias(place) for place in ("qkv", "output", "mlp", "norm")}
+        resolved |= {f"{group}_bias": config.has_bias(group) for group in BIAS_GROUPS}
         values = {key.theirs: key.written(resolved[key.ours]) for key in self.keys}
         return {"model_type": self.model_type, **values, **self.fixed, **self.write(config)}
 
@@ -151,35 +152,35 @@ class Family:
         return values
 
     def differences(self, config: ModelConfig, kind: str, task: TaskConfig | None) -> list[str]:
-        """What of a model this family cannot express; nothing where it can hold it."""
+        """The properties of a model that this family cannot express; empty if it can express the model."""
         if kind not in self.heads:
             return [f"it has no models of kind {kind!r}"]
-        mine = computing_fields(config, kind, task)
+        fields = computing_fields(config, kind, task)
         try:
             written = self.write_model(config)
             back = computing_fields(self.read_model(written, kind), kind, task)
             found = [
-                f"{name} is {mine[name]!r} and would be {back.get(name)!r}"
-                for name in mine
-                if mine[name] != back.get(name)
+                f"{name} is {fields[name]!r} and would be {back.get(name)!r}"
+                for name in fields
+                if fields[name] != back.get(name)
             ]
             if task is not None:
                 own, other = task_fields(task), task_fields(self.read_task({**written, **self.write_task(task)}, kind))
                 found += [f"task.{n} is {own[n]!r} and would be {other[n]!r}" for n in own if own[n] != other[n]]
         except ValueError as error:
-            implied = {name: value for name, value in self.implied.items() if name in mine}
-            found = [f"{n} is {mine[n]!r} and would be {v!r}" for n, v in implied.items() if mine[n] != v]
+            implied = {name: value for name, value in self.implied.items() if name in fields}
+            found = [f"{n} is {fields[n]!r} and would be {v!r}" for n, v in implied.items() if fields[n] != v]
             return [*found, str(error)]
         return found
 
 
 def kind_of_task(task: TaskConfig) -> str:
-    """The kind, of `KINDS`, of a task's model."""
+    """The kind, of `KINDS`, of the model of a task."""
     return "choice" if task.problem == "choice" else task.kind
 
 
 def default_labels(number: int) -> list[str]:
-    """What transformers calls labels without names."""
+    """The names that transformers gives to labels without names."""
     return [f"LABEL_{i}" for i in range(number)]
 
 
@@ -188,14 +189,14 @@ _HEAD = {"tie_word_embeddings", "head_transform", "head_bias", "final_logit_soft
 
 
 def computing_fields(config: ModelConfig, kind: str, task: TaskConfig | None) -> dict[str, Any]:
-    """The fields of a configuration that decide what its model computes, with all defaults spelled out."""
+    """The fields of a configuration that determine what its model computes, with all defaults filled in."""
     fields = {name: value for name, value in asdict(config).items() if name not in _TRAINING}
     fields |= {
         "num_key_value_heads": config.kv_heads,
         "head_dim": config.head_size,
         "intermediate_size": config.mlp_size,
     }
-    fields |= {f"{place}_bias": config.has_bias(place) for place in ("qkv", "output", "mlp", "norm")}
+    fields |= {f"{group}_bias": config.has_bias(group) for group in BIAS_GROUPS}
     fields["norm_bias"] = fields["norm_bias"] and config.norm == "layernorm"
     local = [config.is_local(layer) for layer in range(config.num_hidden_layers)]
     fields["layer_pattern"] = "".join("L" if each else "G" for each in local)
@@ -209,7 +210,8 @@ def computing_fields(config: ModelConfig, kind: str, task: TaskConfig | None) ->
             fields["rope_theta"] = fields["local_rope_theta"]
         scaling = fields["rope_scaling"]
         if scaling is not None:
-            fields["rope_scaling"] = {n: v for n, v in scaling.items() if n in {"kind", *OF_A_KIND[scaling["kind"]]}}
+            used = {"rope_type", *FIELDS_OF_TYPE[scaling["rope_type"]]}
+            fields["rope_scaling"] = {n: v for n, v in scaling.items() if n in used}
     else:
         for name in ("rope_theta", "local_rope_theta", "rope_scaling"):
             del fields[name]
@@ -222,7 +224,7 @@ def computing_fields(config: ModelConfig, kind: str, task: TaskConfig | None) ->
 
 
 def task_fields(task: TaskConfig) -> dict[str, Any]:
-    """The fields of a task that decide what its head computes and is."""
+    """The fields of a task that determine its head and what the head computes."""
     fields = {name: value for name, value in asdict(task).items() if name != "dropout"}
     fields["labels"] = task.labels or default_labels(task.num_labels)
     if task.kind in ("span", "features"):

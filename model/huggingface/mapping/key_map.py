@@ -1,4 +1,4 @@
-"""Key maps as data: which of our parameters are which of their tensors."""
+"""Key maps as data: which parameters of Ingot correspond to which tensors of a released checkpoint."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from dataclasses import dataclass
 Shape = tuple[int, ...]
 
 BODY = "@"
-"""Stands, at the start of their names, for the prefix of the body's tensors: "bert." in a model with a head, nothing in
-a file that holds the body alone."""
+"""At the start of a tensor name it stands for the prefix of the body: "bert." in a model with a head, nothing in a file
+that holds only the body."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """A module of ours, or several that they keep as one, and the module of theirs.
+    """A row of a key map: a module of Ingot, or several that the checkpoint stores as one, and the checkpoint's module.
 
     Attributes:
-        ours: Names of modules (then weight and bias go along, where ours have them) or of parameters, with `*` for the
-            number of the layer. Several are one behind the other in theirs, along the outputs: q, k and v.
-        theirs: Theirs, with `*` and `@`.
-        transposed: Whether their matrices are (in, out): GPT-2's.
-        twin: A second spelling of theirs. In a model with a tied head only `theirs` is written, otherwise both.
+        ours: Names of modules (with weight and bias) or of parameters, with `*` for the number of the layer. Several
+            are concatenated in the checkpoint along the outputs: q, k and v.
+        theirs: Name in the checkpoint, with `*` and `@`.
+        transposed: Whether the matrices of the checkpoint are (in, out), as in GPT-2.
+        twin: A second name in the checkpoint. In a model with a tied head only `theirs` is written, otherwise both.
     """
 
     ours: str | tuple[str, ...]
@@ -36,8 +36,8 @@ class Row:
 
 
 @dataclass
-class Placed:
-    """One tensor of theirs and the parameters of ours that it holds."""
+class MappedTensor:
+    """A tensor of a checkpoint and the parameters of Ingot that it holds."""
 
     name: str
     parts: list[str]
@@ -46,8 +46,8 @@ class Placed:
     twin: str | None = None
 
 
-def arrange(rows: Sequence[Row], shapes: Mapping[str, Shape]) -> tuple[list[Placed], list[str]]:
-    """Their tensors for parameters of ours, in the order of ours, and the names of ours that no row knows."""
+def map_tensors(rows: Sequence[Row], shapes: Mapping[str, Shape]) -> tuple[list[MappedTensor], list[str]]:
+    """The tensors of a checkpoint for parameters of Ingot, in their order, and the parameters that no row names."""
     found: dict[str, list[tuple[int, str, Row]]] = {}
     twins, unknown = {}, []
     for name in shapes:
@@ -58,23 +58,23 @@ def arrange(rows: Sequence[Row], shapes: Mapping[str, Shape]) -> tuple[list[Plac
         row, part, theirs, twin = match
         found.setdefault(theirs, []).append((part, name, row))
         twins[theirs] = twin
-    placed = []
+    mapped = []
     for theirs, entries in found.items():
         entries.sort(key=lambda entry: entry[0])
         names = [name for _, name, _ in entries]
         shape = (sum(shapes[name][0] for name in names), *shapes[names[0]][1:])
         transposed = entries[0][2].transposed and len(shape) == 2
-        placed.append(Placed(theirs, names, shape[::-1] if transposed else shape, transposed, twins[theirs]))
-    return placed, unknown
+        mapped.append(MappedTensor(theirs, names, shape[::-1] if transposed else shape, transposed, twins[theirs]))
+    return mapped, unknown
 
 
-def is_of(rows: Sequence[Row], theirs: str) -> bool:
-    """Whether a name of theirs is one that these rows speak of, in a model of any depth."""
+def is_named(rows: Sequence[Row], theirs: str) -> bool:
+    """Whether a tensor of a checkpoint is named by one of these rows, in a model of any depth."""
     return any(
-        re.fullmatch(re.escape(spelling).replace(r"\*", r"\d+") + r"(\.(weight|bias))?", theirs)
+        re.fullmatch(re.escape(name).replace(r"\*", r"\d+") + r"(\.(weight|bias))?", theirs)
         for row in rows
-        for spelling in (row.theirs, row.twin)
-        if spelling is not None
+        for name in (row.theirs, row.twin)
+        if name is not None
     )
 
 
@@ -85,9 +85,8 @@ def _find(rows: Sequence[Row], name: str) -> tuple[Row, int, str, str | None] | 
     for row in rows:
         for part, ours in enumerate(row.parts):
             if ours in (pattern, module):
-                end = "" if ours == pattern else f".{kind}"
-                theirs, twin = (
-                    None if text is None else (text + end).replace("*", layer or "") for text in (row.theirs, row.twin)
-                )
+                suffix = "" if ours == pattern else f".{kind}"
+                theirs = (row.theirs + suffix).replace("*", layer or "")
+                twin = None if row.twin is None else (row.twin + suffix).replace("*", layer or "")
                 return row, part, theirs, twin
     return None

@@ -1,4 +1,4 @@
-"""`layer_types` of a config.json, and our pattern of global and local layers."""
+"""`layer_types` of a config.json, and layer_pattern of a ModelConfig."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from ingot.model.huggingface.mapping.settings import Settings
 NAMES = {"full_attention": "G", "sliding_attention": "L"}
 
 
-def read_pattern(settings: Settings, otherwise: list[str]) -> str:
-    """The shortest pattern that says which layers are local.
+def read_pattern(settings: Settings, default: list[str]) -> str:
+    """The shortest pattern that tells which layers are local.
 
     Args:
-        otherwise: the layers' types where the file does not list them.
+        default: the types of the layers if the file does not list them.
     """
-    types = settings.get("layer_types", otherwise)
-    if not isinstance(types, list) or any(each not in NAMES for each in types) or len(types) < len(otherwise):
-        settings.refuse("layer_types", types, f"a list of {len(otherwise)} names out of {' and '.join(NAMES)}")
+    types = settings.get("layer_types", default)
+    if not isinstance(types, list) or any(each not in NAMES for each in types) or len(types) < len(default):
+        settings.refuse("layer_types", types, f"a list of {len(default)} names, each {' or '.join(NAMES)}")
         return "G"
-    letters = "".join(NAMES[each] for each in types[: len(otherwise)])
+    letters = "".join(NAMES[each] for each in types[: len(default)])
     for period in range(1, len(letters) + 1):
         if (letters[:period] * len(letters))[: len(letters)] == letters:
             return letters[:period]
@@ -34,7 +34,7 @@ def written_types(config: ModelConfig) -> list[str]:
 
 
 def sliding_pattern(settings: Settings) -> dict[str, Any]:
-    """Pattern and window of Qwen."""
+    """layer_pattern and sliding_window from the settings of Qwen."""
     layers = settings.number("num_hidden_layers")
     window = settings.number("sliding_window", 4096) if settings.get("use_sliding_window", False) else None
     first = settings.number("max_window_layers", 28)

@@ -1,12 +1,13 @@
-"""Rotary positions in a config.json: `rope_parameters` of transformers 5, `rope_theta` and `rope_scaling` before it."""
+"""Rotary positions in a config.json: `rope_parameters` of transformers 5, `rope_theta` and `rope_scaling` of earlier
+versions."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
-from ingot.model.config import ModelConfig, RopeScaling
+from ingot.model.config import ModelConfig, RopeScaling, Scaling
 from ingot.model.huggingface.mapping.settings import Settings
 
 ORIGINAL = "original_max_position_embeddings"
@@ -17,11 +18,11 @@ SCALINGS = {
         "factor": "factor",
         "low_freq_factor": "low_freq_factor",
         "high_freq_factor": "high_freq_factor",
-        ORIGINAL: "original_max_position_embeddings",
+        ORIGINAL: ORIGINAL,
     },
     "yarn": {
         "factor": "factor",
-        ORIGINAL: "original_max_position_embeddings",
+        ORIGINAL: ORIGINAL,
         "attention_factor": "attention_factor",
         "beta_fast": "beta_fast",
         "beta_slow": "beta_slow",
@@ -29,22 +30,19 @@ SCALINGS = {
     },
     "longrope": {
         "factor": "factor",
-        ORIGINAL: "original_max_position_embeddings",
+        ORIGINAL: ORIGINAL,
         "attention_factor": "attention_factor",
         "short_factor": "short_factor",
         "long_factor": "long_factor",
     },
 }
-"""For each kind their keys and our fields."""
-OF_A_KIND = {
-    kind: {*keys.values(), *(["original_max_position_embeddings"] if kind != "linear" else [])}
-    for kind, keys in SCALINGS.items()
-}
-"""The fields of ours that matter for a kind."""
+"""For each rope_type: keys of config.json and fields of `RopeScaling`."""
+FIELDS_OF_TYPE = {kind: {*keys.values(), *([ORIGINAL] if kind != "linear" else [])} for kind, keys in SCALINGS.items()}
+"""The fields of `RopeScaling` that each rope_type uses."""
 
 
 def read_rope(settings: Settings, default_theta: float = 10000.0) -> dict[str, Any]:
-    """`rope_theta` and `rope_scaling` of a model whose layers turn alike."""
+    """`rope_theta` and `rope_scaling` of a model with the same rotary positions in all layers."""
     parameters = _parameters(settings)
     if any(isinstance(value, Mapping) for value in parameters.values()):
         settings.refuse("rope_parameters", parameters, "one set for all layers")
@@ -53,11 +51,13 @@ def read_rope(settings: Settings, default_theta: float = 10000.0) -> dict[str, A
     return {"rope_theta": float(theta), "rope_scaling": _scaling(settings, parameters)}
 
 
-def read_rope_of_kinds(settings: Settings, bases: Mapping[str, tuple[str, float]]) -> dict[str, tuple[float, Any]]:
-    """Base and scaling of each kind of layer (ModernBERT).
+def read_rope_by_layer_type(
+    settings: Settings, bases: Mapping[str, tuple[str, float]]
+) -> dict[str, tuple[float, RopeScaling | None]]:
+    """`rope_theta` and `rope_scaling` of each type of layer (ModernBERT).
 
     Args:
-        bases: for each kind ("full_attention", ...) the key of its base in old files, and the default.
+        bases: for each type ("full_attention", ...) the key of its base in old files, and the default.
     """
     found = {}
     nested, scaling = (_object(settings, key) for key in ("rope_parameters", "rope_scaling"))
@@ -69,7 +69,7 @@ def read_rope_of_kinds(settings: Settings, bases: Mapping[str, tuple[str, float]
 
 
 def written_scaling(config: ModelConfig) -> dict[str, Any]:
-    """`rope_type` and the numbers that go with it."""
+    """`rope_type` and its parameters."""
     scaling = config.rope_scaling
     if scaling is None:
         return {"rope_type": "default"}
@@ -78,7 +78,7 @@ def written_scaling(config: ModelConfig) -> dict[str, Any]:
 
 
 def write_rope(config: ModelConfig) -> dict[str, Any]:
-    """The keys of both generations of transformers."""
+    """The keys of transformers 5 and of earlier versions."""
     scaling = written_scaling(config)
     return {
         "rope_parameters": {"rope_theta": config.rope_theta, **scaling},
@@ -88,7 +88,7 @@ def write_rope(config: ModelConfig) -> dict[str, Any]:
 
 
 def _parameters(settings: Settings) -> Mapping[str, Any]:
-    # In this order transformers 5 looks for them too.
+    # transformers 5 looks for them in the same order.
     return _object(settings, "rope_scaling") or _object(settings, "rope_parameters")
 
 
@@ -103,7 +103,7 @@ def _object(settings: Settings, key: str) -> Mapping[str, Any]:
 def _scaling(settings: Settings, parameters: Mapping[str, Any]) -> RopeScaling | None:
     partial = parameters.get("partial_rotary_factor", settings.get("partial_rotary_factor", 1.0))
     if partial != 1:
-        settings.refuse("partial_rotary_factor", partial, "1.0: the whole head turns")
+        settings.refuse("partial_rotary_factor", partial, "1.0: the whole head is rotated")
     kind = parameters.get("rope_type") or parameters.get("type") or "default"
     if kind == "default":
         return None
@@ -112,42 +112,29 @@ def _scaling(settings: Settings, parameters: Mapping[str, Any]) -> RopeScaling |
         return None
     values = {ours: parameters.get(theirs) for theirs, ours in SCALINGS[kind].items()}
     longest = settings.get("max_position_embeddings")
-    if kind == "dynamic":  # transformers reads no other length for it
-        values["original_max_position_embeddings"] = longest
+    if kind == "dynamic":  # transformers uses no other length for it
+        values[ORIGINAL] = longest
     elif kind != "linear":
-        values["original_max_position_embeddings"] = (
-            settings.get(ORIGINAL) or values["original_max_position_embeddings"] or longest
-        )
-    if (
-        values["factor"] is None
-        and kind in ("yarn", "longrope")
-        and longest
-        and values["original_max_position_embeddings"]
-    ):
-        values["factor"] = longest / values["original_max_position_embeddings"]
+        values[ORIGINAL] = settings.get(ORIGINAL) or values[ORIGINAL] or longest
+    if values["factor"] is None and kind in ("yarn", "longrope") and longest and values[ORIGINAL]:
+        values["factor"] = longest / values[ORIGINAL]
     if kind == "yarn" and values["attention_factor"] is None:
         values["attention_factor"] = _yarn_factor(values["factor"], parameters)
-    missing = [theirs for theirs, ours in SCALINGS[kind].items() if values[ours] is None and ours in _NEEDED]
+    missing = [theirs for theirs, ours in SCALINGS[kind].items() if values[ours] is None and ours in _REQUIRED]
     if missing:
-        settings.problems.append(f"rope scaling of type {kind!r} lacks {', '.join(missing)}")
+        settings.problems.append(f"rope_scaling of rope_type {kind!r} lacks {', '.join(missing)}")
         return None
-    return RopeScaling(rope_type=kind, **{name: value for name, value in values.items() if value is not None})
+    given = {name: value for name, value in values.items() if value is not None}
+    return RopeScaling(rope_type=cast(Scaling, kind), **given)
 
 
-_NEEDED = {
-    "factor",
-    "low_freq_factor",
-    "high_freq_factor",
-    "original_max_position_embeddings",
-    "short_factor",
-    "long_factor",
-}
+_REQUIRED = {"factor", "low_freq_factor", "high_freq_factor", ORIGINAL, "short_factor", "long_factor"}
 
 
 def _yarn_factor(factor: float | None, parameters: Mapping[str, Any]) -> float | None:
-    """DeepSeek's factor of cosines and sines from `mscale` and `mscale_all_dim`; None for the paper's."""
+    """DeepSeek's factor of cosines and sines from `mscale` and `mscale_all_dim`; None for the factor of the paper."""
     mscale, all_dims = parameters.get("mscale"), parameters.get("mscale_all_dim")
     if not (mscale and all_dims) or factor is None:
         return None
-    grown = lambda scale: 0.1 * scale * math.log(factor) + 1 if factor > 1 else 1.0  # noqa: E731
-    return grown(mscale) / grown(all_dims)
+    logarithm = math.log(factor) if factor > 1 else 0.0
+    return (0.1 * mscale * logarithm + 1) / (0.1 * all_dims * logarithm + 1)

@@ -1,4 +1,4 @@
-"""Reading a config.json: each key by name, and all that cannot be had from it in one message."""
+"""Reading a config.json: each key by name, and all problems in one message."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ REQUIRED = object()
 
 @dataclass(frozen=True)
 class Key:
-    """One key of a config.json that is one field of ours.
+    """A key of a config.json that corresponds to one field of a ModelConfig or TaskConfig.
 
     Attributes:
         theirs: The key.
         ours: The field.
-        default: What transformers takes where the key is absent; REQUIRED where a checkpoint always has it.
-        values: Their values and what ours are; None where they are the same. The first of several that mean the same
-            is the one that is written.
+        default: The value that transformers uses if the key is absent; REQUIRED if every checkpoint has the key.
+        values: Values of the key and the corresponding values of the field; None if they are the same. If several keys
+            have the same meaning, the first one is written.
     """
 
     theirs: str
@@ -43,11 +43,11 @@ ACTIVATIONS = {
     "relu": "relu",
     "relu2": "relu_squared",
 }
-"""Their names of activations (transformers/activations.py), and ours."""
+"""Names of activations in transformers (transformers/activations.py) and in a ModelConfig."""
 
 
 class Settings:
-    """A config.json, read key by key. What is wrong is collected in `problems`."""
+    """A config.json, read key by key. All problems are collected in `problems`."""
 
     def __init__(self, values: Mapping[str, Any]):
         self.values = values
@@ -58,7 +58,7 @@ class Settings:
         return default if value is None else value
 
     def take(self, key: Key) -> Any:
-        """The value of a field of ours; None, and a problem, where there is none."""
+        """The value of the field of a key. If the key is missing or not supported: None, and a problem."""
         value = self.values.get(key.theirs, key.default)
         if value is REQUIRED:
             self.problems.append(f"{key.theirs} is missing")
@@ -71,21 +71,21 @@ class Settings:
         return key.values[value]
 
     def number(self, key: str, default: int | None = None) -> int:
-        """A whole number; 1, and a problem, where there is none."""
+        """An integer. If there is none: 1, and a problem."""
         value = self.values.get(key, default)
         if isinstance(value, bool) or not isinstance(value, int):
-            self.problems.append(f"{key} is missing" if value is None else f"{key} is {value!r}; a whole number is due")
+            self.problems.append(f"{key} is missing" if value is None else f"{key} is {value!r}; it must be an integer")
             return 1
         return value
 
     def only(self, key: str, supported: Any) -> None:
-        """A key that must be absent or have the one value that we can represent."""
+        """Checks a key that must be absent or have the only supported value."""
         value = self.values.get(key, supported)
         if value != supported and value is not None:
             self.refuse(key, value, repr(supported))
 
     def refuse(self, key: str, value: Any, supported: str) -> None:
-        self.problems.append(f"{key} is {value!r}, and what is supported is {supported}")
+        self.problems.append(f"{key} is {value!r}; supported is {supported}")
 
     def finish(self) -> None:
         """Raises one ValueError with all problems, if there are any."""

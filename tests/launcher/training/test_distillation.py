@@ -49,10 +49,10 @@ def test_teachers_that_do_not_fit_are_refused(teacher, bert, corpus, tmp_path):
     config = str(write_config(tmp_path, corpus))
     for given, message in (
         (["--distillation.teacher", str(tmp_path)], "no checkpoint"),
-        (["--distillation.teacher", str(bert)], "holds a model for features and no language model"),
-        (["--distillation.teacher", str(teacher), "--model.vocab_size", "600"], "next tokens with 512 ids"),
-        (["--distillation.teacher", str(teacher), "--data.objective", "mlm", "--model.causal", "false"], "of masked"),
-        (["--distillation.teacher", str(teacher), "--distillation.hidden_weight", "1"], "have 64 features"),
+        (["--distillation.teacher", str(bert)], "holds a model with a features head, which is not a language model"),
+        (["--distillation.teacher", str(teacher), "--model.vocab_size", "600"], "a causal language model with vocab_size 512"),
+        (["--distillation.teacher", str(teacher), "--data.objective", "mlm", "--model.causal", "false"], "is a masked language model"),
+        (["--distillation.teacher", str(teacher), "--distillation.hidden_weight", "1"], "hidden_size of the teacher is 64"),
         (["--distillation.weight", "2"], "distillation.weight is 2; it must be a number from 0 to 1"),
     ):
         with pytest.raises(BadInput, match=message):

@@ -12,11 +12,10 @@ from ingot.model.huggingface.save import save
 from ingot.model.transformer import LanguageModel
 from tests.model.huggingface_models import (
     CAUSAL,
+    EXAMPLES,
     LENGTH,
     NAMES,
     OURS,
-    PAD,
-    SETTINGS,
     TOLERANCE,
     agree,
     difference,
@@ -33,7 +32,7 @@ from tests.model.huggingface_models import (
 KINDS = {"sequence": "ForSequenceClassification", "token": "ForTokenClassification", "span": "ForQuestionAnswering"}
 KINDS |= {"features": "Model"}
 AUTO = {kind: f"AutoModel{'' if kind == 'features' else name}" for kind, name in KINDS.items()}
-ALL = [(family, kind) for family in SETTINGS for kind in KINDS]
+ALL = [(family, kind) for family in EXAMPLES for kind in KINDS]
 LABELS = ["yes", "no", "maybe"]
 
 
@@ -59,7 +58,7 @@ def difference_of_heads(mine, other, family: str, kind: str) -> float:
     ids_BT = ids_of(6, LENGTH)
     types_BT, mask_BT = types_of(family, ids_BT), torch.ones_like(ids_BT, dtype=torch.bool)
     mask_BT[1, 50:] = mask_BT[3, 7:] = False
-    ids_BT = ids_BT.masked_fill(~mask_BT, PAD[family])
+    ids_BT = ids_BT.masked_fill(~mask_BT, EXAMPLES[family].pad)
     expected = run_theirs(other, ids_BT, types_BT, attention_mask=mask_BT.long())
     return difference(run_ours(mine, ids_BT, types_BT, attention_mask_BS=mask_BT), expected)
 
@@ -76,7 +75,7 @@ def test_an_imported_head_gives_their_outputs(family, kind, tmp_path):
 @pytest.mark.parametrize(("family", "kind"), ALL)
 def test_an_exported_head_gives_our_outputs_and_is_complete(family, kind, tmp_path):
     mine = made(OURS[family], head_of(family, kind))
-    save(mine, tmp_path / "out", token_ids={"pad": PAD[family]})
+    save(mine, tmp_path / "out", token_ids={"pad": EXAMPLES[family].pad})
     other = opened(tmp_path / "out", AUTO[kind])
     assert difference_of_heads(mine, other, family, kind) <= TOLERANCE
     if kind in ("sequence", "token"):

@@ -8,10 +8,9 @@ import torch
 from ingot.model.huggingface.mapping.family import computing_fields
 from ingot.model.huggingface.save import save
 from tests.model.huggingface_models import (
+    EXAMPLES,
     FAMILY_CASES,
     OURS,
-    PAD,
-    SETTINGS,
     TOLERANCE,
     agree,
     auto_of,
@@ -33,17 +32,17 @@ def test_an_imported_model_has_their_logits(family, case, tie, tmp_path):
 
 
 @pytest.mark.parametrize("tie", TIES)
-@pytest.mark.parametrize("family", SETTINGS)
+@pytest.mark.parametrize("family", EXAMPLES)
 def test_an_exported_model_has_our_logits_and_is_complete(family, tie, tmp_path):
     mine = made(replace(OURS[family], tie_word_embeddings=TIES[tie]))
-    save(mine, tmp_path / "out", token_ids={"pad": PAD[family]})
+    save(mine, tmp_path / "out", token_ids={"pad": EXAMPLES[family].pad})
     other = opened(tmp_path / "out", auto_of(family))
     assert type(other).__name__ == type(theirs(family)).__name__
     for case in [case for name, case in FAMILY_CASES if name == family]:
         assert agree(mine, other, family, case) <= TOLERANCE, case
 
 
-@pytest.mark.parametrize("family", SETTINGS)
+@pytest.mark.parametrize("family", EXAMPLES)
 def test_settings_are_read_as_a_person_would(family, tmp_path):
     other = theirs(family, tie_word_embeddings=OURS[family].tie_word_embeddings)
     mine = imported(other, tmp_path)
@@ -51,10 +50,10 @@ def test_settings_are_read_as_a_person_would(family, tmp_path):
     assert not mine.training
 
 
-@pytest.mark.parametrize("family", SETTINGS)
+@pytest.mark.parametrize("family", EXAMPLES)
 def test_there_and_back_changes_no_bit(family, tmp_path):
     other = theirs(family)
-    save(imported(other, tmp_path / "theirs"), tmp_path / "back", token_ids={"pad": PAD[family]})
+    save(imported(other, tmp_path / "theirs"), tmp_path / "back", token_ids={"pad": EXAMPLES[family].pad})
     back = opened(tmp_path / "back", auto_of(family)).state_dict()
     assert all(torch.equal(back[name], value) for name, value in other.state_dict().items())
 

@@ -15,7 +15,7 @@ from ingot.model.finetuning.task_model import TaskConfig
 from ingot.model.huggingface.families.registry import FAMILIES, choose_family
 from ingot.model.huggingface.load import load
 from ingot.model.huggingface.save import save
-from tests.model.huggingface_models import OURS, SETTINGS, made, theirs
+from tests.model.huggingface_models import EXAMPLES, OURS, made, theirs
 
 
 def refusal(folder, *arguments, **options) -> str:
@@ -46,15 +46,15 @@ def test_no_checkpoint(tmp_path, gpt2, monkeypatch):
     assert "does not exist" in refusal(str(tmp_path / "nowhere"))
     assert "is a file" in refusal(gpt2 / "config.json")
     (tmp_path / "empty").mkdir()
-    assert "is no checkpoint: it has no config.json" in refusal(tmp_path / "empty")
+    assert "is not a checkpoint: it has no config.json" in refusal(tmp_path / "empty")
     (tmp_path / "empty/config.json").write_text("{")
-    assert "is no JSON" in refusal(tmp_path / "empty")
+    assert "is not JSON" in refusal(tmp_path / "empty")
     (tmp_path / "empty/config.json").write_text("[]")
-    assert "is no JSON object" in refusal(tmp_path / "empty")
+    assert "is not a JSON object" in refusal(tmp_path / "empty")
     (gpt2 / "model.safetensors").unlink()
-    assert "holds no weights: none of model.safetensors, pytorch_model.bin" in refusal(gpt2)
+    assert "has no weights: no model.safetensors or pytorch_model.bin" in refusal(gpt2)
     monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: (_ for _ in ()).throw(OSError("no net")))
-    assert "nobody/nothing is no folder here, and cannot be had from the hub: no net" in refusal("nobody/nothing")
+    assert "nobody/nothing is not a folder, and cannot be downloaded from the hub: no net" in refusal("nobody/nothing")
 
 
 def test_a_hub_name_is_downloaded(gpt2, monkeypatch):
@@ -81,7 +81,7 @@ def test_unknown_kinds_of_models(gpt2):
     assert "'GPT2DoubleHeadsModel'" in message
     assert "GPT2LMHeadModel, GPT2ForSequenceClassification" in message
     assert load(gpt2, "language").config.causal
-    assert "no models of kind 'pretraining'; choose language, sequence" in refusal(gpt2, "pretraining")
+    assert "no models of kind 'pretraining'; choose one of language, sequence" in refusal(gpt2, "pretraining")
     settings_changed(gpt2, architectures=None)
     assert "architectures is None" in refusal(gpt2)
 
@@ -98,7 +98,7 @@ def test_unknown_kinds_of_models(gpt2):
         ("llama", {"hidden_act": "xielu"}, "hidden_act is 'xielu'"),
         ("llama", {"num_key_value_heads": 3}, "num_attention_heads 4 is not a multiple of num_key_value_heads 3"),
         ("llama", {"rms_norm_eps": "small"}, "norm_eps is 'small'"),
-        ("llama", {"hidden_size": None}, "width is None"),
+        ("llama", {"hidden_size": None}, "hidden_size is None"),
         ("qwen2", {"layer_types": ["full_attention", "conv"]}, "layer_types is ['full_attention', 'conv']"),
         ("qwen2", {"use_sliding_window": False}, "use_sliding_window is False; supported is true"),
         ("bert", {"position_embedding_type": "relative_key"}, "position_embedding_type is 'relative_key'"),
@@ -137,32 +137,32 @@ def test_tensors_that_do_not_fit_are_all_named(gpt2):
     message = refusal(gpt2)
     assert "missing: transformer.h.1.ln_1.bias" in message
     assert "unexpected: transformer.h.0.attn.q_norm.weight, transformer.h.4.ln_1.bias" in message
-    assert "transformer.wpe.weight is [70, 32] there and [72, 32] here" in message
-    assert "transformer.h.2.attn.c_attn.weight is [96, 32] there and [32, 96] here" in message
+    assert "transformer.wpe.weight is [70, 32] in the file, not [72, 32]" in message
+    assert "transformer.h.2.attn.c_attn.weight is [96, 32] in the file, not [32, 96]" in message
     assert "GPT2LMHeadModel" in message
 
 
 def test_a_missing_head_of_an_untied_model_is_missing(tmp_path):
     theirs("llama").save_pretrained(tmp_path)
     tensors_changed(tmp_path, lambda tensors: tensors.pop("lm_head.weight"))
-    assert "missing: lm_head.weight; new_head makes" in refusal(tmp_path)
+    assert "missing: lm_head.weight; set new_head" in refusal(tmp_path)
 
 
 def test_the_same_tensor_twice_and_numbers_that_are_none(gpt2):
     tensors_changed(gpt2, lambda t: t.update({"wte.weight": t["transformer.wte.weight"].clone()}))
-    assert "transformer.wte.weight and wte.weight, which are the same" in refusal(gpt2).replace(
+    assert "transformer.wte.weight and wte.weight, which are the same parameter" in refusal(gpt2).replace(
         "wte.weight and transformer.wte.weight", "transformer.wte.weight and wte.weight"
     )
     tensors_changed(gpt2, lambda t: t.pop("wte.weight"))
     tensors_changed(gpt2, lambda t: t.update({"transformer.wte.weight": t["transformer.wte.weight"].to(torch.int8)}))
-    assert "transformer.wte.weight is of type I8" in refusal(gpt2)
+    assert "transformer.wte.weight has dtype I8" in refusal(gpt2)
 
 
 @pytest.mark.parametrize("bytes_kept", [0, 5, 500, -1])
 def test_truncated_safetensors(bytes_kept, gpt2):
     content = (gpt2 / "model.safetensors").read_bytes()
     (gpt2 / "model.safetensors").write_bytes(content[:bytes_kept])
-    assert "model.safetensors is damaged or no safetensors file" in refusal(gpt2)
+    assert "model.safetensors is damaged or not a safetensors file" in refusal(gpt2)
 
 
 class Evil:
@@ -189,7 +189,7 @@ def test_pickles_that_are_not_plain_tensors(kind, gpt2, monkeypatch):
     monkeypatch.chdir(gpt2)
     message = refusal(gpt2)
     assert "pytorch_model.bin" in message
-    assert "damaged, or holds more than plain tensors" in message or "something else than tensors by name" in message
+    assert "damaged, or contains more than plain tensors" in message or "contains more than tensors by name" in message
     assert not (gpt2 / "evil-was-here").exists()
 
 
@@ -206,7 +206,7 @@ def test_shards_that_do_not_fit_their_index(tmp_path):
     with_map(**{name: second})
     assert f"lacks {name}" in refusal(tmp_path)
     with_map(**{name: "../elsewhere.safetensors"})
-    assert "names files of other folders: ../elsewhere.safetensors" in refusal(tmp_path)
+    assert "names files in other folders: ../elsewhere.safetensors" in refusal(tmp_path)
     with_map(**{name: "gone.safetensors"})
     assert "lacks gone.safetensors" in refusal(tmp_path)
     index_file.write_text("{}")
@@ -284,7 +284,7 @@ def test_a_named_family_must_hold_the_model(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("family", SETTINGS)
+@pytest.mark.parametrize("family", EXAMPLES)
 def test_the_family_is_found_from_what_the_model_is(family):
     chosen = choose_family(OURS[family], "language", None, None)
     assert chosen.model_type == family

@@ -135,7 +135,7 @@ def test_a_scaled_modernbert_goes_both_ways(tmp_path):
     ("changes", "message"),
     [
         ({"rope_scaling": {"type": "proportional", "factor": 2.0}}, "rope_type is 'proportional'.*'longrope'"),
-        ({"partial_rotary_factor": 0.5}, r"partial_rotary_factor is 0\.5, and what is supported is 1\.0"),
+        ({"partial_rotary_factor": 0.5}, r"partial_rotary_factor is 0\.5; supported is 1\.0"),
         ({"rope_scaling": {"type": "llama3", "factor": 2.0}}, "lacks low_freq_factor, high_freq_factor"),
         ({"rope_parameters": {"full_attention": {"rope_theta": 5.0}}}, "one set for all layers"),
         ({"rope_parameters": [1]}, "rope_parameters is .1."),
