@@ -113,6 +113,12 @@ class BrokenRecord(Exception):
     """Takes the place of a record that cannot be read."""
 
 
+class _MissingColumn(BrokenRecord):
+    def __init__(self, column: str, record: Mapping):
+        self.columns = ", ".join(map(str, record)) or "none"
+        super().__init__(f"no column {column!r}; it has: {self.columns}")
+
+
 @lru_cache(maxsize=64)
 def _filter(where: tuple[str, ...]) -> Filter:
     return parse_filter(where)
@@ -127,26 +133,23 @@ def _read_records(part: FilePart, skipped: Skipped, refuse_bad: bool) -> Iterato
     taken = num_texts = 0
     without: tuple[str, str] | None = None  # the first record that lacks the column, and its columns
     with contextlib.closing(read(part, condition)) as records:
-        for row, (place, record) in enumerate(records, part.first_row):
+        for row, (where, record) in enumerate(records, part.first_row):
             try:
                 if isinstance(record, BrokenRecord):
                     raise record
                 if not condition.passes(record):
                     skipped.add("filtered out", f"{file}:{row}")
                     continue
-                text = lookup(record, column)
-                if text is None and column not in record:
-                    without = without or (place, ", ".join(map(str, record)) or "none")
-                    raise BrokenRecord(f"no column {column!r}; it has: {', '.join(map(str, record)) or 'none'}")
-                if text is not None and not isinstance(text, str):
-                    raise BrokenRecord(f"column {column!r} is {type(text).__name__}, not text")
+                text = _text_of(record, column)
                 num_texts += 1
                 num_bytes = len(text.encode()) if text else 0
             except (BrokenRecord, UnicodeEncodeError) as error:
+                if isinstance(error, _MissingColumn):
+                    without = without or (where, error.columns)
                 if refuse_bad:
                     remedy = "fix it, name the column with text_column, or skip such records with --bad_records skip"
-                    raise ValueError(f"{part.path}, {place}: {error}: {remedy}") from error
-                skipped.add("broken records", f"{file}, {place}: {error}")
+                    raise ValueError(f"{part.path}, {where}: {error}: {remedy}") from error
+                skipped.add("broken records", f"{file}, {where}: {error}")
                 continue
             if not text or text.isspace():
                 skipped.add("empty", f"{file}:{row}")
@@ -160,6 +163,15 @@ def _read_records(part: FilePart, skipped: Skipped, refuse_bad: bool) -> Iterato
             f"{part.path}: no record has a column {column!r}; {without[0]} has: {without[1]}. "
             f"Name one of them with text_column"
         )
+
+
+def _text_of(record: Mapping, column: str) -> str | None:
+    text = lookup(record, column)
+    if text is None and column not in record:
+        raise _MissingColumn(column, record)
+    if text is not None and not isinstance(text, str):
+        raise BrokenRecord(f"column {column!r} is {type(text).__name__}, not text")
+    return text
 
 
 def _read_lines(part: FilePart, condition: Filter) -> Generator[tuple[str, Mapping | BrokenRecord]]:

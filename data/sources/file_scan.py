@@ -193,7 +193,7 @@ def _check_columns(path: Path, schema: pa.Schema, columns: Sequence[str]) -> Non
         and not pa.types.is_null(schema.field(first).type)
     ):
         raise ValueError(
-            f"{path}: column {first!r} holds {schema.field(first).type}, not text; columns with text: "
+            f"{path}: column {first!r} has type {schema.field(first).type}, not text; columns with text: "
             f"{', '.join(texts) or 'none'}. Name one of them with text_column"
         )
 

@@ -43,7 +43,7 @@ class TextEncoder:
         """
         encoded = self.tokenizer.encode_batch(texts)
         return [
-            self.single.frame(self.truncate(ids, self.single_room, location))
+            self.single.apply(self.truncate(ids, self.single_room, location))
             for ids, location in zip(encoded, where, strict=True)
         ]
 
@@ -57,7 +57,7 @@ class TextEncoder:
         """
         both = self.tokenizer.encode_batch([*first, *second])
         pairs = zip(both[: len(first)], both[len(first) :], where, strict=True)
-        return [self.pair.frame(*self.truncate_pair(one, two, location)) for one, two, location in pairs]
+        return [self.pair.apply(*self.truncate_pair(one, two, location)) for one, two, location in pairs]
 
     def truncate_pair(self, one: list[int], two: list[int], where: str) -> tuple[list[int], list[int]]:
         """As `longest_first` in transformers' fast tokenizers: the longer text loses its end. Where the shorter text

@@ -53,7 +53,7 @@ def read_question_answering(
         num_truncated += len(context) > room
         before = len(template.before) + len(ids) + len(template.between)
         for start, end in _windows(len(context), room, settings.doc_stride):
-            framed, types = template.frame(ids, context[start:end])
+            framed, types = template.apply(ids, context[start:end])
             alignment = np.full((len(framed), 2), -1)
             alignment[before : before + end - start] = offsets[start:end]
             target = _span(question, offsets[start:end], before) if labelled else (IGNORE_INDEX, IGNORE_INDEX)

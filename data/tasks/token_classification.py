@@ -140,7 +140,7 @@ def _example(
         words: the index of each of these words in the sentence.
         targets: their labels; none without.
     """
-    framed, types = encoder.single.frame(ids.tolist())
+    framed, types = encoder.single.apply(ids.tolist())
     target, alignment = np.full(len(framed), IGNORE_INDEX), np.full(len(framed), -1)
     alignment[len(encoder.single.before) + first] = words
     if targets:

@@ -51,7 +51,7 @@ class Template:
     after: tuple[int, ...]
     second_type: int = 1
 
-    def frame(self, first: Sequence[int], second: Sequence[int] | None = None) -> tuple[np.ndarray, np.ndarray]:
+    def apply(self, first: Sequence[int], second: Sequence[int] | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Ids and token types of a text or pair, each int64."""
         head = [*self.before, *first, *(self.between if second is not None else ())]
         tail = [*(second or ()), *self.after]

@@ -265,7 +265,7 @@ class _ShardWriter:
 
     @property
     def size(self) -> int:
-        return self._tar.offset
+        return self._tar.offset  # not documented; where tarfile writes the next header
 
     def write(self, data: bytes) -> int:  # tarfile writes through here
         self._hash.update(data)
@@ -338,7 +338,7 @@ def write_index(folder: Path, stem: str, dtype: np.dtype, bundles: list[Bundle],
 
 
 def write_json(path: Path, value: dict) -> str:
-    """Write atomically: the file is there whole or not at all. Returns the content's sha256 in hex."""
+    """Write atomically: a reader sees the complete file or none. Returns the content's sha256 in hex."""
     content = (json.dumps(value, indent=1) + "\n").encode()
     write_atomically(path, content)
     return hashlib.sha256(content).hexdigest()

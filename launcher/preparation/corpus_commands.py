@@ -102,6 +102,6 @@ def verify(argv: list[str]) -> int:
                 problems = verify_corpus(folder, bar.add)
         for problem in problems:
             print(problem)
-        print(f"{folder}: {len(problems)} problems" if problems else f"{folder}: whole")
+        print(f"{folder}: {len(problems)} problems" if problems else f"{folder}: complete, no problems")
         num_problems += len(problems)
     return BAD_INPUT if num_problems else DONE

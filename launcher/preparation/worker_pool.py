@@ -145,7 +145,7 @@ def _start_worker(folder: str, threads: int, totals: Any, parent: int) -> None:
 
 
 def _end_with_parent(parent: int) -> None:
-    """Ends the worker if its parent was killed; else it would wait for work for ever."""
+    """Ends the worker if its parent was killed; else it would wait for work without end."""
     while os.getppid() == parent:
         time.sleep(0.5)
     os._exit(1)

@@ -125,7 +125,7 @@ def test_a_missing_column_names_those_that_are_there(tmp_path, name):
     if name == "a.parquet":
         with pytest.raises(ValueError, match=r"'langue'.*has: text, lang, score"):
             documents(tmp_path / name, where=("langue=en",))
-        with pytest.raises(ValueError, match=r"'score' holds double, not text; columns with text: text, lang"):
+        with pytest.raises(ValueError, match=r"'score' has type double, not text; columns with text: text, lang"):
             documents(tmp_path / name, text_column="score")
 
 

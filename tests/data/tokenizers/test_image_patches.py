@@ -81,7 +81,7 @@ def test_the_tokenizer_knows_each_word(tmp_path):
     tokenizer = load_tokenizer(tmp_path)
     assert tokenizer.vocab_size == 5 + 20 + 2
     assert tokenizer.encode(text_of_codes(np.array([0, 19, 3])) + " one") == [5, 24, 8, 26]
-    assert tokenizer.template(pair=False).frame([7])[0].tolist() == [2, 7, 3]
+    assert tokenizer.template(pair=False).apply([7])[0].tolist() == [2, 7, 3]
     assert (tokenizer.bos_id, tokenizer.eos_id, tokenizer.mask_id) == (2, 3, 4)
 
 

