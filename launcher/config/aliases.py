@@ -213,7 +213,7 @@ def count_window(config: dict) -> None:
 
 @cache
 def _all_options() -> dict[str, Option]:
-    """Those of both kinds of runs, which alone write checkpoints."""
+    """The options of pretraining and fine-tuning; only these two commands write checkpoints."""
     from ingot.launcher.config.finetune import FinetuneConfig
     from ingot.launcher.config.pretrain import TrainConfig
 

@@ -108,7 +108,7 @@ class _Sources:
         while rest:
             word = rest.popleft()
             if not word.startswith("--") or word == "--":
-                self.problems.append(Problem(word, "stands alone; options are written as --NAME VALUE"))
+                self.problems.append(Problem(word, "does not belong to an option; options are written as --NAME VALUE"))
                 continue
             name, equals, text = word[2:].partition("=")
             name, adds = name.removesuffix("+"), name.endswith("+")

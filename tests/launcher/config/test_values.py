@@ -31,7 +31,7 @@ def test_all_mistakes_of_a_file_and_the_command_line_are_said_at_once(tmp_path):
     )
     place = f"({tmp_path}/file.yaml, line "
     assert text.split("; ") == [
-        "loose stands alone",
+        "loose does not belong to an option",
         "options are written as --NAME VALUE",
         "run.dir is given without a value",
         "write --run.dir VALUE",
