@@ -19,7 +19,7 @@ def gpt2(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def knowing(bert, tmp_path_factory) -> Path:
-    """A classifier that has learned the toy task, in Hugging Face's form."""
+    """A classifier, trained on the toy task, in Hugging Face's form."""
     folder = tmp_path_factory.mktemp("knowing")
     run(bert, folder, write_task("classification", folder, 240), "--task.epochs", 8)
     export.main(["--checkpoint", str(folder / "runs/run"), "--output", str(folder / "out")])

@@ -1,4 +1,4 @@
-"""Starts fine-tuning in this process, on tiny models and tasks."""
+"""Fine-tunes tiny models on tiny tasks, in this process."""
 
 import json
 from pathlib import Path
@@ -16,10 +16,10 @@ BASE = [
 
 
 def run(start: Path, folder: Path, task: list[str], *more: object, code: int = 0) -> list[dict]:
-    """Fine-tunes in this process; the lines of metrics.jsonl."""
+    """Fine-tunes, and returns the records of metrics.jsonl."""
     given = ["--init.model", start, "--run.dir", folder / "runs", *BASE, *task, *more]
     num_threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # so small a model is not faster with more, and other tests run beside
+    torch.set_num_threads(1)  # more threads do not speed up so small a model, and other tests run at the same time
     try:
         assert finetune.main([str(part) for part in given]) == code
     finally:

@@ -1,4 +1,4 @@
-"""Starts real runs, as a user would, on a tiny model and corpus."""
+"""Starts real runs of a tiny model on a tiny corpus, as a user does."""
 
 import json
 import os
@@ -31,7 +31,11 @@ def write_config(folder: Path, corpus: Path, *, objective: str = "clm") -> Path:
 
 
 def command(launcher: str, script: str = "pretrain") -> list[str]:
-    """`python`, or `deepspeed N` or `torchrun N`."""
+    """The start of a command line.
+
+    Args:
+        launcher: `python`, `deepspeed N` or `torchrun N`, with N ranks.
+    """
     name, _, ranks = launcher.partition(" ")
     start = {
         "python": [sys.executable],
@@ -42,8 +46,7 @@ def command(launcher: str, script: str = "pretrain") -> list[str]:
 
 
 def environment() -> dict[str, str]:
-    """Without what a test session or another launcher may have left there; a thread for each process, as they are more
-    than the cores."""
+    """The environment without variables that another launcher may have set, and with one thread for each process."""
     left = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}
     return {name: value for name, value in os.environ.items() if name not in left} | {
         "PATH": f"{BIN}:{os.environ['PATH']}",
@@ -52,7 +55,7 @@ def environment() -> dict[str, str]:
 
 
 def launch(launcher: str, *arguments: object, script: str = "pretrain", code: int = 0) -> subprocess.CompletedProcess:
-    """Runs to the end and checks the exit code."""
+    """Runs a command to its end, and checks the exit code."""
     result = subprocess.run(
         [*command(launcher, script), *map(str, arguments)],
         env=environment(),

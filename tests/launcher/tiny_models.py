@@ -1,4 +1,4 @@
-"""Tiny released models, and tasks that they learn in a few steps: what fine-tuning is tried on."""
+"""Tiny models in Hugging Face's form, and tasks that they learn in a few steps."""
 
 import json
 import random
@@ -15,7 +15,7 @@ LABELS = "target"
 
 
 def released_bert(folder: Path, **settings) -> Path:
-    """A random BERT of 2 layers in Hugging Face's form, whose vocabulary is WORDS and their letters."""
+    """A random BERT of 2 layers in Hugging Face's form. Its vocabulary is WORDS and single letters."""
     from transformers import BertConfig, BertModel, BertTokenizerFast
 
     folder.mkdir(parents=True)
@@ -48,7 +48,7 @@ def released_gpt2(folder: Path) -> Path:
 
 
 def write_task(kind: str, folder: Path, count: int = 120) -> list[str]:
-    """train and dev files of a task that can be learned, and the options that read them."""
+    """Writes train and dev files of a task that can be learned. Returns the options that read them."""
     folder.mkdir(parents=True, exist_ok=True)
     draw = random.Random(kind)
     ending = {"token_classification": "conll", "question_answering": "json"}.get(kind, "jsonl")

@@ -1,4 +1,4 @@
-"""The generate command on a run that has just been trained: texts to the screen or a file, and what it refuses."""
+"""The generate command on a new run: texts to standard output or a file, and refused options."""
 
 import json
 from types import SimpleNamespace
@@ -171,5 +171,5 @@ def test_a_prompt_beyond_learned_positions_is_refused(corpus, tmp_path):
     arguments = ["--config", config, "--parallel.engine", "fsdp", "--run.steps", 1, "--model.positions", "learned"]
     assert pretrain.main([str(argument) for argument in arguments]) == exit_codes.DONE
     common = ["--checkpoint", tmp_path / "runs/tiny", "--max_tokens", 10, "--prompt"]
-    assert "exceed the model's 64 positions" in refusal(*common, "one two " * 100)
+    assert "exceed the 64 positions of the model" in refusal(*common, "one two " * 100)
     run(*common, "one two")

@@ -1,4 +1,4 @@
-"""The evaluate command: the training's own scores, each token scored once, exact bytes, and what it refuses."""
+"""The evaluate command: scores as in training, each token scored once, exact bytes, and refused options."""
 
 import json
 import math
@@ -91,7 +91,7 @@ def test_help_answers_without_importing_torch():
 
 @torch.no_grad()
 def naive(folder, documents: list[list[int]], length: int, stride: int) -> tuple[float, int]:
-    """Nats and targets, token by token: the window of a token is the first of all that reaches it."""
+    """Nats and number of targets, computed token by token. The window of a token is the first one that contains it."""
     model, _ = load_for_inference(str(folder), None, torch.device("cpu"))
     nats = count = 0
     for ids in documents:

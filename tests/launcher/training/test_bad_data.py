@@ -1,7 +1,8 @@
-"""Runs over damaged data: they end as they should, on all ranks, and a resume repeats what was left out."""
+"""Runs over damaged data: all ranks skip the same data, a resume too, and too much damage ends the run on all ranks."""
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -18,7 +19,7 @@ from tests.ranks import run_ranks
 
 @pytest.fixture(scope="module")
 def small_bundles(corpus, tmp_path_factory):
-    """The corpus again, in many small bundles, so that one of them is a small part of it."""
+    """The corpus in many small bundles, so that one bundle is a small part of it."""
     from ingot.data.tokenizers.tokenizer import load_tokenizer
     from ingot.data.writing.writer import CorpusWriter
 
@@ -37,7 +38,7 @@ def small_bundles(corpus, tmp_path_factory):
 
 @pytest.fixture
 def damaged(small_bundles, tmp_path):
-    """A bit flipped in one bundle of every shard."""
+    """The corpus with one bit flipped in one bundle of every shard."""
     folder = tmp_path / "corpus"
     shutil.copytree(small_bundles, folder)
     for shard in Corpus.open(folder, "train").shards:
@@ -54,7 +55,7 @@ def trains(run, *keys):
 
 @pytest.mark.slow
 @pytest.mark.distributed
-def test_a_damaged_corpus_is_trained_on_alike_by_all_layouts_and_after_a_resume(damaged, tmp_path):
+def test_a_damaged_corpus_trains_the_same_in_all_layouts_and_after_a_resume(damaged, tmp_path):
     config = write_config(tmp_path, damaged)
     common = ["--config", config, "--parallel.engine", "fsdp", "--data.max_bad_fraction", 1]
     launch("python", *common, "--run.name", "one")
@@ -90,10 +91,10 @@ def watch_of(folder, fraction=1.0):
     return BadDataWatch(Quarantine(), Callbacks(), folder, max_bad_fraction=fraction)
 
 
-def settle_on_one_rank(folder: str, kind: str) -> str:
-    """Rank 1 alone meets something; what each rank makes of it."""
+def agree_about_one_rank(folder: str, kind: str) -> str:
+    """Only rank 1 finds damage or has an error. Returns what each rank concludes."""
     mesh = meshes.start("cpu", 60)
-    watch = watch_of(folder)
+    watch = watch_of(Path(folder))
     error = None
     if mesh.rank == 1:
         if kind == "damage":
@@ -114,13 +115,13 @@ def settle_on_one_rank(folder: str, kind: str) -> str:
 
 
 @pytest.mark.distributed
-def test_what_one_rank_meets_all_ranks_know(tmp_path):
-    assert run_ranks(settle_on_one_rank, 2, str(tmp_path), "damage") == ["True False [('ab', 3)] True"] * 2
-    first, second = run_ranks(settle_on_one_rank, 2, str(tmp_path), "strict")
+def test_all_ranks_know_what_one_rank_finds(tmp_path):
+    assert run_ranks(agree_about_one_rank, 2, str(tmp_path), "damage") == ["True False [('ab', 3)] True"] * 2
+    first, second = run_ranks(agree_about_one_rank, 2, str(tmp_path), "strict")
     assert first == second
     assert first.startswith("2 bad bytes")
-    assert run_ranks(settle_on_one_rank, 2, str(tmp_path), "none") == ["93 all gone"] * 2
-    first, second = run_ranks(settle_on_one_rank, 2, str(tmp_path), "bug")
+    assert run_ranks(agree_about_one_rank, 2, str(tmp_path), "none") == ["93 all gone"] * 2
+    first, second = run_ranks(agree_about_one_rank, 2, str(tmp_path), "bug")
     assert first == "RuntimeError rank 1 could not read its data: KeyError: 'x'"
     assert second == "KeyError 'x'"
 
@@ -128,11 +129,11 @@ def test_what_one_rank_meets_all_ranks_know(tmp_path):
 def test_the_bound_is_on_a_window_of_sequences(tmp_path):
     watch = watch_of(tmp_path, 1e-3)
     for _ in range(100):
-        watch.count_substitutes(1, 1000)  # one in a thousand, for ever
+        watch.count_substitutes(1, 1000)  # one in a thousand is within the bound
     with pytest.raises(Unreadable, match="11 of the last 10000 sequences") as caught:
         watch.count_substitutes(2, 1000)
     assert caught.value.code == exit_codes.GIVE_UP
-    watch_of(tmp_path, 1.0).spend(50_000, 50_000)
-    watch_of(tmp_path, 0.0).spend(0, 8)
+    watch_of(tmp_path, 1.0).count_substitutes(50_000, 50_000)
+    watch_of(tmp_path, 0.0).count_substitutes(0, 8)
     with pytest.raises(Unreadable):
-        watch_of(tmp_path, 0.0).spend(1, 8)
+        watch_of(tmp_path, 0.0).count_substitutes(1, 8)

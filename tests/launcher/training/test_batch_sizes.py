@@ -1,4 +1,4 @@
-"""Steps grow from phase to phase; what they read goes on without a gap, and layouts and resumes change nothing."""
+"""Batch size ramps: steps read the data without a gap, and layouts and resumes change nothing."""
 
 import pytest
 
@@ -44,7 +44,7 @@ def test_a_ramp_trains_the_same_in_another_layout_and_after_a_stop(corpus, tmp_p
         assert [r[key] for r in two] == pytest.approx([r[key] for r in one], rel=1e-5), key
 
 
-def test_a_size_that_cannot_be_shared_is_refused_before_anything_starts(corpus, tmp_path):
+def test_a_size_that_does_not_divide_is_refused_before_anything_starts(corpus, tmp_path):
     config = write_config(tmp_path, corpus)
     result = launch("python", "--config", config, "--batch.ramp", "[{steps: 2, global_size: 3}]", code=2)
     assert "a micro-batch of 2 sequences does not divide the 3 sequences of each rank" in result.stderr

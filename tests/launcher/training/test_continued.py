@@ -1,4 +1,4 @@
-"""Continued pretraining: a released model goes on on a corpus with its own tokenizer."""
+"""Continued pretraining: a released model learns from a corpus with its own tokenizer."""
 
 import json
 
@@ -15,7 +15,7 @@ from ingot.parallel.checkpoint import read_manifest, read_tensor
 from tests.launcher.tiny_models import released_bert
 
 
-def test_pretraining_goes_on_from_a_released_model(tmp_path):
+def test_pretraining_continues_from_a_released_model(tmp_path):
     from transformers import BertConfig, BertForMaskedLM
 
     bert = released_bert(tmp_path / "bert")

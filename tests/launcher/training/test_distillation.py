@@ -1,4 +1,4 @@
-"""A pretraining run that learns from another model."""
+"""Pretraining with a teacher."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ OPTIONS = ["--run.device", "cpu", "--parallel.precision", "fp32", "--distillatio
 
 @pytest.fixture(scope="module")
 def teacher(corpus, tmp_path_factory) -> Path:
-    """Twice as wide as the student, and trained."""
+    """A trained teacher, twice as wide as the student."""
     folder = tmp_path_factory.mktemp("teacher")
     config = write_config(folder, corpus)
     options = [
@@ -40,9 +40,9 @@ def test_every_layout_learns_the_same_from_a_teacher(teacher, corpus, tmp_path):
         launch(launcher, "--config", config, *options)
         found[layout[0]] = [record["loss"] for record in records(folder / "runs/tiny")]
         (scores,) = records(folder / "runs/tiny", "eval")
-        assert scores["loss"] < scores["unigram_entropy"] + 0.5  # what is scored is the text, not the teacher
+        assert scores["loss"] < scores["unigram_entropy"] + 0.5  # scores of the text
     assert found["zero"] == pytest.approx(found["fsdp"], rel=1e-5)
-    assert found["fsdp"][-1] < found["fsdp"][0] / 2  # mostly a divergence, which can become 0
+    assert found["fsdp"][-1] < found["fsdp"][0] / 2  # mostly a divergence, whose minimum is 0
 
 
 def test_teachers_that_do_not_fit_are_refused(teacher, bert, corpus, tmp_path):
@@ -50,9 +50,18 @@ def test_teachers_that_do_not_fit_are_refused(teacher, bert, corpus, tmp_path):
     for given, message in (
         (["--distillation.teacher", str(tmp_path)], "no checkpoint"),
         (["--distillation.teacher", str(bert)], "holds a model with a features head, which is not a language model"),
-        (["--distillation.teacher", str(teacher), "--model.vocab_size", "600"], "a causal language model with vocab_size 512"),
-        (["--distillation.teacher", str(teacher), "--data.objective", "mlm", "--model.causal", "false"], "is a masked language model"),
-        (["--distillation.teacher", str(teacher), "--distillation.hidden_weight", "1"], "hidden_size of the teacher is 64"),
+        (
+            ["--distillation.teacher", str(teacher), "--model.vocab_size", "600"],
+            "a causal language model with vocab_size 512",
+        ),
+        (
+            ["--distillation.teacher", str(teacher), "--data.objective", "mlm", "--model.causal", "false"],
+            "is a masked language model",
+        ),
+        (
+            ["--distillation.teacher", str(teacher), "--distillation.hidden_weight", "1"],
+            "hidden_size of the teacher is 64",
+        ),
         (["--distillation.weight", "2"], "distillation.weight is 2; it must be a number from 0 to 1"),
     ):
         with pytest.raises(BadInput, match=message):

@@ -1,4 +1,4 @@
-"""Whole runs, started by each launcher as a user would start them."""
+"""Whole runs, started with each launcher as a user does."""
 
 import json
 import math
@@ -44,7 +44,7 @@ def fingerprints(run: Path) -> list[str]:
 
 @pytest.fixture(scope="module")
 def reference(corpus, tmp_path_factory):
-    """One process, the torch engine, 20 steps: one run for each precision and objective, when it is asked for."""
+    """A run of one process with the torch engine and 20 steps, for each precision and objective; made when needed."""
     done = {}
 
     def run(precision: str, objective: str = "clm") -> Path:
@@ -105,12 +105,12 @@ def test_sentence_pairs_add_their_mean_loss_to_that_of_the_masks(reference, corp
     fp32 = ["--parallel.engine", "fsdp", "--parallel.precision", "fp32", "--run.steps", "2"]
     launch("python", "--config", config, *fp32, *pairs)
     plain = losses(reference("fp32", "mlm"))[0]
-    assert losses(tmp_path / "runs/tiny")[0] == pytest.approx(plain + math.log(2), abs=0.15)  # a pair is a toss-up yet
+    assert losses(tmp_path / "runs/tiny")[0] == pytest.approx(plain + math.log(2), abs=0.15)  # a guess
 
 
 @pytest.mark.slow
-def test_what_is_added_to_the_loss_is_the_same_under_zero_3(reference, corpus, tmp_path):
-    """Of the training loss alone: an evaluation is of the cross-entropy."""
+def test_loss_terms_are_the_same_under_zero_3(reference, corpus, tmp_path):
+    """The terms are part of the training loss only; an evaluation reports the cross-entropy."""
     extra = ["--run.steps", 3, "--parallel.precision", "fp32", "--optimizer.lr_decay_steps", 20]
     extra += ["--loss.z_loss", 0.01, "--loss.label_smoothing", 0.1]
     runs = {}
@@ -151,7 +151,7 @@ def test_ten_steps_and_ten_more_are_twenty_to_the_last_bit(corpus, tmp_path, eng
 
 
 @pytest.mark.distributed
-def test_a_run_goes_on_in_another_layout(reference, corpus, tmp_path):
+def test_a_run_continues_in_another_layout(reference, corpus, tmp_path):
     config = write_config(tmp_path, corpus)
     fp32 = ["--config", config, "--parallel.precision", "fp32"]
     launch("deepspeed 2", *fp32, "--run.steps", 10, "--parallel.zero_stage", 3)
@@ -188,7 +188,7 @@ def test_tensorboard_shows_loss_learning_rate_and_speed(reference):
 
 @pytest.mark.distributed
 @pytest.mark.parametrize("launcher", ["python", "torchrun 2"])
-def test_a_request_to_stop_saves_and_the_next_start_goes_on(reference, corpus, tmp_path, launcher):
+def test_a_request_to_stop_saves_and_the_next_start_continues(reference, corpus, tmp_path, launcher):
     config = write_config(tmp_path, corpus)
     arguments = ["--config", config, "--parallel.precision", "fp32", "--run.save_every", "0", "--run.steps"]
     process = subprocess.Popen(
