@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from ingot.parallel.muon import MuonWithAdamW, choose
+from ingot.parallel.muon import MuonWithAdamW, names_matching
 from ingot.parallel.optimizer import create_state, matrices, set_step
 
 
@@ -15,7 +15,7 @@ def module():
 
 
 def made(module: nn.Module, momentum: float = 0.95) -> MuonWithAdamW:
-    chosen = choose(matrices(module), ["mlp.*"])
+    chosen = names_matching(matrices(module), ["mlp.*"])
     rest = {"learning_rate": 0.1, "betas": (0.9, 0.95), "eps": 1e-8, "momentum": momentum, "weight_decay": 0.0}
     return MuonWithAdamW(module, chosen, matrices(module), **rest)
 
@@ -53,4 +53,4 @@ def test_learning_rate_and_step_reach_both(module):
 
 def test_a_pattern_that_names_nothing_is_refused(module):
     with pytest.raises(ValueError, match=r"'blocks\.\*\.weight'.*embedding.weight"):
-        choose(matrices(module), ["blocks.*.weight"])
+        names_matching(matrices(module), ["blocks.*.weight"])
