@@ -42,7 +42,9 @@ def run_of(config: ModelConfig, tokenizer: Tokenizer, folder: Path) -> tuple[Pat
     model = made(config)
     values = {f"model/{name}": parameter.detach() for name, parameter in model.named_parameters()}
     values["optimizer/exp_avg/final_norm.weight"] = torch.zeros(32)
-    shards = [TensorShard(name, tuple(v.shape), Rectangle((0,) * v.ndim, tuple(v.shape)), v) for name, v in values.items()]
+    shards = [
+        TensorShard(name, tuple(v.shape), Rectangle((0,) * v.ndim, tuple(v.shape)), v) for name, v in values.items()
+    ]
     metadata = {"config": {"model": asdict(config)}, "tokenizer_sha256": tokenizer.sha256}
     meshes.start("cpu")
     checkpoint.save(folder / "checkpoints", shards, step=3, metadata=metadata, keep=0)
@@ -134,8 +136,8 @@ def test_bad_input_is_one_message_and_leaves_nothing(tokenizer, tmp_path):
     assert "holds no checkpoint" in refusal("--checkpoint", tmp_path / "nowhere", "--output", out)
     assert "is not an empty folder; nothing was written" in refusal("--checkpoint", run, "--output", full)
     assert "final_logit_softcapping is 9.0 and would be None" in refusal("--checkpoint", odd, "--output", out)
-    assert "family gpt2 cannot hold this model" in refusal("--checkpoint", run, "--output", out, "--family", "gpt2")
-    assert "family is 'opt'; known are" in refusal("--checkpoint", run, "--output", out, "--family", "opt")
+    assert "family gpt2 cannot express this model" in refusal("--checkpoint", run, "--output", out, "--family", "gpt2")
+    assert "family is 'opt'; supported are" in refusal("--checkpoint", run, "--output", out, "--family", "opt")
     assert "the padding token is 0" in refusal("--checkpoint", padded, "--output", out)
     assert "max_shard_bytes is 0" in refusal("--checkpoint", run, "--output", out, "--max_shard_bytes", 0)
     assert "int8" in refusal("--checkpoint", run, "--output", out, "--dtype", "int8")
