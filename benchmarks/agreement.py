@@ -1,11 +1,11 @@
 """Does every launcher and engine train the same model?
 
-    python benchmarks/agreement.py                      # everything; some 15 minutes on 2 cores
+    python benchmarks/agreement.py                      # everything; about 15 minutes on 2 cores
     python benchmarks/agreement.py --precision fp32 --config configs/demo-bert.yaml
 
 Runs configs/demo.yaml for 20 steps in each layout (`make demo` prepares its corpus). Prints, for each, the largest
 relative difference of a step's loss from that of one process of the torch engine in the same precision. Exits with 1 if
-one is above 1e-3 (bf16) or 1e-5 (fp32), or if a batch fingerprint is another.
+one is above 1e-3 (bf16) or 1e-5 (fp32), or if a batch fingerprint differs.
 """
 
 import argparse

@@ -1,11 +1,11 @@
-"""Each layout loads what each other one has saved, optimizer included, and trains on as if nothing had happened.
+"""Each layout loads what each other layout has saved, with the optimizer, and continues to train without a difference.
 
 python benchmarks/checkpoint_matrix.py [--model llama]
 
 Every layout trains 6 steps, saves, and trains 6 more. Every layout then loads each of these checkpoints into an engine
-whose state was made invalid before (all digests are checked), saves what it has (all digests must be the same again),
-and trains the 6 steps. A cell is the largest relative difference of a loss or gradient norm from the run that saved;
-asked: 1e-5 in fp32.
+whose state was made invalid before (all digests are checked), saves its state (all digests must be the same again),
+and trains the 6 steps. A cell is the largest relative difference of a loss or gradient norm from the run that saved.
+The limit is 1e-5 in fp32.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from ingot.parallel import mesh as meshes
 from tests.layouts import MODELS, Layout, difference, engine_in, train_on
 from tests.ranks import run_ranks
 
-FIRST, LAST, ASKED = 6, 12, 1e-5
+FIRST, LAST, LIMIT = 6, 12, 1e-5
 LAYOUTS = [
     (1, Layout("replicate")),
     (2, Layout("replicate")),
@@ -94,7 +94,7 @@ def main() -> None:
             cells = []
             for source, results in found.items():
                 value = results if isinstance(results, str) else difference(results, straight[source])
-                failed += isinstance(value, str) or value > ASKED
+                failed += isinstance(value, str) or value > LIMIT
                 worst = max(worst, 0.0 if isinstance(value, str) else value)
                 cells.append(value if isinstance(value, str) else f"{value:.0e}")
             print(f"{name(target):28}{'  '.join(cells)}", flush=True)

@@ -1,12 +1,12 @@
-"""Saving and loading, beside DeepSpeed (with ds_to_universal) and torch's distributed checkpoints.
+"""Saving and loading, compared with DeepSpeed (with ds_to_universal) and torch's distributed checkpoints.
 
 python benchmarks/checkpoints.py               # 51 million parameters with AdamW's moments, 2 ranks, 3 repeats
 
-Seconds are the slowest rank's, medians of the repeats; sides take turns. Ingot syncs what it writes and checks the
-digest of each tensor when it loads. DeepSpeed saves on 2 ranks at ZeRO-1, converts, and loads on one; Ingot does the
-same without a conversion. Extra memory is a rank's peak beyond what it held before, its own part of the state given
-beside it. `waiting` is how long training stands still while it saves, beside a copy of the same bytes in host memory,
-and `beside a save` how fast it goes on while one is written.
+Seconds are those of the slowest rank, medians of the repeats; the sides take turns. Ingot syncs what it writes, and
+checks the digest of each tensor when it loads. DeepSpeed saves on 2 ranks at ZeRO-1, converts, and loads on one; Ingot
+does the same without a conversion. Extra memory is the peak of a rank above what it held before, printed with its own
+part of the state. `waiting` is how long training waits for a save, printed with a copy of the same bytes in host
+memory, and `step during a save` is how fast training is while one is written.
 """
 
 import argparse
@@ -197,14 +197,14 @@ def dcp_both(folder: Path, _: str) -> dict:
     return found
 
 
-def beside_training(folder: Path, engine: str) -> dict:
+def saving_during_training(folder: Path, engine: str) -> dict:
     import torch
 
     from ingot.parallel.checkpoint import Saver
     from ingot.parallel.mesh import sum_over_ranks
 
     built, _ = build(engine)
-    saver = Saver(folder / "beside", keep=1)
+    saver = Saver(folder / "during", keep=1)
     found: dict = {}
     saver.begin(built.shards(), step=1, metadata={})  # the first one makes the buffers
     saver.finish()
@@ -232,7 +232,12 @@ def beside_training(folder: Path, engine: str) -> dict:
         busy += train(built, 1)[0]
         steps += 1
     saver.finish()
-    return {**found, "undisturbed step": quiet, "step beside a save": busy / max(1, steps), "steps beside": steps}
+    return {
+        **found,
+        "undisturbed step": quiet,
+        "step during a save": busy / max(1, steps),
+        "steps during a save": steps,
+    }
 
 
 def _size(folder: Path) -> float:
@@ -245,7 +250,7 @@ PARTS = {
     "deepspeed save": deepspeed_save,
     "deepspeed load": deepspeed_load,
     "dcp": dcp_both,
-    "beside": beside_training,
+    "during": saving_during_training,
 }
 
 
@@ -306,7 +311,7 @@ def once(folder: Path) -> dict[str, dict]:
     fsdp |= {f"{part}, times faster": torch_own[part] / fsdp[part] for part in ("save", "load")}
     found["Ingot, FSDP2 on 2 ranks"] = fsdp
     found["torch DCP, FSDP2 on 2 ranks"] = torch_own
-    found["Ingot beside training, FSDP2 on 2 ranks"] = run("beside", 2, folder, "fsdp")
+    found["Ingot during training, FSDP2 on 2 ranks"] = run("during", 2, folder, "fsdp")
     return found
 
 

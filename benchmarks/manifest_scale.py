@@ -1,10 +1,10 @@
-"""How sharing out and writing down a checkpoint grow with the number of ranks, for a Llama of 405 billion parameters.
+"""How the time to plan and describe a checkpoint grows with the number of ranks, for a Llama of 405 billion parameters.
 
 python benchmarks/manifest_scale.py [--ranks 64 1024 16384]
 
-No tensor exists: only the rectangles that FSDP2 x tensor 8 gives to each rank, of weights and two moments. What rank 0
-does of it is measured: sharing out, the manifest as text, and finding in it what one rank of another layout (a
-quarter of the ranks) reads. Each number of ranks has a process of its own.
+There are no tensors, only the rectangles that FSDP2 x tensor 8 gives to each rank, for weights and two moments. The
+work of rank 0 is measured: to assign owners, to write the manifest as text, and to find in it what one rank of another
+layout (with a quarter of the ranks) reads. Each number of ranks has a process of its own.
 """
 
 import argparse
@@ -88,7 +88,7 @@ def measure(ranks: int) -> None:
     most = max(int(sizes[mask].sum()) for sizes, mask in zip(itemsize, masks, strict=True))
     mean = sum(int(sizes[mask].sum()) for sizes, mask in zip(itemsize, masks, strict=True)) / ranks
     print(
-        f"{ranks:6} ranks: {count:,} rectangles, {written:,} written; {shared:.1f} s to share out, {seconds:.1f} s "
+        f"{ranks:6} ranks: {count:,} rectangles, {written:,} written; {shared:.1f} s to assign owners, {seconds:.1f} s "
         f"with the manifest of {size / 1e6:.1f} MB, {peak / 1e9:.2f} GB at most; a rank finds its pieces in "
         f"{found:.1f} s; the fullest rank writes {most / mean:.3f} times the mean"
     )

@@ -1,9 +1,9 @@
-"""Memory that a rank really holds, beside the plan's arithmetic.
+"""The memory that a rank really holds, compared with the plan.
 
 python benchmarks/memory.py [--ranks 2]
 
-States are parameters, gradients and optimizer, counted from the tensors that are alive after a backward pass; of ZeRO-3
-with the buffers that stay. Activations are what is alive at the end of a forward pass and was not before it.
+States are parameters, gradients and optimizer, counted from the tensors that exist after a backward pass; for ZeRO-3
+with the buffers that stay. Activations are the tensors that exist at the end of a forward pass and did not before it.
 """
 
 import argparse

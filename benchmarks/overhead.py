@@ -1,11 +1,11 @@
-"""What the loop costs: a step of Ingot beside a bare forward, backward, clipping and optimizer step of the same module.
+"""What the loop costs: a step of Ingot, compared with forward, backward, clipping and optimizer step in a plain script.
 
-python benchmarks/overhead.py             # one process, and two: ZeRO-1 and FSDP2 beside DistributedDataParallel and
-                                          # DeepSpeed as one would write it oneself
+python benchmarks/overhead.py             # one process, and two: ZeRO-1 and FSDP2, compared with
+                                          # DistributedDataParallel and DeepSpeed in plain scripts
 
 Each side is a process group of its own, started by torchrun, on the same sequences: Ingot reads them from a corpus,
-the others have them in memory. Whole runs of the sides take turns; a run's figure is the median of its steps after the
-first ones, a side's that of its runs.
+the others have them in memory. Whole runs of the sides take turns. The figure of a run is the median of its steps after
+the first ones, and the figure of a side is the median of its runs.
 """
 
 import argparse
@@ -200,7 +200,9 @@ def compare(arguments: argparse.Namespace, ranks: int, folder: Path) -> None:
             subprocess.run(line, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
             medians.append(statistics.median(json.loads((folder / "seconds.json").read_text())))
     first = statistics.median(found[SIDES[ranks][0]])
-    print(f"{ranks} process(es), seconds a step: median of {arguments.repeats} runs, their range, and beside the first")
+    print(
+        f"{ranks} process(es), seconds a step: median of {arguments.repeats} runs, their range, relative to the first"
+    )
     for side, medians in found.items():
         middle = statistics.median(medians)
         span = f"{min(medians):.4f} to {max(medians):.4f}"

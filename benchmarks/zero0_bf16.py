@@ -23,7 +23,7 @@ def batch(step: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def native(stage: int) -> tuple[float, float, list[float]]:
-    """DeepSpeed as one would write it: Adam's step count and the weights' relative change at the start; the losses."""
+    """DeepSpeed in a plain script: Adam's step count and the weights' relative change at the start; the losses."""
     import deepspeed
     from deepspeed.utils import logger
 

@@ -116,8 +116,8 @@ def rows_of(batch: dict[str, torch.Tensor], model: str, start: int, stop: int) -
     return part
 
 
-def train_alone(model: str, steps: int = STEPS) -> list[tuple[float, float]]:
-    """Loss and gradient norm of each step as a textbook has them: whole batches, fp32, AdamW, clipping."""
+def train_plainly(model: str, steps: int = STEPS) -> list[tuple[float, float]]:
+    """Loss and gradient norm of each step in a plain loop: whole batches, fp32, AdamW, clipping."""
     module = LanguageModel(replace(MODELS[model]))
     initialize(module, 0)
     decay = [p for p in module.parameters() if p.ndim == 2]
@@ -166,7 +166,7 @@ def train_on(engine: Engine, model: str, layout: Layout, first: int, last: int) 
 
 
 def train(model: str, layout: Layout, world: Mesh, steps: int = STEPS, **parallel: object) -> list[tuple[float, float]]:
-    """The same as `train_alone` in a layout of the processes of `world`. Each of them calls it."""
+    """The same as `train_plainly` in a layout of the processes of `world`. Each of them calls it."""
     return train_on(engine_in(model, layout, world, **parallel), model, layout, 0, steps)
 
 

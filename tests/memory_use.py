@@ -1,4 +1,4 @@
-"""What an engine really holds, counted from the tensors that are alive, beside what the plan says."""
+"""The memory that an engine really holds, counted from the tensors that exist, and the plan's figures."""
 
 import gc
 from dataclasses import replace
@@ -73,7 +73,7 @@ def config_of(model: str, layout: Layout, num_data: int, **parallel: object) -> 
     )
 
 
-_engines: list[Engine] = []  # all that were measured: kept alive, so that no address is used twice
+_engines: list[Engine] = []  # all that were measured: kept, so that no address is used twice
 
 
 def measure(model: str, layout: Layout, world: Mesh, **parallel: object) -> dict[str, float]:
@@ -100,7 +100,7 @@ def measure(model: str, layout: Layout, world: Mesh, **parallel: object) -> dict
     in_between = layout.engine == "zero-1" and layout.precision == "fp32" and layout.accumulation > 1
     if layout.engine == "zero-3" or in_between:  # the buffer of reductions
         staying = 4.0 * min(BUCKET, footprint.parameters)
-    if layout.engine == "zero-3":  # small parameters, which are not cut
+    if layout.engine == "zero-3":  # small parameters, which are not partitioned
         weight = 4 if layout.precision == "fp32" else 2
         staying += weight * footprint.small * (1 - 1 / mesh.num_data)
     return {

@@ -1,4 +1,4 @@
-"""Checkpoints: what is saved by one layout is loaded by any other, and damage is seen."""
+"""Checkpoints: any layout loads what any other has saved, and damage is detected."""
 
 import json
 import re
@@ -43,7 +43,7 @@ def load_with_all(folder: Path, sources: list[str]) -> dict:
         for source in sources:
             engine = build(kind, mesh)
             for shard in engine.shards():
-                shard.tensor.fill_(torch.nan)  # whatever is not read shows
+                shard.tensor.fill_(torch.nan)  # shows what is not read
             manifest = checkpoint.load(folder / source / "step-00000004", engine.shards())
             engine.sync_from_shards(manifest["step"])
             after[kind, source] = train(engine, 4, 7)
@@ -89,7 +89,7 @@ def saved(trained, tmp_path):
     return checkpoint.save(tmp_path, trained.shards(), step=2, metadata=METADATA, keep=0)
 
 
-def test_a_stranger_reads_a_tensor_with_the_lines_on_the_page(trained, saved):
+def test_the_code_in_the_documentation_reads_a_tensor(trained, saved):
     page = (Path(__file__).resolve().parents[3] / "docs/checkpoint-format.md").read_text()
     lines, _ = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     assert len([line for line in lines.splitlines() if line]) <= 10
@@ -99,7 +99,7 @@ def test_a_stranger_reads_a_tensor_with_the_lines_on_the_page(trained, saved):
 
 
 def save_as_grids(folder: Path) -> list[str]:
-    """FSDP2 on 2 ranks saves with a grid wherever one is possible, and loads that again. The tensors with grids."""
+    """FSDP2 on 2 ranks saves each tensor as a grid if it can, and loads it again. Returns the tensors with grids."""
     owners.GRID_FROM = 2
     mesh = meshes.start("cpu")
     engine = build("fsdp", mesh)
@@ -115,7 +115,7 @@ def save_as_grids(folder: Path) -> list[str]:
 
 
 @pytest.mark.distributed
-def test_tensors_that_are_written_as_grids_are_read_by_any_layout_and_by_strangers(tmp_path):
+def test_any_layout_and_the_code_in_the_documentation_read_grids(tmp_path):
     grids = run_ranks(save_as_grids, 2, tmp_path)[0]
     assert "model/linear.weight" in grids
     path = tmp_path / "step-00000002"
@@ -178,18 +178,18 @@ def rectangle_elsewhere(manifest):
         (lambda saved: edit_manifest(saved, rectangle_elsewhere), "in no file"),
     ],
 )
-def test_damage_is_seen_and_named(trained, saved, damage, message):
+def test_damage_is_detected_and_named(trained, saved, damage, message):
     damage(saved)
     with pytest.raises(CheckpointError, match=message):
         checkpoint.load(saved, trained.shards())
 
 
-def test_another_model_is_told_apart_from_damage(mesh, saved):
+def test_another_model_is_distinguished_from_damage(mesh, saved):
     with pytest.raises(CheckpointMismatch, match=r"model/embedding.weight is \[97, 33\] there and \[97, 32\] here"):
         checkpoint.load(saved, build("torch", mesh, width=32).shards())
 
 
-def test_old_ones_go_and_unfinished_ones_do_not_count(trained, tmp_path):
+def test_old_ones_are_removed_and_unfinished_ones_do_not_count(trained, tmp_path):
     for step in range(1, 6):
         checkpoint.save(tmp_path, trained.shards(), step=step, metadata=METADATA, keep=2)
     (tmp_path / ".step-00000009.partial").mkdir()
@@ -197,7 +197,7 @@ def test_old_ones_go_and_unfinished_ones_do_not_count(trained, tmp_path):
     assert checkpoint.resolve(tmp_path).name == "step-00000005"
 
 
-def test_the_newest_sound_one_is_resolved_and_only_damaged_ones_are_an_error(trained, tmp_path):
+def test_the_newest_intact_one_is_resolved_and_only_damaged_ones_are_an_error(trained, tmp_path):
     for step in (1, 2):
         checkpoint.save(tmp_path / "checkpoints", trained.shards(), step=step, metadata=METADATA, keep=0)
     truncate(tmp_path / "checkpoints/step-00000002")
@@ -209,8 +209,8 @@ def test_the_newest_sound_one_is_resolved_and_only_damaged_ones_are_an_error(tra
         checkpoint.resolve(tmp_path / "elsewhere")
 
 
-def test_a_disk_that_is_full_leaves_the_older_checkpoint_and_nothing_else(trained, saved):
-    """A limit on the size of files stands for the full disk: the same error, from the same call."""
+def test_a_full_disk_leaves_only_the_older_checkpoint(trained, saved):
+    """A limit on the size of files acts as a full disk: the same call fails."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))

@@ -10,7 +10,7 @@ def tensor():
     return torch.randn(13, 11, generator=torch.Generator().manual_seed(0))
 
 
-def test_the_digest_does_not_depend_on_how_a_tensor_is_cut(tensor):
+def test_the_digest_does_not_depend_on_how_a_tensor_is_divided(tensor):
     expected = digest(whole_shard("w", tensor))
     for cut in (1, 40, 77, 142):
         flat = tensor.flatten()

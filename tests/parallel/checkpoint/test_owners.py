@@ -1,4 +1,4 @@
-"""Who writes what, and how a manifest says it: for thousands of ranks as for one."""
+"""Which rank writes what, and how a manifest says it, for thousands of ranks as for one."""
 
 import itertools
 import json
@@ -26,7 +26,7 @@ def shards_of(rectangles: dict[str, list[Rectangle]]) -> list[TensorShard]:
 
 
 def blocks(shape: tuple, counts: tuple) -> list[Rectangle]:
-    """Equal blocks along each dim, the last one smaller: as FSDP2 and tensor ranks cut."""
+    """Equal blocks along each dim, the last one smaller, as FSDP2 and tensor parallelism make them."""
     sides = []
     for size, count in zip(shape, counts, strict=True):
         step = -(-size // count)
@@ -35,20 +35,20 @@ def blocks(shape: tuple, counts: tuple) -> list[Rectangle]:
 
 
 def fsdp(ranks: int, replicas: int) -> list[list[TensorShard]]:
-    """Each tensor cut along its first dim over ranks / replicas, each part on `replicas` ranks."""
+    """Each tensor sharded along its first dim over ranks / replicas, each part on `replicas` ranks."""
     held = []
     for rank in range(ranks):
         part, rectangles = rank // replicas, {}
         for name, shape in SHAPES.items():
-            cut = blocks(shape, (ranks // replicas, *[1] * (len(shape) - 1))) if shape else [Rectangle((), ())]
-            if part < len(cut):
-                rectangles[name] = [cut[part]] if shape else cut
+            parts = blocks(shape, (ranks // replicas, *[1] * (len(shape) - 1))) if shape else [Rectangle((), ())]
+            if part < len(parts):
+                rectangles[name] = [parts[part]] if shape else parts
         held.append(shards_of(rectangles))
     return held
 
 
 def flat(ranks: int) -> list[list[TensorShard]]:
-    """Each tensor's elements dealt to the ranks in flat ranges, as ZeRO does."""
+    """Each tensor's elements divided among the ranks in flat ranges, as ZeRO does."""
     held = []
     for rank in range(ranks):
         rectangles = {}
@@ -118,7 +118,7 @@ def test_replicas_are_spread_evenly():
     assert max(loads) < 1.05 * sizes.sum() / ranks
 
 
-def test_parts_that_some_ranks_share_and_others_do_not_are_written_once():
+def test_parts_on_different_numbers_of_ranks_are_written_once():
     whole, half = Rectangle((0,), (129,)), [Rectangle((0,), (64,)), Rectangle((64,), (65,))]
     held = [shards_of({"b": [rectangle], "c": [Rectangle((), ())]}) for rectangle in (half[0], half[1], half[1])]
     table = {name: TABLE[name] for name in ("b", "c")}

@@ -1,4 +1,4 @@
-"""Saving beside the training, and loading parts."""
+"""Saving during training, and loading parts."""
 
 import resource
 import signal
@@ -23,7 +23,7 @@ def engine():
 
 @pytest.fixture
 def full_disk():
-    """A limit on the size of files stands for the full disk: the same error, from the same call. Call it for room."""
+    """A limit on the size of files acts as a full disk: the same call fails. Calling the fixture makes room."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
@@ -40,7 +40,7 @@ def copies(engine) -> dict[str, torch.Tensor]:
     return {shard.name: shard.tensor.detach().clone() for shard in engine.shards()}
 
 
-def test_what_is_saved_is_the_state_at_the_call_whatever_comes_after(engine, tmp_path):
+def test_what_is_saved_is_the_state_at_the_call(engine, tmp_path):
     saver, expected = Saver(tmp_path, keep=0), copies(engine)
     saver.begin(engine.shards(), step=1, metadata={})
     for shard in engine.shards():
@@ -51,7 +51,7 @@ def test_what_is_saved_is_the_state_at_the_call_whatever_comes_after(engine, tmp
         assert torch.equal(shard.tensor, expected[shard.name]), shard.name
 
 
-def test_one_save_is_under_way_at_a_time(engine, tmp_path):
+def test_one_save_at_a_time_is_in_progress(engine, tmp_path):
     saver = Saver(tmp_path, keep=0)
     for step in (1, 2, 3):
         saver.begin(engine.shards(), step=step, metadata={})
@@ -68,7 +68,7 @@ def wait(saver) -> tuple:
     return saver.advance(*saver.status())
 
 
-def test_a_failed_write_is_said_at_the_next_step_and_tried_again(engine, tmp_path, full_disk):
+def test_a_failed_write_is_reported_at_the_next_step_and_tried_again(engine, tmp_path, full_disk):
     saver = Saver(tmp_path, keep=0)
     saver.begin(engine.shards(), step=1, metadata={})
     path, trouble = wait(saver)
@@ -94,7 +94,7 @@ def test_a_disk_that_stays_full_is_an_error_and_leaves_nothing(engine, tmp_path,
     assert list(tmp_path.iterdir()) == []
 
 
-def test_weights_alone_and_a_part_of_them(engine, tmp_path):
+def test_only_weights_and_a_part_of_them(engine, tmp_path):
     path, expected = checkpoint.save(tmp_path, engine.shards(), step=1, metadata={}, keep=0), copies(engine)
     try:
         for only in ("model/", "model/linear."):
@@ -109,7 +109,7 @@ def test_weights_alone_and_a_part_of_them(engine, tmp_path):
 
 
 @pytest.mark.parametrize("header", [b"", b"\x08\0\0\0\0\0\0\0not json", b'\x0f\0\0\0\0\0\0\0{"a":{"b":"c"}}'])
-def test_a_file_that_is_none_is_named(tmp_path, header):
+def test_a_file_that_is_not_safetensors_is_named(tmp_path, header):
     (tmp_path / "x.safetensors").write_bytes(header)
     with pytest.raises(checkpoint.files.FileDamaged, match=r"x\.safetensors"):
         TensorFile(tmp_path / "x.safetensors")

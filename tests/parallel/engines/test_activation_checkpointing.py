@@ -1,4 +1,4 @@
-"""Recomputation keeps fewer activations, and gives the same gradients."""
+"""Activation checkpointing keeps fewer activations, and gives the same gradients."""
 
 import copy
 
@@ -19,7 +19,7 @@ class Block(nn.Module):
 
 
 def kept_bytes_and_gradients(how: str) -> tuple[int, list[torch.Tensor]]:
-    """Bytes that live between forward and backward, beside input and output, and all gradients."""
+    """Bytes that are kept from forward to backward, without input and output; and all gradients."""
     torch.manual_seed(0)
     model = nn.Sequential(*(copy.deepcopy(Block()) for _ in range(3)))
     x = torch.randn(4, 16, 32, requires_grad=True)
@@ -36,7 +36,7 @@ def kept_bytes_and_gradients(how: str) -> tuple[int, list[torch.Tensor]]:
     return sum(storages.values()), [x.grad, *(p.grad for p in model.parameters())]
 
 
-def test_full_keeps_less_than_nothing_recomputed_and_gradients_are_equal():
+def test_checkpointing_keeps_less_and_gradients_are_equal():
     everything, expected = kept_bytes_and_gradients("none")
     for how in ("selective", "full"):
         kept, found = kept_bytes_and_gradients(how)

@@ -1,4 +1,4 @@
-"""Layouts change speed and memory only: real ranks against one process. benchmarks/layouts.py has the whole table."""
+"""Layouts only change speed and memory: real ranks against one process. benchmarks/layouts.py has the whole table."""
 
 import pytest
 import torch
@@ -8,10 +8,10 @@ from ingot.parallel import mesh as meshes
 from ingot.parallel.mesh_sizes import sizes
 from ingot.parallel.tensor_parallel.collectives import copy_to_ranks
 from ingot.parallel.tensor_shards import Rectangle
-from tests.layouts import MODELS, Layout, difference, engine_in, train, train_alone, train_on
+from tests.layouts import MODELS, Layout, difference, engine_in, train, train_on, train_plainly
 from tests.ranks import run_ranks
 
-ASKED = {"fp32": 1e-6, "bf16": 5e-3}
+LIMIT = {"fp32": 1e-6, "bf16": 5e-3}
 COVER = [  # with further settings of the section parallel
     ("gpt2", Layout("zero-1", 2, 2), {"activation_checkpointing": "selective", "offload": "optimizer"}),
     ("gpt2", Layout("replicate", 4, 2, "bf16"), {"activation_checkpointing": "full"}),
@@ -39,16 +39,16 @@ def results():
 
 
 @pytest.fixture(scope="module")
-def alone():
-    return {model: train_alone(model) for model in MODELS}
+def expected():
+    return {model: train_plainly(model) for model in MODELS}
 
 
 @pytest.mark.distributed
 @pytest.mark.parametrize("index", range(len(COVER)), ids=[f"{c[0]} {c[1]}" for c in COVER])
-def test_a_layout_trains_as_one_process_does(results, alone, index):
+def test_a_layout_trains_as_one_process_does(results, expected, index):
     model, layout, _ = COVER[index]
     for rank in range(4):
-        assert difference(results[rank][index], alone[model]) < ASKED[layout.precision], f"rank {rank}"
+        assert difference(results[rank][index], expected[model]) < LIMIT[layout.precision], f"rank {rank}"
 
 
 def gradient_of_a_copy() -> float:
@@ -61,7 +61,7 @@ def gradient_of_a_copy() -> float:
 
 
 @pytest.mark.distributed
-def test_what_tensor_ranks_add_to_a_gradient_is_rounded_once():
+def test_a_gradient_is_rounded_once_after_the_sum_over_tensor_ranks():
     assert run_ranks(gradient_of_a_copy, 4) == [1.5] * 4
 
 
@@ -69,7 +69,7 @@ SAVED = [("llama", Layout("zero-3", 2)), ("gpt2", Layout("fsdp2", 4)), ("bert", 
 LOADED = {"llama": Layout("fsdp2", 4), "gpt2": Layout("zero-2", 2), "bert": Layout("hsdp", 1)}
 
 
-def save_and_go_on(folder) -> list:
+def save_and_continue(folder) -> list:
     world, after = meshes.start("cpu"), []
     for model, layout in SAVED:
         engine = engine_in(model, layout, world)
@@ -80,13 +80,13 @@ def save_and_go_on(folder) -> list:
     return after
 
 
-def load_and_go_on(folder) -> list:
+def load_and_continue(folder) -> list:
     world, after = meshes.start("cpu"), []
     for model, _ in SAVED:
         layout = LOADED[model] if world.world_size > 1 else Layout("replicate")
         engine = engine_in(model, layout, world)
         for shard in engine.shards():
-            shard.tensor.fill_(torch.nan)  # whatever is not read shows
+            shard.tensor.fill_(torch.nan)  # shows what is not read
         reading = checkpoint.ReadCounts()
         checkpoint.load(folder / model / "step-00000004", engine.shards(), counts=reading)  # checks every digest
         assert 0 < reading.needed <= reading.read <= 1.02 * reading.needed
@@ -97,11 +97,11 @@ def load_and_go_on(folder) -> list:
 
 
 @pytest.mark.distributed
-def test_what_one_layout_saved_another_loads_and_goes_on(tmp_path):
-    straight = run_ranks(save_and_go_on, 4, tmp_path)[0]
+def test_what_one_layout_saved_another_loads_and_continues(tmp_path):
+    straight = run_ranks(save_and_continue, 4, tmp_path)[0]
     for num_ranks in (1, 4):
         for (model, _), found, expected in zip(
-            SAVED, run_ranks(load_and_go_on, num_ranks, tmp_path)[0], straight, strict=True
+            SAVED, run_ranks(load_and_continue, num_ranks, tmp_path)[0], straight, strict=True
         ):
             assert difference(found, expected) < 1e-5, f"{model} on {num_ranks}"
     manifest = checkpoint.read_manifest(tmp_path / "gpt2/step-00000004")
