@@ -5,6 +5,7 @@ wrong order, or a rank that sees another's documents, shows.
 """
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -21,7 +22,7 @@ from ingot.parallel.mesh import Mesh
 GLOBAL, LENGTH, VOCABULARY, STEPS = 8, 16, 101, 10
 LEARNING_RATE = 1e-3
 
-_COMMON = {
+_COMMON: dict[str, Any] = {
     "vocab_size": VOCABULARY,
     "num_hidden_layers": 2,
     "num_attention_heads": 4,

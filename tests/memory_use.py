@@ -2,6 +2,7 @@
 
 import gc
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch.distributed.tensor import DTensor
@@ -16,7 +17,7 @@ from ingot.parallel.mesh import Mesh
 from tests.layouts import Layout, shape_of
 
 LENGTH, ROWS = 128, 8
-_COMMON = {
+_COMMON: dict[str, Any] = {
     "num_hidden_layers": 4,
     "hidden_size": 256,
     "num_attention_heads": 8,

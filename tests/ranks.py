@@ -6,7 +6,7 @@ import time
 import traceback
 from collections.abc import Callable
 from functools import cache
-from multiprocessing.context import BaseContext
+from multiprocessing.context import ForkServerContext, SpawnContext
 from typing import Any
 
 import torch
@@ -57,7 +57,7 @@ def run_ranks(function: Callable, world_size: int, *args: object, timeout: float
 
 
 @cache
-def process_context() -> BaseContext:
+def process_context() -> ForkServerContext | SpawnContext:
     """Starts fresh processes. Without CUDA they are forks of a process that has done the slow imports.
 
     (A process that uses CUDA cannot be forked.)
