@@ -13,8 +13,8 @@ from pathlib import Path
 if not __package__:  # run as a file
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
-from ingot.launcher.runtime.exit_codes import DONE, REQUEUE, bad_input, run_main  # noqa: E402
-from ingot.launcher.runtime.peer_watchdog import PeerWatchdog  # noqa: E402
+from ingot.launcher.runtime.exit_codes import DONE, REQUEUE, bad_input, run_main
+from ingot.launcher.runtime.peer_watchdog import PeerWatchdog
 
 STEP_SECONDS = 0.05
 
