@@ -23,8 +23,22 @@ def build_communication() -> None:
     """Builds or loads DeepSpeed's shared-memory communication for ranks on CPUs, if this machine can compile it."""
     builder = cpu_communication_builder()
     if builder is not None:
-        with build_lock(extension_folder(builder.name)):
+        with build_lock(extension_folder(builder.name)), own_ninja():
             builder.load(verbose=False)
+
+
+@contextmanager
+def own_ninja() -> Iterator[None]:
+    """Lets torch find the `ninja` of this Python environment first, whatever the PATH says.
+
+    Versions of ninja hash commands differently. With another version each time, each start would build again.
+    """
+    path = os.environ.get("PATH", "")
+    os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), path])
+    try:
+        yield
+    finally:
+        os.environ["PATH"] = path
 
 
 @contextmanager

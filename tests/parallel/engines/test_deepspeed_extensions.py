@@ -1,10 +1,13 @@
 """A build lock that a killed process left behind does not hold up later ones; a live build is waited for."""
 
 import multiprocessing
+import os
+import sys
 import threading
 import time
+from pathlib import Path
 
-from ingot.parallel.engines.deepspeed_extensions import build_lock
+from ingot.parallel.engines.deepspeed_extensions import build_lock, own_ninja
 
 
 def test_a_lock_that_was_left_behind_is_removed_with_a_word(tmp_path, capsys):
@@ -53,3 +56,11 @@ def test_the_guard_ends_with_a_killed_holder(tmp_path):
     holder.kill()
     assert entered.wait(30)  # the lock that it has left is not waited for: TIMEOUT_SECONDS is 120
     assert not (folder / "lock").exists()
+
+
+def test_the_ninja_of_the_environment_is_found_first(monkeypatch):
+    """Two versions of ninja, found by turns, would build the extension again at each start."""
+    monkeypatch.setenv("PATH", "/usr/bin")
+    with own_ninja():
+        assert os.environ["PATH"].split(os.pathsep) == [str(Path(sys.executable).parent), "/usr/bin"]
+    assert os.environ["PATH"] == "/usr/bin"
