@@ -1,13 +1,13 @@
-"""What each attention back-end takes here, beside torch's SDPA with a boolean mask over everything.
+"""Time and memory of each attention back-end, compared with torch's SDPA with a dense boolean mask.
 
     python benchmarks/attention.py [--types bf16 fp32] [--cases packed window] [--lengths 512 2048 8192] [--repeats 7]
 
 Documents of random lengths (mean 20, 150, and one a row) and local windows (64 and 128 neighbours, with one document a
 row and with documents of mean 150), causal and not, 8 heads of 64, 4096 tokens in rows of a length (8192: one row).
 For each case and back-end: milliseconds to prepare the layout, of the forward pass, and of forward and backward
-together, the median of repeats that take turns with the other back-ends, and the fastest in brackets; how many times
-faster than the mask the two together are; MB of the layout (CPU) or of the peak (CUDA). `*` marks the back-end that
-prepare_layout chooses. On a machine with other work, `--busy` measures on one thread by its own clock.
+together: the median of repeats that alternate with the other back-ends, and the fastest in brackets; the speed-up of
+both passes over the mask; MB of the layout (CPU) or of the peak (CUDA). `*` marks the back-end that prepare_layout
+chooses. On a machine with other work, use `--busy`: it measures the processor time of one thread.
 """
 
 import argparse
@@ -29,7 +29,7 @@ BACKENDS: tuple[Backend, ...] = get_args(Backend)
 
 
 def boundaries(batch: int, length: int, mean: int | None) -> Tensor:
-    """`cu_seqlens` of rows filled with documents of geometric lengths, cut at the rows' ends."""
+    """`cu_seqlens` of rows filled with documents of geometric lengths, which end at the ends of rows."""
     starts_BT = torch.zeros(batch, length, dtype=torch.bool)
     if mean is not None:
         starts_BT = torch.rand(batch, length, generator=torch.Generator().manual_seed(0)) < 1 / mean

@@ -1,11 +1,11 @@
-"""Fine-tuning beside the Trainer of transformers: the same losses, the same accuracy, and how many examples a second.
+"""Fine-tuning, compared with the Trainer of transformers: losses, accuracy, and examples per second.
 
 python benchmarks/finetuning.py --model FOLDER --train train.tsv --test test.tsv losses speed accuracy
 
-`losses`: the first steps of both without dropout, on the same examples in the same order, the Trainer's padded.
-`speed`: examples a second with dropout, the Trainer with its dynamic padding. `accuracy`: both to the end of an epoch
-of --examples examples, for --seeds. `methods`: each method of ours on as many. Files are SST-2's: columns sentence
-and label.
+`losses`: the first steps of both without dropout, on the same examples in the same order; the Trainer pads them.
+`speed`: examples per second with dropout; the Trainer uses dynamic padding. `accuracy`: one epoch of --examples
+examples with both, for each of --seeds. `methods`: each method of Ingot on the same number of examples. The files are
+those of SST-2, with the columns sentence and label.
 """
 
 import argparse
@@ -43,7 +43,7 @@ METHODS = {
         "--optimizer.learning_rate", 3e-3, "--method.kind", "adalora", "--method.r", 4, "--method.init_r", 6,
     ],
     "IA3": ["--optimizer.learning_rate", 5e-3, "--method.kind", "ia3"],
-    "adapters, hidden_size 8": ["--optimizer.learning_rate", 1e-3, "--method.kind", "adapters"],
+    "adapters, bottleneck 8": ["--optimizer.learning_rate", 1e-3, "--method.kind", "adapters"],
     "prompt tuning, 20 tokens": ["--optimizer.learning_rate", 1e-2, "--method.kind", "prompt_tuning"],
     "P-tuning, 20 tokens": ["--optimizer.learning_rate", 2e-3, "--method.kind", "p_tuning"],
     "prefix tuning, 20 tokens": ["--optimizer.learning_rate", 1e-2, "--method.kind", "prefix_tuning"],

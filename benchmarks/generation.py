@@ -1,11 +1,11 @@
-"""How fast are texts continued? With and without the cache, and beside the transformers library.
+"""Speed of text generation with and without the cache, compared with the transformers library.
 
     python benchmarks/generation.py                      # CPU, fp32; some minutes
     python benchmarks/generation.py --device cuda --dtype bfloat16
 
-A GPT-2 of 8 layers, width 512, 8 heads and 8192 tokens with random weights; greedy, both sides with the same weights.
-The sides take turns; printed are the median of the repeats, the slowest and the fastest. Exits with 1 if the texts
-differ (in fp32), or the cache makes 512 tokens less than 5 times faster.
+A GPT-2 of 8 layers, hidden size 512, 8 heads and 8192 tokens with random weights; greedy, the same weights on both
+sides. The sides alternate. It prints the median, the slowest and the fastest of the repeats. It exits with 1 if the
+texts differ (in fp32), or if the cache makes 512 tokens less than 5 times faster.
 """
 
 import argparse
@@ -27,7 +27,7 @@ PROMPT, WANTED = 16, 5.0
 
 
 def models(device: str, dtype: torch.dtype) -> tuple[LanguageModel, torch.nn.Module]:
-    """Ours and theirs with equal weights."""
+    """A model of Ingot and one of transformers with equal weights."""
     torch.manual_seed(0)
     shape = {"n_layer": LAYERS, "n_embd": WIDTH, "n_head": HEADS, "n_positions": POSITIONS, "vocab_size": VOCABULARY}
     ends = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": 0}
@@ -54,7 +54,7 @@ def models(device: str, dtype: torch.dtype) -> tuple[LanguageModel, torch.nn.Mod
 def timed(sides: dict[str, Callable[[], list]], tokens: int, repeats: int, warm_up: bool = True) -> dict[str, float]:
     """Runs the sides in turns and prints their tokens/s. Returns the medians in seconds, and whether the texts agree.
 
-    Beside the time on the clock stands that of the processor, which other work on the machine hardly touches.
+    The processor time is printed too: other work on the machine changes it little.
     """
     seconds: dict[str, list[float]] = {side: [] for side in sides}
     busy: dict[str, list[float]] = {side: [] for side in sides}

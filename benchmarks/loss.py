@@ -1,4 +1,4 @@
-"""Time and peak memory of the fused loss beside a plain one and beside torch's own chunked one.
+"""Time and peak memory of the fused loss, compared with a plain loss and with torch's own chunked loss.
 
     python benchmarks/loss.py                     # all shapes
     python benchmarks/loss.py "GPT-2 tiny, bf16"  # one of them
@@ -6,18 +6,17 @@
 Prints for each shape the peak memory and the time of one forward and backward of
 
 - plain: `F.cross_entropy(F.linear(hidden, weight).float(), labels, reduction="sum")`,
-- ingot: `model.loss.linear_cross_entropy`,
+- ingot: `linear_cross_entropy` of model/loss.py,
 - torch: `F.linear_cross_entropy` with `LinearCrossEntropyOptions()`, where torch has it (2.13 does, 2.11 does not).
 
-Peak memory is that of hidden, weight, their gradients, and all temporaries: each side runs once in a fresh process,
-and the figure is how far the kernel's high-water mark of its resident memory (VmHWM) ends above its resident memory
-(VmRSS) after the imports and a tiny run, before the inputs are made. So it sees what torch and the libraries under it
-really hold. Linux only.
+Peak memory includes hidden, weight, their gradients, and all temporaries. Each side runs once in a fresh process; the
+result is the peak resident memory (VmHWM) minus the resident memory (VmRSS) after the imports and a tiny run, before
+the inputs are allocated. So it includes the memory of torch and of the libraries below it. Linux only.
 
-Times are medians of repeats that alternate between the sides in one process, with the least and the greatest, so
-that whatever else the machine does meets all of them. Wall time is what a run takes; processor time, of all threads
-together, says what the work costs where other processes take the processors away: with `--threads 1` it is free
-of waiting. GFLOP/s counts the three matrix products per second of wall time.
+Times are medians of repeats that alternate between the sides in one process, with the minimum and the maximum, so that
+other work on the machine slows all sides. Wall time is the duration of a run. Processor time, of all threads together,
+is the cost of the work if other processes use the processors; with `--threads 1` it does not include waiting. GFLOP/s
+counts the three matrix products per second of wall time.
 """
 
 import argparse

@@ -1,16 +1,16 @@
-"""One training step (forward, backward, AdamW) of a GPT-2- and a BERT-shaped model, beside `transformers`.
+"""One training step (forward, backward, AdamW) of a GPT-2 and of a BERT, compared with `transformers`.
 
-python benchmarks/training_step.py                     # 8 layers of width 512, 8 x 512 tokens, vocabulary 8192, bf16
-python benchmarks/training_step.py --device cuda --layers 12 --width 768 --vocabulary 50257 --length 1024
+python benchmarks/training_step.py                     # 8 layers, hidden size 512, 8 x 512 tokens, vocabulary 8192,
+bf16 python benchmarks/training_step.py --device cuda --layers 12 --width 768 --vocabulary 50257 --length 1024
 
-Each side runs in a process of its own, as it would for its users, and the processes take turns, step by step, so that
-a machine that slows down slows all of them. Ingot: fp32 masters, rounded to bf16 once a forward (as its engines do).
-transformers: fp32 weights under bf16 autocast (as its Trainer does), with SDPA, eager and through torch.compile. All
-use the fused AdamW. Printed: the median of the repeats and their range, the FLOP/s that the step comes to, and its
-fraction of the rate of the machine's own bf16 matrix products, measured in between, in the same turns.
+Each side runs in its own process, as for its users. The processes alternate step by step, so that a slower machine
+slows all of them. Ingot: fp32 master weights, rounded to bf16 once in each forward (as its engines do). transformers:
+fp32 weights under bf16 autocast (as its Trainer does), with SDPA, eager and with torch.compile. All use the fused
+AdamW. It prints the median of the repeats and their range, the FLOP/s of the step, and its fraction of the FLOP/s of
+bf16 matrix products on this machine, which alternate with the steps.
 
-The FLOPs are those that a step needs: 6 per parameter that a token is multiplied with and token, the head's for target
-tokens only, and of causal attention only the half that is seen. All sides are charged the same.
+The FLOPs are those that a step needs: 6 per token and parameter that it is multiplied with; those of the head only for
+target tokens, and of causal attention only the half that is seen. They are the same for all sides.
 """
 
 import argparse

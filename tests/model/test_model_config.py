@@ -59,6 +59,12 @@ def test_rotary_needs_an_even_head():
     ModelConfig(hidden_size=12, num_attention_heads=4, positions="rotary", head_dim=8).validate()
 
 
+def test_a_sliding_window_is_counted_as_in_transformers():
+    assert ModelConfig(layer_pattern="L", sliding_window=8).window == 7  # a causal token is one of the 8 itself
+    assert ModelConfig(layer_pattern="L", sliding_window=8, causal=False).window == 8  # on each side
+    assert ModelConfig().window is None
+
+
 def test_kept_layers_stay_what_they_were():
     config = ModelConfig(num_hidden_layers=6, layer_pattern="GLL", sliding_window=8, first_norm=False)
     kept = config.keep_layers([0, 2, 3])

@@ -158,5 +158,5 @@ def test_a_folder_of_another_kind_is_no_language_model(tokenizer, tmp_path):
     config = transformers.BertConfig(**{"vocab_size": 91, "hidden_size": 32, "num_hidden_layers": 1})
     config.num_attention_heads, config.intermediate_size = 4, 64
     transformers.BertForTokenClassification(config).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="no language model"):
+    with pytest.raises(ValueError, match="not a language model"):
         load_for_inference(str(tmp_path), None, torch.device("cpu"))

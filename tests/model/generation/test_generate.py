@@ -47,7 +47,7 @@ def test_a_growing_cache_stays_where_it_is(build, tokens):
     assert len(places) == 1
 
 
-@pytest.mark.parametrize("window", [1, 5, 30])
+@pytest.mark.parametrize("window", [0, 1, 5, 30])
 def test_beyond_the_window_the_cache_still_changes_nothing(build, window):
     model = build(
         "modern", tie_word_embeddings=False, layer_pattern="LG", sliding_window=window + 1, qk_norm=False, qkv_bias=True

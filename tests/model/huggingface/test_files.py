@@ -182,54 +182,64 @@ BIG = ModelConfig(
     tie_word_embeddings=False,
 )
 MEASURE = """
-import re, sys, torch
+import json, os, re, sys, torch
 from ingot.model.config import ModelConfig
 from ingot.model.huggingface.load import load
 from ingot.model.huggingface.save import save
 def used():  # ru_maxrss would begin with that of the process which started this one
     return int(re.search(r"VmHWM:\\s+(\\d+) kB", open("/proc/self/status").read())[1]) * 1024
-if sys.argv[1] == "load":
-    load(sys.argv[4])  # a small one first: what a first call imports and allocates is no part of a model
-    before = used()
-    model = load(sys.argv[2], dtype=getattr(torch, sys.argv[3]))
-else:
-    save(load(sys.argv[4]), sys.argv[2] + "-small")
-    model = load(sys.argv[5])
-    before = used()
-    save(model, sys.argv[2], getattr(torch, sys.argv[3]))
-print(used() - before, sum(p.numel() * p.element_size() for p in model.parameters()))
+def measure(what, folder, dtype, big, small):
+    if what == "load":
+        load(small)  # a small one first: what a first call imports and allocates is no part of a model
+        before = used()
+        model = load(folder, dtype=getattr(torch, dtype))
+    else:
+        save(load(small), folder + "-small")
+        model = load(big)
+        before = used()
+        save(model, folder, getattr(torch, dtype))
+    print(json.dumps([used() - before, sum(p.numel() * p.element_size() for p in model.parameters())]), flush=True)
+for case in json.loads(sys.argv[1]):  # each in a process of its own, whose peak begins with what it has at the fork
+    child = os.fork()
+    if not child:
+        measure(*case)
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
 """
 
 
-def measured(*arguments) -> tuple[int, int]:
-    """How much the peak of a fresh process rose, and the size of the model, in bytes."""
-    command = [sys.executable, "-c", MEASURE, *map(str, arguments)]
-    out = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    rise, size = map(int, out.split())
-    return rise, size
-
-
 @pytest.fixture(scope="module")
-def big(tmp_path_factory) -> tuple[Path, Path]:
+def big(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("big")
     save(made(OURS["gpt2"]), folder / "small")
     model = LanguageModel(BIG)
     initialize(model, seed=0)
     save(model, folder / "big")
     save(model, folder / "shards", max_shard_bytes=40_000_000)
-    return folder / "big", folder / "small"
+    return folder
+
+
+@pytest.fixture(scope="module")
+def measured(big: Path) -> dict[tuple[str, str, str], tuple[int, int]]:
+    """For each case how much the peak of a process rose, and the size of the model, in bytes."""
+    cases = [("load", files, dtype) for files in ("big", "shards") for dtype in ("float32", "bfloat16")]
+    cases += [("save", f"saved-{dtype}", dtype) for dtype in ("float32", "bfloat16")]
+    given = [(what, str(big / name), dtype, str(big / "big"), str(big / "small")) for what, name, dtype in cases]
+    command = [sys.executable, "-c", MEASURE, json.dumps(given)]
+    lines = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
+    return {case: tuple(json.loads(line)) for case, line in zip(cases, lines, strict=True)}
 
 
 @pytest.mark.parametrize("files", ["big", "shards"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_loading_takes_little_more_memory_than_the_model(files, dtype, big):
-    rise, size = measured("load", big[0].with_name(files), dtype, big[1])
+def test_loading_takes_little_more_memory_than_the_model(files, dtype, measured):
+    rise, size = measured["load", files, dtype]
     assert size > 200e6 / (1 if dtype == "float32" else 2)
     assert 0.9 * size < rise <= 1.3 * size, f"{rise / size:.2f} times the model"
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_saving_takes_little_more_memory_than_the_model(dtype, big, tmp_path):
-    rise, size = measured("save", tmp_path / "out", dtype, big[1], big[0])
+def test_saving_takes_little_more_memory_than_the_model(dtype, big, measured):
+    rise, size = measured["save", f"saved-{dtype}", dtype]
     assert rise <= 0.3 * size, f"{rise / size:.2f} times the model on top of it"
-    assert asdict(load(tmp_path / "out").config) == asdict(load(big[0]).config)
+    assert asdict(load(big / f"saved-{dtype}").config) == asdict(load(big / "big").config)
