@@ -36,6 +36,8 @@ demo: $(VENV)/.installed
 # A thread for each worker: more threads than cores wait for each other, and tests take four times as long.
 test test-slow: export OMP_NUM_THREADS := 1
 test test-slow: export OMP_WAIT_POLICY := passive
+# One ninja for all: DeepSpeed's extension is built again for each version of it.
+test test-slow: export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 test: $(VENV)/.installed lint
 	$(BIN)/python -m pytest -n 2 --dist loadscope

@@ -2,11 +2,13 @@
 
 import os
 import socket
+import sys
 import time
 import traceback
 from collections.abc import Callable
 from functools import cache
 from multiprocessing.context import ForkServerContext, SpawnContext
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -85,6 +87,8 @@ def _rank(function: Callable, rank: int, world_size: int, port: int, results: An
         LOCAL_WORLD_SIZE=str(world_size),
         MASTER_ADDR="127.0.0.1",
         MASTER_PORT=str(port),
+        # DeepSpeed then builds with this environment's ninja, as Ingot does: another one would build everything again.
+        PATH=os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
     )
     try:
         results.put((rank, function(*args), None))
