@@ -7,9 +7,8 @@ import torch
 
 from ingot.data.corpus.shards import Corpus
 from ingot.data.loader.reader import Reader, ReaderOptions
-from ingot.data.tokenizers.huggingface_export import export_tokenizer
 from ingot.data.tokenizers.tokenizer import Tokenizer, load_tokenizer
-from ingot.launcher.checkpoints.export import token_ids_of
+from ingot.launcher.checkpoints.export import write_folder
 from ingot.launcher.inference.generation import decoder
 from ingot.launcher.loading.base_model import is_finetuned
 from ingot.launcher.loading.finetuned_model import merge, open_finetuned
@@ -17,9 +16,7 @@ from ingot.launcher.loading.language_model import load_for_inference
 from ingot.launcher.runtime.device import in_dtype, open_device
 from ingot.model.finetuning.task_model import TaskModel
 from ingot.model.generation.generate import Sampling, complete
-from ingot.model.huggingface.folder import new_folder
 from ingot.model.huggingface.load import load as load_folder
-from ingot.model.huggingface.save import write
 from ingot.model.transformer import LanguageModel
 
 
@@ -76,17 +73,8 @@ def save(
     """
     parameters = dict(model.named_parameters())
     task = model.task if isinstance(model, TaskModel) else None
-    with new_folder(folder) as temporary:
-        export_tokenizer(tokenizer, temporary, causal=model.config.causal, token_types=model.config.type_vocab_size > 1)
-        write(
-            temporary,
-            model.config,
-            task,
-            lambda name: parameters[name].detach(),
-            getattr(torch, dtype),
-            family,
-            token_ids=token_ids_of(tokenizer, model.config.causal),
-        )
+    read = lambda name: parameters[name].detach()  # noqa: E731
+    write_folder(folder, model.config, task, read, tokenizer, dtype=getattr(torch, dtype), family=family)
 
 
 def generate(

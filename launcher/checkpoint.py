@@ -51,6 +51,7 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--output", type=Path, required=True, help="a new run folder")
     command.add_argument(
         "--coefficients",
+        "--shares",  # the old name
         type=float,
         nargs="+",
         help="one for each checkpoint; the default is 1 / their number",

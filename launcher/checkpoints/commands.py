@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from ingot.launcher.checkpoints.export import export as write_folder
+from ingot.launcher.checkpoints.export import export as export_huggingface
 from ingot.launcher.checkpoints.foreign_formats import STATES, read_foreign
 from ingot.launcher.config.aliases import modernize_manifest
 from ingot.launcher.config.export import ExportOptions
@@ -179,7 +179,7 @@ def _check_new(output: Path) -> None:
 
 def export(options: argparse.Namespace) -> int:
     if options.format == "huggingface":
-        write_folder(ExportOptions(str(options.checkpoint), str(options.output)))
+        export_huggingface(ExportOptions(str(options.checkpoint), str(options.output)))
         print(f"wrote {options.output}")
         return DONE
     import torch.distributed.checkpoint as dcp

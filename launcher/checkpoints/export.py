@@ -1,6 +1,7 @@
 """Writes a run or checkpoint as a Hugging Face folder, or its adapter as a folder of peft: the command `export`."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 
@@ -16,7 +17,7 @@ from ingot.model.finetuning.task_model import TaskConfig
 from ingot.model.huggingface.folder import new_folder
 from ingot.model.huggingface.peft_adapter import as_lora, write_adapter
 from ingot.model.huggingface.peft_prompts import TYPES, write_prompts
-from ingot.model.huggingface.save import write
+from ingot.model.huggingface.save import SHARD_BYTES, write
 from ingot.parallel.checkpoint import read_tensor
 
 
@@ -33,24 +34,50 @@ def export(options: ExportOptions) -> None:
         folder, manifest, config = open_checkpoint(options.checkpoint)
         tokenizer, task = open_tokenizer(folder, manifest, options.tokenizer), None
         read = lambda name: read_tensor(folder, manifest, f"model/{name}")  # noqa: E731
-    with new_folder(options.output) as temporary:
+    write_folder(
+        options.output,
+        config,
+        task,
+        read,
+        tokenizer,
+        dtype=getattr(torch, options.dtype),
+        family=options.family,
+        max_shard_bytes=options.max_shard_bytes,
+        exact_tokenizer=options.exact_tokenizer,
+    )
+
+
+def write_folder(
+    folder: str | Path,
+    config: ModelConfig,
+    task: TaskConfig | None,
+    read: Callable[[str], torch.Tensor],
+    tokenizer: Tokenizer,
+    *,
+    dtype: torch.dtype,
+    family: str | None = None,
+    max_shard_bytes: int = SHARD_BYTES,
+    exact_tokenizer: bool = True,
+) -> None:
+    """Writes model and tokenizer into a new folder, which appears when it is complete.
+
+    Args:
+        task: of a model with the head of a task; None for a language model.
+        read: gives a tensor by its name.
+
+    Raises:
+        ValueError: the folder exists, or no family, or not the named one, can express the model.
+    """
+    with new_folder(folder) as temporary:
         export_tokenizer(
             tokenizer,
             temporary,
             causal=config.causal,
             token_types=config.type_vocab_size > 1,
-            exact=options.exact_tokenizer,
+            exact=exact_tokenizer,
         )
-        write(
-            temporary,
-            config,
-            task,
-            read,
-            getattr(torch, options.dtype),
-            options.family,
-            options.max_shard_bytes,
-            token_ids_of(tokenizer, config.causal),
-        )
+        token_ids = token_ids_of(tokenizer, config.causal)
+        write(temporary, config, task, read, dtype, family, max_shard_bytes, token_ids)
 
 
 def token_ids_of(tokenizer: Tokenizer, causal: bool) -> dict[str, int | None]:

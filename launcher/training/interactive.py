@@ -102,12 +102,11 @@ class Training:
         mesh = self._job.engine.mesh
         open_folder(self.config, self._job.tokenizer, mesh, self._run_lock)
         metadata = checkpoint_metadata(self.config, self._job.data_stamp, self._job.tokenizer, mesh)
-        progress = {name: value for name, value in vars(self.progress).items() if name != "step"}
         return checkpoint.save(
             run_folder(self.config) / "checkpoints",
             self._job.engine.shards(),
             step=self.progress.step,
-            metadata=progress | metadata | self._job.metadata,
+            metadata=self.progress.to_manifest() | metadata | self._job.metadata,
             keep=self.config.run.keep_checkpoints,
         )
 

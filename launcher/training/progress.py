@@ -1,6 +1,6 @@
 """The progress of a run."""
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 
 @dataclass
@@ -17,3 +17,7 @@ class Progress:
     """Sequences that replaced damaged ones."""
     quarantine: list[tuple[str, int]] = field(default_factory=list)
     """Damaged data that are not read any more: (sha256 of a shard, bundle); see data/corpus/quarantine.py."""
+
+    def to_manifest(self) -> dict:
+        """What a checkpoint's manifest says of it; the step stands there by itself."""
+        return {name: value for name, value in asdict(self).items() if name != "step"}

@@ -5,7 +5,6 @@ One iteration: take the next batch, do a step (train_step.py), report, and at in
 
 import math
 import time
-from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -125,7 +124,7 @@ class Trainer:
         self.saver.begin(
             self.engine.shards(),
             step=progress.step,
-            metadata={**{k: v for k, v in asdict(progress).items() if k != "step"}, **self.metadata},
+            metadata=progress.to_manifest() | self.metadata,
         )
         self._saved_step = progress.step
         self._saving = {"step": progress.step, "seconds": round(time.perf_counter() - start, 3), "start": start}
