@@ -16,6 +16,7 @@ from dataclasses import fields
 from statistics import median
 from typing import get_args
 
+import _clone  # noqa: F401
 import torch
 from torch import Tensor, nn
 

@@ -15,6 +15,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+import _clone  # noqa: F401
 import torch
 
 from ingot.parallel import checkpoint

@@ -20,6 +20,8 @@ import tempfile
 import time
 from pathlib import Path
 
+import _clone  # noqa: F401
+
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[0] = str(ROOT)
 

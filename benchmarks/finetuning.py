@@ -18,6 +18,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import _clone  # noqa: F401
 import numpy as np
 import torch
 
@@ -147,7 +148,7 @@ def compare_losses(options, folder: Path) -> None:
     theirs = Theirs(options, options.steps, 1, 0.0)
     theirs.train(folder)
     apart = max(abs(a - b) for a, b in zip(mine, theirs.losses, strict=True))
-    print(f"losses of {options.steps} steps: {mine[0]:.4f} ... {mine[-1]:.4f}, at most {apart:.1e} apart (asked 1e-4)")
+    print(f"losses of {options.steps} steps: {mine[0]:.4f} ... {mine[-1]:.4f}, at most {apart:.1e} apart (limit 1e-4)")
 
 
 def compare_speed(options, folder: Path) -> None:

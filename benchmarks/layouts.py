@@ -13,6 +13,8 @@ import sys
 import time
 import traceback
 
+import _clone  # noqa: F401
+
 from ingot.parallel import mesh as meshes
 from tests.layouts import GLOBAL, MODELS, Layout, difference, train, train_plainly
 from tests.ranks import run_ranks

@@ -30,6 +30,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
+import _clone  # noqa: F401
 import torch
 from torch import Tensor
 from torch.nn import functional as F

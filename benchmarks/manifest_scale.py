@@ -15,6 +15,8 @@ import tempfile
 import time
 from pathlib import Path
 
+import _clone  # noqa: F401
+
 TENSOR = 8
 
 

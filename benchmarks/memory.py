@@ -8,6 +8,8 @@ with the buffers that stay. Activations are the tensors that exist at the end of
 
 import argparse
 
+import _clone  # noqa: F401
+
 from ingot.parallel import mesh as meshes
 from tests.layouts import Layout
 from tests.memory_use import measure

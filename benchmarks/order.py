@@ -21,6 +21,7 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import _clone  # noqa: F401
 import numpy as np
 
 from ingot.data.corpus.shards import Corpus

@@ -20,6 +20,8 @@ import tempfile
 import time
 from pathlib import Path
 
+import _clone  # noqa: F401
+
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[0] = str(ROOT)
 
@@ -194,7 +196,7 @@ def compare(arguments: argparse.Namespace, ranks: int, folder: Path) -> None:
         for side, medians in found.items():
             line = [str(Path(sys.executable).parent / "torchrun"), "--standalone", "--nproc_per_node", str(ranks)]
             line = [*line, __file__, "--side", side, "--folder", str(folder), "--steps", str(arguments.steps)]
-            for name in ("hidden_size", "length", "batch"):
+            for name in ("width", "length", "batch"):
                 line += [f"--{name}", str(getattr(arguments, name))]
             shutil.rmtree(folder / side.replace(" ", "-"), ignore_errors=True)
             subprocess.run(line, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)

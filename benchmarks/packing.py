@@ -12,6 +12,7 @@ cuts none. Exits with 1 if best fit at L = 2048 is below 98% or concatenation lo
 import sys
 import time
 
+import _clone  # noqa: F401
 import numpy as np
 
 from ingot.data.sequences.best_fit import pack

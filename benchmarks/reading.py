@@ -20,6 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
+import _clone  # noqa: F401
 import numpy as np
 
 from ingot.data.corpus.shards import Corpus

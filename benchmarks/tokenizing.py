@@ -16,6 +16,8 @@ import tempfile
 import time
 from pathlib import Path
 
+import _clone  # noqa: F401
+
 from ingot.data.sources.documents import Skipped
 from ingot.data.sources.ingest import scan
 from ingot.data.tokenizers.tokenizer import load_tokenizer

@@ -18,6 +18,7 @@ import multiprocessing
 import statistics
 import time
 
+import _clone  # noqa: F401
 import torch
 
 SIDES = ("ingot", "transformers eager", "transformers compiled", "matmul")

@@ -8,6 +8,7 @@ the weights have moved, and then the losses of native DeepSpeed at stages 0 and 
 
 import logging
 
+import _clone  # noqa: F401
 import torch
 
 from ingot.parallel import mesh as meshes
@@ -64,8 +65,8 @@ def native(stage: int) -> tuple[float, float, list[float]]:
     return count, moved, losses
 
 
-def ours() -> list[float]:
-    engine = build("zero-0", meshes.Mesh(0, 1, 0, torch.device("cpu")), "bf16")
+def ours(mesh: meshes.Mesh) -> list[float]:
+    engine = build("zero-0", mesh, "bf16")
     losses = []
     for step in range(STEPS):
         inputs, labels = batch(step)
@@ -80,13 +81,13 @@ def ours() -> list[float]:
 
 
 def main() -> None:
-    meshes.start("cpu")
+    mesh = meshes.start("cpu")
     stage_0, stage_1 = native(0), native(1)
     print("Before the first step             Adam's count   matrices moved by")
     for name, (count, moved, _) in (("DeepSpeed, ZeRO-0", stage_0), ("DeepSpeed, ZeRO-1", stage_1)):
         print(f"{name:<34}{count:>12.0f}{moved:>19.1e}")
     print("\nstep   DeepSpeed ZeRO-1   DeepSpeed ZeRO-0   Ingot ZeRO-0")
-    for step, losses in enumerate(zip(stage_1[2], stage_0[2], ours(), strict=True), start=1):
+    for step, losses in enumerate(zip(stage_1[2], stage_0[2], ours(mesh), strict=True), start=1):
         print(f"{step:>4}" + "".join(f"{loss:>19.6f}" for loss in losses))
     meshes.stop()
 
