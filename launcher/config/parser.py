@@ -210,15 +210,16 @@ class _Sources:
         return f"{problem}{where}"
 
     def _nearest(self, name: str) -> str:
-        """The option that was probably meant: the same word in another section, what others call it, or a near miss,
-        in the same section first."""
+        """The option that was probably meant: the same word in another section, what others call it, or a near miss of
+        its name or its old name, in the same section first."""
         section, _, last = name.rpartition(".")
         leaves = [option.name for option in self.names.values() if not option.section]
         synonyms = aliases.SYNONYMS.get(last, ())
 
         def likeness(option: str) -> float:
             own_section, _, own = option.rpartition(".")
-            alike = difflib.SequenceMatcher(None, last, own).ratio()
+            names = [own, *(old.rpartition(".")[2] for old, new in aliases.OPTIONS.items() if new == option)]
+            alike = max(difflib.SequenceMatcher(None, last, name).ratio() for name in names)
             if own in synonyms:
                 alike = max(alike, 0.95 - 0.01 * synonyms.index(own))
             return alike + (0.1 if own_section == section else 0)

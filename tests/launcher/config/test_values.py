@@ -75,6 +75,7 @@ def test_all_mistakes_of_a_file_and_the_command_line_are_said_at_once(tmp_path):
         (["--lr", "1"], "unknown option lr; did you mean optimizer.learning_rate?"),
         (["--model.d_model", "1"], "unknown option model.d_model; did you mean model.hidden_size?"),
         (["--run.epochs", "1"], "unknown option run.epochs; did you mean run.steps?"),
+        (["--model.widht", "1"], "unknown option model.widht; did you mean model.hidden_size?"),
         (["--parallel.tensr", "1"], "unknown option parallel.tensr; did you mean parallel.tensor?"),
         (["--config", "no.yaml"], "cannot read the configuration no.yaml: No such file or directory"),
         (["--config", "/"], "cannot read the configuration /: Is a directory"),
