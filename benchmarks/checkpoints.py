@@ -22,9 +22,6 @@ from pathlib import Path
 
 import _clone  # noqa: F401
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path[0] = str(ROOT)
-
 LAYERS, WIDTH, VOCABULARY, LENGTH = 8, 640, 16384, 128
 
 

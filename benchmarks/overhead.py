@@ -22,9 +22,6 @@ from pathlib import Path
 
 import _clone  # noqa: F401
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path[0] = str(ROOT)
-
 WARM = 4
 SIDES = {
     1: ["bare", "ingot fsdp", "ingot zero-1"],
