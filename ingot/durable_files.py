@@ -1,6 +1,6 @@
 """Writes that survive a crash or a power cut: afterwards a file has its new content or its old one, never a part.
 
-The one module that all rooms may import. It imports none of them.
+Like `ingot.safe_files`, a module that all rooms may import. It imports none of them.
 """
 
 import os
