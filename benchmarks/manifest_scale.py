@@ -53,7 +53,8 @@ KINDS = ("model/", "optimizer/exp_avg/", "optimizer/exp_avg_sq/")
 def measure(ranks: int) -> None:
     import numpy as np
 
-    from ingot.parallel.checkpoint.format import file_of, make_manifest, stored_shards, write_manifest
+    from ingot.parallel.checkpoint.format import file_of, stored_shards
+    from ingot.parallel.checkpoint.manifest import make_manifest, write_manifest
     from ingot.parallel.checkpoint.owners import assign_owners
 
     whole, held = shapes()

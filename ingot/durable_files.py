@@ -4,6 +4,8 @@ Like `ingot.safe_files`, a module that all rooms may import. It imports none of 
 """
 
 import os
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO
 
@@ -35,3 +37,23 @@ def write_atomically(path: Path, content: bytes | str) -> None:
         flush_to_disk(file)
     temporary.replace(path)
     sync_folder(path.parent)
+
+
+def replace_folder(path: Path, write: Callable[[Path], object]) -> None:
+    """Replaces the folder `path` by one that `write` fills. If that fails, the old one stays.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    new, old = path.with_name(f".{path.name}.new"), path.with_name(f".{path.name}.old")
+    for left in (new, old):
+        shutil.rmtree(left, ignore_errors=True)
+    try:
+        write(new)
+        if path.exists():
+            path.rename(old)
+        new.rename(path)
+        sync_folder(path.parent)
+    finally:
+        for left in (new, old):
+            shutil.rmtree(left, ignore_errors=True)

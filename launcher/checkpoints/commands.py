@@ -21,6 +21,8 @@ from ingot.launcher.runtime.exit_codes import BAD_INPUT, DONE
 from ingot.model.transformer import LanguageModel
 from ingot.parallel.checkpoint import CheckpointError, committed, read_manifest, resolve, step_name
 from ingot.parallel.checkpoint.format import stored_shards
+from ingot.parallel.checkpoint.manifest import MANIFEST
+from ingot.parallel.checkpoint.run_folder import left_behind
 from ingot.parallel.checkpoint.single_process import OpenCheckpoint, differences, find_problems, write_checkpoint
 from ingot.parallel.tensor_shards import Rectangle, TensorShard
 
@@ -39,12 +41,22 @@ def list_run(options: argparse.Namespace) -> int:
         except CheckpointError as error:
             print(f"{int(path.name[5:]):10}  {error}")
             continue
-        size = sum(manifest["files"].values()) / 1e9
+        size = _bytes(manifest) / 1e9
         tokens = manifest.get("tokens", 0)
         print(f"{manifest['step']:10}  {tokens:16,}  {size:9.3f}  {len(manifest['files']):6}  {_layout(manifest)}")
-    for left in sorted({*folder.glob(".step-*"), *folder.glob("step-*.damaged-*")}):
-        print(f"  {left.name}: {'kept for inspection' if 'damaged' in left.name else 'left by an interrupted save'}")
+    for left in left_behind(folder):
+        print(f"  {left.name}: {_why(left.name)}")
     return DONE
+
+
+def _why(name: str) -> str:
+    if name.startswith("."):
+        return "left by an interrupted save"
+    return "damaged, kept for inspection" if ".damaged-" in name else "of a branch that the run has left"
+
+
+def _bytes(manifest: dict) -> int:
+    return sum(file["bytes"] for file in manifest["files"].values())
 
 
 def _layout(manifest: dict) -> str:
@@ -59,7 +71,7 @@ def show(options: argparse.Namespace) -> int:
     )
     print(f"layout: {_layout(manifest)}")
     files = {name: number for number, name in enumerate(manifest["files"])}
-    print(f"{len(files)} files, {sum(manifest['files'].values()):,} bytes; a part is shown with the number of its file")
+    print(f"{len(files)} files, {_bytes(manifest):,} bytes; a part is shown with the number of its file")
     chosen = {n: e for n, e in manifest["tensors"].items() if fnmatch.fnmatchcase(n, options.tensor)}
     if not chosen:
         raise CheckpointError(
@@ -87,10 +99,15 @@ def _parts(name: str, entry: dict, files: dict[str, int], most: int = 8) -> str:
 
 def verify(options: argparse.Namespace) -> int:
     total = 0
-    for given in options.checkpoint:
-        path = resolve(given)
-        manifest = read_manifest(path)
-        with tqdm(total=sum(manifest["files"].values()), unit="B", unit_scale=True, desc="verifying") as bar:
+    for path in [each for given in options.checkpoint for each in _all_of(given)]:
+        try:
+            manifest = read_manifest(path)
+        except CheckpointError as error:
+            print(error)
+            total += 1
+            continue
+        # Each file is read twice: for its sha256, and for the digests of its tensors.
+        with tqdm(total=2 * _bytes(manifest), unit="B", unit_scale=True, desc="verifying") as bar:
             found = find_problems(path, manifest, bar.update)
         for problem in found:
             print(problem)
@@ -99,6 +116,14 @@ def verify(options: argparse.Namespace) -> int:
         )
         total += len(found)
     return BAD_INPUT if total else DONE
+
+
+def _all_of(path: Path) -> list[Path]:
+    """The checkpoint at a path; of a run all of them, with the best ones of a fine-tuning run."""
+    if (path / MANIFEST).exists():
+        return [path]
+    folders = [path / "checkpoints", path / "best"] if (path / "checkpoints").is_dir() else [path]
+    return [each for folder in folders for each in committed(folder)] or [resolve(path)]
 
 
 def diff(options: argparse.Namespace) -> int:

@@ -249,6 +249,7 @@ def make_job(config: FinetuneConfig, mesh: Mesh, files: Files) -> Job:
             context.progress.step,
             context.metadata,
             lower_is_better=metric in kind.lower_is_better,
+            keep_later=context.is_new_branch,
         )
         added: list[Callback] = [best]
         if config.task.early_stopping_patience:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from ingot.launcher.training.callbacks.metrics_file import read_records
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -18,10 +19,11 @@ def draw_curves(metrics: Path) -> Figure:
     """
     from matplotlib.figure import Figure
 
-    records = [json.loads(line) for line in metrics.read_text().splitlines()]
+    records = list(read_records(metrics))
     train = [record for record in records if record["kind"] == "train"]
     evaluations = [record for record in records if record["kind"] == "eval"]
-    names = [n for n, v in evaluations[-1].items() if isinstance(v, float) and n not in ("loss", "seconds", "time")]
+    last = evaluations[-1] if evaluations else {}
+    names = [n for n, v in last.items() if isinstance(v, float) and n not in ("loss", "seconds", "time")]
     figure = Figure((5, 2.5 * (1 + len(names))), layout="constrained")
     first, *rest = figure.subplots(1 + len(names), 1, squeeze=False, sharex=True)[:, 0]
     first.plot([r["step"] for r in train], [r["loss"] for r in train], label="training", linewidth=0.8)

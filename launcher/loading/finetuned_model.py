@@ -21,6 +21,9 @@ from ingot.model.finetuning.soft_prompts import PromptedEmbedding
 from ingot.model.finetuning.task_model import TaskConfig, TaskModel
 from ingot.model.transformer import LanguageModel
 from ingot.parallel.checkpoint import CheckpointError, read_manifest, read_tensor
+from ingot.parallel.checkpoint.digest import digest
+from ingot.parallel.checkpoint.manifest import check_frozen
+from ingot.parallel.tensor_shards import whole_shard
 
 
 @dataclass
@@ -41,7 +44,8 @@ def open_finetuned(path: str, device: torch.device, tokenizer: str | None = None
         path: a run, of which the best checkpoint is used, or the newest if none was scored; or a checkpoint.
 
     Raises:
-        ValueError: there is no fine-tuned model, or only added parameters were trained and the base model is gone.
+        ValueError: there is no fine-tuned model, or only added parameters were trained and the base model is gone or is
+            another one.
     """
     folder = newest_or_best(path)
     manifest = modernize_manifest(read_manifest(folder), folder)
@@ -72,6 +76,7 @@ def open_finetuned(path: str, device: torch.device, tokenizer: str | None = None
                 f"{error}"
             ) from None
     model.to_empty(device=device)
+    digests = {}
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if name in learned:
@@ -79,7 +84,10 @@ def open_finetuned(path: str, device: torch.device, tokenizer: str | None = None
             else:
                 assert base is not None
                 shape = tuple(parameter.shape)
-                parameter.copy_(base.part(peft_methods.plain_name(name), (0,) * len(shape), shape))
+                values = base.part(peft_methods.plain_name(name), (0,) * len(shape), shape).float()
+                digests[f"model/{name}"] = f"{digest(whole_shard(f'model/{name}', values)):016x}"
+                parameter.copy_(values)
+    check_frozen(folder, manifest, digests)
     found = open_tokenizer(folder, manifest, tokenizer)
     return Finetuned(folder, model.eval(), found, config, kind, manifest["labels"])
 

@@ -4,6 +4,7 @@ import errno
 import fcntl
 import os
 import socket
+import stat
 from pathlib import Path
 from typing import TextIO
 
@@ -14,9 +15,19 @@ def lock(folder: Path) -> TextIO:
     """Locks the folder until the process ends in any way, or until the result is closed.
 
     Raises:
-        ValueError: another process has the lock. The message names it.
+        ValueError: another process has the lock (the message names it), or the lock is no regular file.
+        OSError: the folder cannot be written.
     """
-    file = (folder / NAME).open("a+")
+    try:
+        descriptor = os.open(folder / NAME, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+    except OSError as error:
+        if error.errno not in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
+            raise
+        raise ValueError(f"{folder / NAME} is no regular file; remove it") from None
+    file = os.fdopen(descriptor, "a+")
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        file.close()
+        raise ValueError(f"{folder / NAME} is no regular file; remove it")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:

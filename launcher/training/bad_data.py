@@ -18,6 +18,7 @@ import torch.distributed as dist
 from ingot.data.corpus.quarantine import Damage, DamagedShard, Quarantine
 from ingot.data.loader.reader import NoReadableData
 from ingot.launcher.runtime import exit_codes
+from ingot.launcher.training.callbacks.appended_file import AppendedFile
 from ingot.launcher.training.callbacks.callback import Callbacks
 from ingot.parallel.mesh import sum_over_ranks
 
@@ -125,8 +126,10 @@ class BadDataWatch:
             return
         if self.folder is not None:
             line = {"rank": rank, "step": step, **damage, "time": round(time.time(), 3)}
-            with open(self.folder / FILE, "a") as file:
-                file.write(json.dumps(line) + "\n")
+            try:
+                AppendedFile(self.folder / FILE).append(json.dumps(line))
+            except OSError as error:  # the checkpoint has it too
+                self.callbacks.message(f"{self.folder / FILE} cannot be written: {error}")
         self.callbacks.event(step, f"damaged data skipped: {damage['shard']}: {damage['reason']}", rank=rank)
 
 

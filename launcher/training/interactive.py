@@ -10,6 +10,7 @@ from ingot.launcher.config.parser import parse
 from ingot.launcher.config.pretrain import TrainConfig
 from ingot.launcher.runtime.exit_codes import bad_input
 from ingot.launcher.training.bad_data import BadDataWatch
+from ingot.launcher.training.branch import Branch, choose_branch
 from ingot.launcher.training.callbacks.callback import Callbacks
 from ingot.launcher.training.pretrain_run import make_job, open_data
 from ingot.launcher.training.run import build_and_resume
@@ -56,9 +57,9 @@ class Training:
                 stack.callback(self._run_lock.close)
                 data = open_data(self.config)
                 mesh, self.config = start_mesh(self.config, watchdog)
-            self._job, self.progress, self.notes = build_and_resume(
-                self.config, lambda: make_job(self.config, mesh, data)
-            )
+            self._job, self._resumed = build_and_resume(self.config, lambda: make_job(self.config, mesh, data))
+            self.progress, self.notes = self._resumed.progress, self._resumed.notes
+            self._branch: Branch | None = None  # chosen before the first checkpoint is written
             for reader in (self._job.reader, *self._job.validation_readers):
                 stack.callback(reader.close)
             bad_data = BadDataWatch(
@@ -101,13 +102,16 @@ class Training:
         """Writes a checkpoint of this step into the run's folder, and returns its path."""
         mesh = self._job.engine.mesh
         open_folder(self.config, self._job.tokenizer, mesh, self._run_lock)
-        metadata = checkpoint_metadata(self.config, self._job.data_stamp, self._job.tokenizer, mesh)
+        if self._branch is None:
+            self._branch = choose_branch(self.config, mesh, self._resumed)
+        metadata = checkpoint_metadata(self._job, mesh) | {"lineage": self._branch.lineage}
         return checkpoint.save(
             run_folder(self.config) / "checkpoints",
             self._job.engine.shards(),
             step=self.progress.step,
-            metadata=self.progress.to_manifest() | metadata | self._job.metadata,
+            metadata=self.progress.to_manifest() | metadata,
             keep=self.config.run.keep_checkpoints,
+            source=self._branch.source,
         )
 
     def close(self) -> None:

@@ -28,6 +28,8 @@ class RunContext:
     callbacks: Callbacks
     metadata: dict
     """What the checkpoints of the run contain in addition to the progress."""
+    is_new_branch: bool = False
+    """Whether the run has left another branch behind, whose results must not be lost."""
 
 
 def no_callbacks(context: RunContext) -> list[Callback]:

@@ -2,7 +2,9 @@
 
 import hashlib
 import json
-from dataclasses import asdict
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from ingot.data.corpus.shards import Corpus
@@ -14,8 +16,28 @@ from ingot.model.huggingface.load import ReleasedModel
 from ingot.model.huggingface.mapping.family import computing_fields
 from ingot.parallel import checkpoint
 from ingot.parallel.checkpoint import CheckpointError, CheckpointMismatch
+from ingot.parallel.checkpoint.manifest import check_frozen
+from ingot.parallel.checkpoint.run_folder import warn
 from ingot.parallel.engines.engine import Engine
 from ingot.parallel.mesh import sum_over_ranks
+
+
+@dataclass(frozen=True)
+class Resumed:
+    """Where a run starts.
+
+    Attributes:
+        source: the checkpoint that was loaded; None at step 0.
+        lineage: of that checkpoint; see parallel/checkpoint/run_folder.py.
+        damaged: newer checkpoints that could not be read.
+        notes: lines for the log.
+    """
+
+    progress: Progress
+    notes: list[str]
+    source: Path | None = None
+    lineage: Sequence[dict] = ()
+    damaged: Sequence[Path] = ()
 
 
 def checkpoints_to_try(resume: str, folder: Path) -> list[Path]:
@@ -38,7 +60,13 @@ def checkpoints_to_try(resume: str, folder: Path) -> list[Path]:
                 f"run.name, or remove the folder"
             )
         return []
-    return [checkpoint.resolve(Path(resume))]
+    return [checkpoint.resolve(Path(resume), skipped=_warn_once)]
+
+
+def _warn_once(text: str) -> None:
+    """The note about a damaged checkpoint, which rank 0 prints for all."""
+    if int(os.environ.get("RANK", 0)) == 0:
+        warn(text)
 
 
 def resume(
@@ -49,7 +77,7 @@ def resume(
     *,
     allow_changed: bool | None = None,
     init_from: str | None = None,
-) -> tuple[Progress, list[str]]:
+) -> Resumed:
     """Loads the first intact checkpoint of `candidates` into the engine. Each rank must call it.
 
     Args:
@@ -58,18 +86,16 @@ def resume(
         allow_changed: whether the data may have changed (data.allow_changed); None for a run without that option.
         init_from: a run, a checkpoint or a Hugging Face folder with the initial weights of a run without checkpoints.
 
-    Returns:
-        The progress at that checkpoint, and notes for the log.
-
     Raises:
         CheckpointError: none of the checkpoints is intact, or one belongs to another model.
-        ValueError: the data are not those of the checkpoint.
+        ValueError: the data, or the frozen parameters, are not those of the checkpoint.
     """
-    errors = []
+    errors, damaged = [], []
     manifest: dict = {}
     for path in candidates:
         try:
-            manifest = modernize_manifest(checkpoint.read_manifest(path))
+            stored = checkpoint.read_manifest_on_all_ranks(path)
+            manifest = modernize_manifest(stored)
             changed = _changes(manifest.get("data", {}), stamp)
             if changed and not allow_changed:
                 remedy = "Choose another run.name to start a new run with these data"
@@ -79,33 +105,36 @@ def resume(
                         "data.allow_changed true"
                     )
                 raise ValueError(f"checkpoint {path} was trained on other data: {'; '.join(changed)}. {remedy}")
-            checkpoint.load(path, engine.shards())
+            check_frozen(path, manifest, engine.frozen_digests)
+            checkpoint.load(path, engine.shards(), manifest=stored)
         except CheckpointMismatch as error:
             different = _changes(manifest.get("config", {}).get("model", {}), model)
             raise CheckpointMismatch(f"{error}. In the configuration of the model, {'; '.join(different)}") from error
         except CheckpointError as error:
             errors.append(str(error))
+            damaged.append(path)
             continue
         engine.sync_from_shards(manifest["step"])
         notes = [f"skipped: {error}" for error in errors] + [f"resumed from {path}"]
         notes += [f"data changed: {change}" for change in changed]
-        progress = Progress(manifest["step"], manifest["cursor"], manifest["tokens"], manifest.get("substituted", 0))
+        counts = [manifest.get(name, 0) for name in ("cursor", "tokens", "substituted")]
+        progress = Progress(manifest["step"], *counts)
         if not allow_changed:
             progress.quarantine = [(sha256, bundle) for sha256, bundle in manifest.get("quarantine", [])]
-        return progress, notes
+        return Resumed(progress, notes, path, manifest.get("lineage", []), damaged)
     if not errors and init_from is not None and (Path(init_from) / "config.json").is_file():
         load_huggingface_weights(engine, init_from, ModelConfig(**model))
-        return Progress(), [f"weights from {init_from}"]
+        return Resumed(Progress(), [f"weights from {init_from}"])
     if not errors and init_from is not None:
-        path = checkpoint.resolve(Path(init_from))
+        path = checkpoint.resolve(Path(init_from), skipped=_warn_once)
         checkpoint.load(path, engine.shards(), prefix="model/")
         engine.sync_from_shards(0)
-        return Progress(), [f"weights from {path}"]
+        return Resumed(Progress(), [f"weights from {path}"])
     if errors:
         raise CheckpointError(
             "; ".join(errors) + ". None of the checkpoints is intact; remove them, or choose another run.name"
         )
-    return Progress(), []
+    return Resumed(Progress(), [])
 
 
 def load_huggingface_weights(engine: Engine, path: str, config: ModelConfig) -> None:

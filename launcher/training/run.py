@@ -8,12 +8,20 @@ from ingot.launcher.config.finetune import FinetuneConfig
 from ingot.launcher.config.pretrain import TrainConfig
 from ingot.launcher.runtime.exit_codes import bad_input
 from ingot.launcher.training.bad_data import BadDataWatch
+from ingot.launcher.training.branch import choose_branch
 from ingot.launcher.training.callbacks.callback import Callback
 from ingot.launcher.training.job import Job, RunContext
-from ingot.launcher.training.progress import Progress
-from ingot.launcher.training.resume import check_same_data, checkpoints_to_try, resume
-from ingot.launcher.training.setup import RunLock, checkpoint_metadata, open_callbacks, open_folder, run_folder
+from ingot.launcher.training.resume import Resumed, check_same_data, checkpoints_to_try, resume
+from ingot.launcher.training.setup import (
+    RunLock,
+    checkpoint_metadata,
+    open_callbacks,
+    open_folder,
+    restore_folder,
+    run_folder,
+)
 from ingot.launcher.training.trainer import Trainer
+from ingot.parallel import checkpoint
 from ingot.parallel.mesh import Mesh
 
 T = TypeVar("T", bound=Callback)
@@ -38,9 +46,9 @@ def run(config: TrainConfig | FinetuneConfig, mesh: Mesh, run_lock: RunLock, bui
         BadInput: there is a mistake that the user can correct. The folder of the run is unchanged.
     """
     try:
-        job, progress, notes = build_and_resume(config, build)
+        job, resumed = build_and_resume(config, build)
         try:
-            return _train(job, mesh, run_lock, progress, notes)
+            return _train(job, mesh, run_lock, resumed)
         finally:
             for reader in (job.reader, *job.validation_readers):
                 reader.close()
@@ -48,13 +56,13 @@ def run(config: TrainConfig | FinetuneConfig, mesh: Mesh, run_lock: RunLock, bui
         run_lock.close()
 
 
-def build_and_resume(config: TrainConfig | FinetuneConfig, build: Callable[[], Job]) -> tuple[Job, Progress, list[str]]:
-    """Builds the job and loads the checkpoint to resume from. Returns the job, its progress, and notes for the log."""
+def build_and_resume(config: TrainConfig | FinetuneConfig, build: Callable[[], Job]) -> tuple[Job, Resumed]:
+    """Builds the job and loads the checkpoint to resume from."""
     with bad_input():
         candidates = checkpoints_to_try(config.run.resume, run_folder(config))
         job = build()
         check_same_data(job.data_stamp)
-        progress, notes = resume(
+        resumed = resume(
             job.engine,
             candidates,
             job.data_stamp,
@@ -62,19 +70,30 @@ def build_and_resume(config: TrainConfig | FinetuneConfig, build: Callable[[], J
             allow_changed=job.allow_changed,
             init_from=job.init_from,
         )
-    return job, progress, notes
+    return job, resumed
 
 
-def _train(job: Job, mesh: Mesh, run_lock: RunLock, progress: Progress, notes: list[str]) -> Outcome:
-    folder = run_folder(job.config)
+def _train(job: Job, mesh: Mesh, run_lock: RunLock, resumed: Resumed) -> Outcome:
+    folder, progress = run_folder(job.config), resumed.progress
     open_folder(job.config, job.tokenizer, mesh, run_lock)
+    branch = choose_branch(job.config, mesh, resumed)
+    notes = [*resumed.notes, *branch.notes]
     callbacks = open_callbacks(job.config, mesh, progress, list(job.messages), notes)
     try:
         bad_data = BadDataWatch(job.quarantine, callbacks, folder, max_bad_fraction=job.max_bad_fraction)
         bad_data.start(progress.quarantine)
-        metadata = checkpoint_metadata(job.config, job.data_stamp, job.tokenizer, mesh) | job.metadata
-        callbacks.add(*job.callbacks(RunContext(folder, progress, callbacks, metadata)))
-        trainer = Trainer(job, folder, progress=progress, callbacks=callbacks, bad_data=bad_data, metadata=metadata)
+        metadata = checkpoint_metadata(job, mesh) | {"lineage": branch.lineage}
+        callbacks.add(*job.callbacks(RunContext(folder, progress, callbacks, metadata, branch.is_new)))
+        saver = checkpoint.Saver(folder / "checkpoints", job.config.run.keep_checkpoints, source=branch.source)
+        trainer = Trainer(
+            job,
+            saver,
+            progress=progress,
+            callbacks=callbacks,
+            bad_data=bad_data,
+            metadata=metadata,
+            restore_folder=lambda: restore_folder(job.config, job.tokenizer),
+        )
         return Outcome(trainer.run(), callbacks.callbacks)
     finally:
         callbacks.close()

@@ -1,28 +1,32 @@
 """The setup of every run: its ranks, its folder, its loggers, and the metadata of its checkpoints."""
 
 import os
-import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TextIO, TypeVar
 
+import torch.distributed as dist
+
 from ingot.data.tokenizers.tokenizer import Tokenizer
+from ingot.durable_files import replace_folder, write_atomically
 from ingot.launcher.config import parser
 from ingot.launcher.config.finetune import FinetuneConfig
 from ingot.launcher.config.pretrain import TrainConfig
 from ingot.launcher.runtime.device import computes_in_bf16
-from ingot.launcher.runtime.exit_codes import bad_input
+from ingot.launcher.runtime.exit_codes import BadInput
 from ingot.launcher.runtime.peer_watchdog import PeerWatchdog
 from ingot.launcher.runtime.run_lock import lock
 from ingot.launcher.training.callbacks.callback import Callbacks
 from ingot.launcher.training.callbacks.registry import loggers
+from ingot.launcher.training.job import Job
 from ingot.launcher.training.progress import Progress
 from ingot.parallel import mesh as meshes
 from ingot.parallel.mesh import Mesh
 
 Config = TypeVar("Config", TrainConfig, FinetuneConfig)
+T = TypeVar("T")
 
 
 def run_folder(config: TrainConfig | FinetuneConfig) -> Path:
@@ -96,16 +100,45 @@ def open_folder(config: TrainConfig | FinetuneConfig, tokenizer: Tokenizer, mesh
     The folder with a checkpoint is all that is needed to use the model.
 
     Raises:
-        BadInput: another run holds the lock.
+        BadInput: on all ranks, if another run holds the lock or the folder cannot be written.
+    """
+
+    def write() -> None:
+        run_folder(config).mkdir(parents=True, exist_ok=True)
+        run_lock.take()
+        restore_folder(config, tokenizer)
+
+    on_main_rank(mesh, write)
+
+
+def restore_folder(config: TrainConfig | FinetuneConfig, tokenizer: Tokenizer) -> None:
+    """Writes config.yaml and the tokenizer into the folder of the run, which is made if it is gone.
+
+    Raises:
+        OSError: it cannot be written. What was there before is still there.
     """
     folder = run_folder(config)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / "config.yaml", parser.to_yaml(config))
+    replace_folder(folder / "tokenizer", tokenizer.save)
+
+
+def on_main_rank(mesh: Mesh, action: Callable[[], T]) -> T | None:
+    """Calls `action` on rank 0. Each rank must call it. Returns its result on rank 0, and None on the others.
+
+    Raises:
+        BadInput: on all ranks, if `action` raises a ValueError or an OSError.
+    """
+    result, problem = None, [""]
     if mesh.is_main:
-        folder.mkdir(parents=True, exist_ok=True)
-        with bad_input():
-            run_lock.take()
-        (folder / "config.yaml").write_text(parser.to_yaml(config))
-        shutil.rmtree(folder / "tokenizer", ignore_errors=True)
-        tokenizer.save(folder / "tokenizer")
+        try:
+            result = action()
+        except (ValueError, OSError) as error:
+            problem = [str(error)]
+    dist.broadcast_object_list(problem)
+    if problem[0]:
+        raise BadInput(problem[0])
+    return result
 
 
 def open_callbacks(
@@ -116,10 +149,13 @@ def open_callbacks(
     Args:
         messages: lines about the run.
         notes: lines about the resume, each logged as an event.
+
+    Raises:
+        BadInput: on all ranks, if a logger cannot open its file.
     """
     callbacks = Callbacks()
-    if mesh.is_main:
-        callbacks.add(*loggers(run_folder(config), steps=config.run.steps, step=progress.step))
+    found = on_main_rank(mesh, lambda: loggers(run_folder(config), steps=config.run.steps, step=progress.step))
+    callbacks.add(*(found or []))
     messages = [*messages, f"{engine_name(config)} on {mesh.describe()}"]
     if config.parallel.precision == "bf16" and not computes_in_bf16(mesh.device):
         messages.append("this device has no instructions for bf16; it is faster with parallel.precision fp32")
@@ -131,11 +167,12 @@ def open_callbacks(
     return callbacks
 
 
-def checkpoint_metadata(config: TrainConfig | FinetuneConfig, stamp: dict, tokenizer: Tokenizer, mesh: Mesh) -> dict:
-    """What the checkpoints of a run contain in addition to its progress."""
+def checkpoint_metadata(job: Job, mesh: Mesh) -> dict:
+    """What the checkpoints of a run contain in addition to its progress and lineage."""
+    config, frozen = job.config, job.engine.frozen_digests
     return {
-        "data": stamp,
-        "tokenizer_sha256": tokenizer.sha256,
+        "data": job.data_stamp,
+        "tokenizer_sha256": job.tokenizer.sha256,
         "layout": {
             "engine": engine_name(config),
             "data_replicate": mesh.num_data // mesh.data_shard,
@@ -143,6 +180,8 @@ def checkpoint_metadata(config: TrainConfig | FinetuneConfig, stamp: dict, token
             "tensor": mesh.tensor,
         },
         "config": config.to_dict(),
+        **({"frozen": frozen} if frozen else {}),
+        **job.metadata,
     }
 
 

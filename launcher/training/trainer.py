@@ -5,6 +5,8 @@ One iteration: take the next batch, do a step (train_step.py), report, and at in
 
 import math
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -27,22 +29,25 @@ class Trainer:
 
     Args:
         job: model, data and settings.
-        folder: the run's folder.
+        saver: writes the checkpoints.
         progress: of the run; it is updated.
         callbacks: are told of each step, record and evaluation.
         bad_data: handles damaged data.
         metadata: what the checkpoints contain in addition to the progress, such as the configuration.
+        restore_folder: writes what the folder of the run has beside checkpoints and logs. It is called on rank 0 if the
+            folder is gone.
     """
 
     def __init__(
         self,
         job: Job,
-        folder: Path,
+        saver: checkpoint.Saver,
         *,
         progress: Progress,
         callbacks: Callbacks,
         bad_data: BadDataWatch,
         metadata: dict,
+        restore_folder: Callable[[], None],
     ):
         self.job, self.engine, self.progress = job, job.engine, progress
         self.callbacks, self.bad_data, self.metadata = callbacks, bad_data, metadata
@@ -52,7 +57,7 @@ class Trainer:
         self.peak_flops = (
             peak_flops(torch.cuda.get_device_name(self.mesh.device), dtype) if self.mesh.device.type == "cuda" else None
         )
-        self.saver = checkpoint.Saver(folder / "checkpoints", self.run_options.keep_checkpoints)
+        self.saver, self._restore_folder = saver, restore_folder
         self._saving: dict = {}  # of the checkpoint that is being written
         self._signals = StopSignals()
         self._saved_step = progress.step
@@ -81,7 +86,8 @@ class Trainer:
     def _run(self) -> int:
         run, progress, timer = self.run_options, self.progress, StepTimer()
         self.engine.module.train()
-        for batch in self.train_step.batches(run.steps):
+        last = progress.step if self.callbacks.train_start(progress.step) else run.steps
+        for batch in self.train_step.batches(last):
             data_seconds = timer.lap()
             record, stop = self._step(batch)
             timer.add(data_seconds, record["tokens"])
@@ -112,6 +118,11 @@ class Trainer:
             self._evaluate()
         self._finish_saving()
         self.callbacks.train_end(progress.step, self.scores)
+        unwritten = {n: why for n, why in self.callbacks.failing.items() if n.endswith(("on_evaluate", "on_train_end"))}
+        if unwritten:
+            raise exit_codes.BadInput(
+                f"the model is saved, but results cannot be written: {'; '.join(unwritten.values())}"
+            )
         return exit_codes.DONE
 
     def save(self) -> None:
@@ -120,6 +131,10 @@ class Trainer:
         if self._saved_step == progress.step:
             return
         self._finish_saving()
+        if self.mesh.is_main and not (self.saver.folder.parent / "config.yaml").exists():
+            with suppress(OSError):  # the save reports it
+                self._restore_folder()
+                self.callbacks.event(progress.step, "the folder of the run was gone, and was made again")
         start = time.perf_counter()
         self.saver.begin(
             self.engine.shards(),

@@ -4,6 +4,7 @@ Format: 8 bytes with the length of a JSON header, the header, and then the bytes
 safetensors copies each tensor before it writes it, and each part that it reads.)
 """
 
+import hashlib
 import io
 import json
 import math
@@ -11,12 +12,15 @@ import mmap
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeGuard
 
 import numpy as np
 import torch
 
 from ingot.durable_files import flush_to_disk
+from ingot.parallel.checkpoint.format import is_regular
 from ingot.parallel.tensor_shards import Rectangle
+from ingot.safe_files import open_regular, parse_json
 
 _NAMES = {
     torch.float64: "F64",
@@ -36,15 +40,22 @@ _TORCH_BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 _BLOCK = 16 << 20  # bytes written at once
 
 
+MOST_HEADER = 100_000_000
+"""Bytes of a header, as in the library safetensors."""
+
+
 class FileDamaged(ValueError):
     """A file whose header is wrong, or does not fit its content."""
 
 
-def write(path: Path, tensors: dict[str, torch.Tensor], pause: Callable[[], None] = lambda: None) -> int:
-    """Writes tensors, which are in host memory, and syncs the file. Returns its size in bytes.
+def write(path: Path, tensors: dict[str, torch.Tensor], pause: Callable[[], None] = lambda: None) -> dict:
+    """Writes tensors, which are in host memory, and syncs the file.
 
     Args:
         pause: a function that is called after each block.
+
+    Returns:
+        `bytes`, the size of the file, and `sha256`, in hexadecimal.
 
     Raises:
         OSError: the file cannot be written.
@@ -61,16 +72,19 @@ def write(path: Path, tensors: dict[str, torch.Tensor], pause: Callable[[], None
         at += size
     text = json.dumps({"__metadata__": {"format": "pt"}, **header}, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
+    head = len(text).to_bytes(8, "little") + text
+    sha256 = hashlib.sha256(head)
     with path.open("wb", buffering=0) as file:
-        _write_all(file, len(text).to_bytes(8, "little") + text)
+        _write_all(file, head)
         for tensor in tensors.values():
             flat = tensor.detach().contiguous().reshape(-1)
             bits = memoryview(flat.view(torch.uint8).numpy())  # type: ignore[arg-type]  # numpy's arrays are buffers
             for start in range(0, len(bits), _BLOCK):
                 _write_all(file, bits[start : start + _BLOCK])
+                sha256.update(bits[start : start + _BLOCK])
                 pause()
         flush_to_disk(file)
-        return 8 + len(text) + at
+    return {"bytes": len(head) + at, "sha256": sha256.hexdigest()}
 
 
 def _write_all(file: io.FileIO, data: bytes | memoryview) -> None:
@@ -88,27 +102,37 @@ class TensorFile:
 
     def __init__(self, path: Path):
         self.path = path
-        with path.open("rb") as file:
+        if not is_regular(path):
+            raise FileDamaged(f"{path.name} is no regular file")
+        with open_regular(path) as file:
             size = os.fstat(file.fileno()).st_size
             length = int.from_bytes(file.read(8), "little")
-            if not 2 <= length <= size - 8:
+            if not 2 <= length <= min(size - 8, MOST_HEADER):
                 raise FileDamaged(f"{path.name} has no header of tensors")
             try:
-                self._header = json.loads(file.read(length))
+                header = parse_json(file.read(length), f"the header of {path.name}")
             except ValueError as error:
-                raise FileDamaged(f"{path.name} has a header that cannot be read: {error}") from None
+                raise FileDamaged(str(error)) from None
             self._start = 8 + length
             self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         self._map.madvise(mmap.MADV_RANDOM)  # no read-ahead into parts that other ranks need
-        self._header.pop("__metadata__", None)
-        for key, entry in self._header.items():
-            try:
-                begin, end = entry["data_offsets"]
-                expected = math.prod(entry["shape"]) * _DTYPES[entry["dtype"]].itemsize
-            except (KeyError, TypeError, ValueError):
-                raise FileDamaged(f"{path.name} has a wrong entry for {key}: {entry}") from None
-            if end - begin != expected or not 0 <= begin <= end <= size - self._start:
-                raise FileDamaged(f"{path.name} has no room for {key}")
+        if not isinstance(header, dict):
+            raise FileDamaged(f"{path.name} has no header of tensors")
+        header.pop("__metadata__", None)
+        self._entries = {key: self._entry(key, value, size) for key, value in header.items()}
+
+    def _entry(self, key: str, value: object, size: int) -> tuple[torch.dtype, tuple[int, ...], int]:
+        """Type, shape and first byte of a tensor in a file of `size` bytes."""
+        wrong = FileDamaged(f"{self.path.name} has a wrong entry for {key[:100]}")
+        if not isinstance(value, dict) or not isinstance(value.get("dtype"), str) or value["dtype"] not in _DTYPES:
+            raise wrong
+        dtype, shape, offsets = _DTYPES[value["dtype"]], value.get("shape"), value.get("data_offsets")
+        if not _is_counts(shape) or not _is_counts(offsets) or len(offsets) != 2:
+            raise wrong
+        begin, end = offsets
+        if end - begin != math.prod(shape) * dtype.itemsize or not 0 <= begin <= end <= size - self._start:
+            raise wrong
+        return dtype, tuple(shape), self._start + begin
 
     def read_into(self, target: torch.Tensor, key: str, rectangle: Rectangle) -> int:
         """Fills `target` (any device) with the elements of `rectangle` of the stored tensor. Returns their bytes.
@@ -116,18 +140,20 @@ class TensorFile:
         Raises:
             FileDamaged: there is no such tensor, or it has another type or shape.
         """
-        entry = self._header.get(key)
+        entry = self._entries.get(key)
         if entry is None:
             raise FileDamaged(f"{self.path.name} has no {key}")
-        dtype, shape = _DTYPES[entry["dtype"]], entry["shape"]
-        if dtype != target.dtype or any(
-            o + n > s for o, n, s in zip(rectangle.offset, rectangle.shape, shape, strict=True)
+        dtype, shape, begin = entry
+        if (
+            dtype != target.dtype
+            or len(shape) != len(rectangle.shape)
+            or any(o + n > s for o, n, s in zip(rectangle.offset, rectangle.shape, shape, strict=True))
         ):
-            raise FileDamaged(f"{self.path.name} holds {key} as {entry['dtype']} {shape}")
-        width, begin = dtype.itemsize, self._start + entry["data_offsets"][0]
+            raise FileDamaged(f"{self.path.name} holds {key} as {dtype} {list(shape)}")
+        width = dtype.itemsize
         pages = self._pages(begin, shape, rectangle, width)
         self._map.madvise(mmap.MADV_WILLNEED, *pages)
-        stored = np.ndarray(tuple(shape), dtype=_BITS[width], buffer=self._map, offset=begin)
+        stored = np.ndarray(shape, dtype=_BITS[width], buffer=self._map, offset=begin)
         part = stored[tuple(slice(o, o + n) for o, n in zip(rectangle.offset, rectangle.shape, strict=True))]
         if target.device.type == "cpu":
             np.copyto(target.view(_TORCH_BITS[width]).numpy(), part)
@@ -136,7 +162,7 @@ class TensorFile:
         self._map.madvise(mmap.MADV_DONTNEED, *pages)  # otherwise they would count as memory of this process
         return rectangle.numel * width
 
-    def _pages(self, begin: int, shape: list[int], rectangle: Rectangle, width: int) -> tuple[int, int]:
+    def _pages(self, begin: int, shape: tuple[int, ...], rectangle: Rectangle, width: int) -> tuple[int, int]:
         """Start and length of the pages with the rows of a rectangle, which are whole rows along the first dim."""
         row = math.prod(shape[1:]) * width
         rows = (rectangle.offset[0], rectangle.shape[0]) if shape else (0, 1)
@@ -145,3 +171,7 @@ class TensorFile:
 
     def close(self) -> None:
         self._map.close()
+
+
+def _is_counts(value: object) -> TypeGuard[list[int]]:
+    return isinstance(value, list) and len(value) <= 32 and all(type(n) is int and 0 <= n < 2**62 for n in value)

@@ -4,10 +4,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 
 from ingot.parallel.checkpoint.digest import digest
 from ingot.parallel.checkpoint.files import FileDamaged, TensorFile
-from ingot.parallel.checkpoint.format import CheckpointError, CheckpointMismatch, read_manifest, stored_shards
+from ingot.parallel.checkpoint.format import CheckpointError, CheckpointMismatch, stored_shards
+from ingot.parallel.checkpoint.manifest import read_manifest
 from ingot.parallel.checkpoint.owners import agree_on_owners, union
 from ingot.parallel.mesh import sum_over_ranks
 from ingot.parallel.tensor_shards import Rectangle, TensorShard
@@ -21,12 +23,36 @@ class ReadCounts:
     needed: int = 0
 
 
-def load(path: Path, shards: list[TensorShard], *, prefix: str = "", counts: ReadCounts | None = None) -> dict:
+def read_manifest_on_all_ranks(path: Path) -> dict:
+    """The manifest of a checkpoint. Each rank must call it.
+
+    Raises:
+        CheckpointError: on all ranks, if one of them cannot read it.
+    """
+    manifest, problem = {}, ""
+    try:
+        manifest = read_manifest(path)
+    except CheckpointError as error:
+        problem = str(error)
+    if sum_over_ranks([bool(problem)])[0]:
+        raise CheckpointError(_first(problem))
+    return manifest
+
+
+def load(
+    path: Path,
+    shards: list[TensorShard],
+    *,
+    prefix: str = "",
+    counts: ReadCounts | None = None,
+    manifest: dict | None = None,
+) -> dict:
     """Reads a checkpoint into `shards`, this rank's part of the state. Each rank must call it.
 
     Args:
         prefix: only tensors whose names begin so are loaded, such as `model/`. Other shards stay as they are.
         counts: gets the number of bytes that were read.
+        manifest: of the checkpoint, if it was read already.
 
     Returns:
         The manifest.
@@ -35,7 +61,7 @@ def load(path: Path, shards: list[TensorShard], *, prefix: str = "", counts: Rea
         CheckpointError: on all ranks: names or shapes differ (the message has all of them), a file is missing or too
             short, or the digest of a tensor is not the one that was saved. The content of the shards is then undefined.
     """
-    manifest = read_manifest(path)
+    manifest = read_manifest_on_all_ranks(path) if manifest is None else manifest
     shards = [shard for shard in shards if shard.name.startswith(prefix)]
     entries = {name: entry for name, entry in manifest["tensors"].items() if name.startswith(prefix)}
     _check_names(path, entries, shards)
@@ -51,7 +77,7 @@ def load(path: Path, shards: list[TensorShard], *, prefix: str = "", counts: Rea
         for file in files.values():
             file.close()
     if sum_over_ranks([bool(problem)])[0]:
-        raise CheckpointError(f"checkpoint {path} cannot be read{': ' + problem if problem else ' by another rank'}")
+        raise CheckpointError(f"checkpoint {path} cannot be read: {_first(problem)}")
     _check_digests(path, entries, shards)
     return manifest
 
@@ -126,6 +152,14 @@ def _check_digests(path: Path, entries: dict[str, dict], shards: list[TensorShar
     wrong = [n for n, value in zip(entries, sums, strict=True) if f"{value:016x}" != entries[n]["digest"]]
     if wrong:
         raise CheckpointError(f"checkpoint {path} is damaged: {len(wrong)} tensors have another digest: {_some(wrong)}")
+
+
+def _first(problem: str) -> str:
+    """The problem of the first rank that has one. Each rank must call it."""
+    problems: list = [None] * dist.get_world_size()
+    dist.all_gather_object(problems, problem)
+    rank, text = next((rank, text) for rank, text in enumerate(problems) if text)
+    return text if all(problems) else f"{text} (on rank {rank})"
 
 
 def _some(items: list[str], most: int = 5) -> str:

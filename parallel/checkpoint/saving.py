@@ -18,17 +18,10 @@ import torch.distributed as dist
 
 from ingot.parallel.checkpoint.digest import digest
 from ingot.parallel.checkpoint.files import write
-from ingot.parallel.checkpoint.format import (
-    PARTIAL,
-    CheckpointError,
-    commit,
-    file_of,
-    key_of,
-    make_manifest,
-    remove_leftovers,
-    step_name,
-)
+from ingot.parallel.checkpoint.format import PARTIAL, CheckpointError, file_of, key_of, step_name
+from ingot.parallel.checkpoint.manifest import make_manifest
 from ingot.parallel.checkpoint.owners import Ownership, agree_on_owners
+from ingot.parallel.checkpoint.run_folder import Retention, remove_leftovers
 from ingot.parallel.mesh import sum_over_ranks
 from ingot.parallel.tensor_shards import TensorShard
 
@@ -44,10 +37,11 @@ class Saver:
     Args:
         folder: the run's folder `checkpoints`.
         keep: how many checkpoints stay, with the newest; 0 keeps all.
+        source: the checkpoint that the run was told to resume from. It stays in addition.
     """
 
-    def __init__(self, folder: Path, keep: int):
-        self.folder, self.keep = folder, keep
+    def __init__(self, folder: Path, keep: int, source: Path | None = None):
+        self.folder, self._retention = folder, Retention(folder, keep, source)
         token = [secrets.token_hex(4)]
         dist.broadcast_object_list(token)
         self._token = token[0]
@@ -119,10 +113,10 @@ class Saver:
         if save.phase == "writing":
             names = self._owners.names
             sums = sum_over_ranks([save.digests[name] for name in names])
-            sizes: list | None = [None] * dist.get_world_size() if self._main else None
-            dist.gather_object(save.bytes, sizes)
+            files: list | None = [None] * dist.get_world_size() if self._main else None
+            dist.gather_object(save.file, files)
             save.phase, save.digests = "committing", dict(zip(names, sums, strict=True))
-            save.files = {file_of(rank): size for rank, size in enumerate(sizes or []) if size}
+            save.files = {file_of(rank): file for rank, file in enumerate(files or []) if file}
             save.run(self._commit)
             return None, ""
         self._save = None
@@ -175,7 +169,7 @@ class Saver:
         save.digests = dict.fromkeys(self._owners.names, 0)
         if save.copies:
             tensors = {key_of(shard.name, shard.rectangle): shard.tensor for shard in save.copies}
-            save.bytes = write(file, tensors, save.rest)
+            save.file = write(file, tensors, save.rest)
             for shard in save.copies:
                 save.digests[shard.name] += digest(shard)
                 save.rest()
@@ -183,7 +177,7 @@ class Saver:
     def _commit(self, save: "_Save") -> None:
         if self._main:
             manifest = make_manifest(self._owners.entries, save.digests, save.files, save.step, save.metadata)
-            commit(save.temporary, save.final, manifest, self.keep)
+            self._retention.commit(save.temporary, save.final, manifest)
 
 
 class _Save:
@@ -195,9 +189,9 @@ class _Save:
         self.temporary, self.final, self.copies = temporary, final, copies
         self.step, self.metadata = step, metadata
         self.phase, self.attempts = "writing", 0
-        self.bytes = 0  # of this rank's file
+        self.file: dict | None = None  # size and sha256 of this rank's file
         self.digests: dict[str, int] = {}  # of this rank's part, then of the whole
-        self.files: dict[str, int] = {}  # on rank 0, of all ranks
+        self.files: dict[str, dict] = {}  # on rank 0, of all ranks
         self.error: Exception | None = None
         self.thread: threading.Thread
         self.hurry = threading.Event()  # training waits: no pauses any more
@@ -224,9 +218,11 @@ class _Save:
         self._worked = time.thread_time()
 
 
-def save(folder: Path, shards: list[TensorShard], *, step: int, metadata: dict, keep: int) -> Path:
+def save(
+    folder: Path, shards: list[TensorShard], *, step: int, metadata: dict, keep: int, source: Path | None = None
+) -> Path:
     """Writes the state of all ranks as one checkpoint, and waits for it. Arguments and errors as in `Saver`."""
-    saver = Saver(folder, keep)
+    saver = Saver(folder, keep, source)
     saver.begin(shards, step=step, metadata=metadata)
     path = saver.finish()
     assert path is not None

@@ -15,12 +15,12 @@ from ingot.parallel.checkpoint.format import (
     CheckpointError,
     file_of,
     key_of,
-    make_manifest,
-    publish,
     rectangle_entries,
     stored_shards,
 )
 from ingot.parallel.checkpoint.loading import ReadCounts, read_shard
+from ingot.parallel.checkpoint.manifest import make_manifest, verify_files
+from ingot.parallel.checkpoint.run_folder import publish
 from ingot.parallel.tensor_shards import Rectangle, TensorShard
 
 BLOCK = 64 << 20
@@ -74,20 +74,15 @@ def row_blocks(shape: tuple[int, ...], width: int) -> Iterator[Rectangle]:
 def find_problems(path: Path, manifest: dict, progress: Callable[[int], object] = lambda count: None) -> list[str]:
     """What is wrong with a checkpoint whose files have the right sizes, a line each.
 
-    These are elements that are in no file or in two, files that do not fit the manifest, and wrong digests.
+    These are files that are not what was written or do not fit the manifest, and wrong digests. (That the parts fill
+    each tensor is checked when a manifest is read.)
 
     Args:
         progress: a function that is called with the number of bytes after each read.
     """
-    found = []
+    found = verify_files(path, manifest, progress)
     with OpenCheckpoint(path, manifest) as opened:
         for name, entry in manifest["tensors"].items():
-            rectangles = [piece.rectangle for piece in stored_shards(name, entry)]
-            missing = math.prod(entry["shape"]) - sum(rectangle.numel for rectangle in rectangles)
-            if missing > 0:
-                found.append(f"{name}: {missing} elements are in no file")
-            if (pair := _overlap(rectangles)) is not None:
-                found.append(f"{name}: {pair[0]} and {pair[1]} overlap")
             try:
                 value = sum(digest(shard) for shard in _stored(opened, name, entry, progress)) % 2**64
             except (FileDamaged, OSError) as error:
@@ -110,19 +105,6 @@ def _stored(opened: OpenCheckpoint, name: str, entry: dict, progress: Callable[[
             progress(file.read_into(tensor, piece.key, rectangle))
             offset = tuple(a + b for a, b in zip(piece.rectangle.offset, rectangle.offset, strict=True))
             yield TensorShard(name, shape, Rectangle(offset, rectangle.shape), tensor)
-
-
-def _overlap(rectangles: list[Rectangle]) -> tuple[Rectangle, Rectangle] | None:
-    """Two rectangles with common elements. Each is only compared with those before it that reach its first row."""
-    open_boxes: list[Rectangle] = []
-    for rectangle in sorted(rectangles, key=lambda b: b.offset):
-        if rectangle.offset:
-            open_boxes = [other for other in open_boxes if other.offset[0] + other.shape[0] > rectangle.offset[0]]
-        for other in open_boxes:
-            if other.intersect(rectangle) is not None:
-                return other, rectangle
-        open_boxes.append(rectangle)
-    return None
 
 
 @dataclass(frozen=True)
@@ -160,7 +142,7 @@ def write_checkpoint(output: Path, shards: Iterable[TensorShard], *, step: int, 
     shutil.rmtree(temporary, ignore_errors=True)
     entries: dict[str, dict] = {}
     digests: dict[str, int] = {}
-    files: dict[str, int] = {}
+    files: dict[str, dict] = {}
     waiting: list[TensorShard] = []
 
     def write_waiting() -> None:

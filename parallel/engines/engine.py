@@ -7,13 +7,15 @@ tokens of the whole step over all ranks. Each engine computes the gradient of (s
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.distributed as dist
 from torch import nn
 
-from ingot.parallel.mesh import Mesh
+from ingot.parallel.checkpoint.digest import digest
+from ingot.parallel.checkpoint.owners import agree_on_owners
+from ingot.parallel.mesh import Mesh, sum_over_ranks
 from ingot.parallel.tensor_shards import TensorShard, TensorSlice, parameter_of, to_global, whole_shard
 
 Batch = dict[str, torch.Tensor | float]
@@ -48,6 +50,8 @@ class Engine(ABC):
         self.module = module
         self.mesh = mesh
         self.local_parameters = local_parameters
+        self.frozen_digests: dict[str, str] = {}
+        """Of the fp32 values that `initialize` gave to frozen parameters, by name: `model/NAME`."""
 
     def initialize(self, values_of: ValuesOf) -> None:
         """Sets the parameters. Each rank sets its own part.
@@ -56,11 +60,23 @@ class Engine(ABC):
             values_of: a function of name, offset and shape. It returns the fp32 values of this rectangle of the logical
                 tensor, the same ones on all ranks.
         """
+        frozen = self._global(self.frozen_shards())
+        digests: dict[str, int] = {}
+        mine = set()
+        if has_frozen := any(not parameter.requires_grad for parameter in self.module.parameters()):
+            ownership = agree_on_owners(frozen)
+            digests, mine = dict.fromkeys(ownership.names, 0), {shard.key for shard in ownership.mine}
         with torch.no_grad():
-            for shard in [*self.shards(), *self._global(self.frozen_shards())]:
+            for shard in [*self.shards(), *frozen]:
                 if shard.name.startswith("model/"):
                     rectangle = shard.rectangle
-                    shard.tensor.copy_(values_of(parameter_of(shard.name), rectangle.offset, rectangle.shape))
+                    values = values_of(parameter_of(shard.name), rectangle.offset, rectangle.shape)
+                    shard.tensor.copy_(values)
+                    if shard.key in mine:  # before they are rounded to the type of the computation
+                        digests[shard.name] += digest(replace(shard, tensor=values.float()))
+        if has_frozen:
+            sums = sum_over_ranks(list(digests.values()))
+            self.frozen_digests = {name: f"{value % 2**64:016x}" for name, value in zip(digests, sums, strict=True)}
         self.sync_from_shards(0)
 
     def shards(self) -> list[TensorShard]:

@@ -1,6 +1,7 @@
 """The interface between a run and its callbacks."""
 
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import Any, Literal
 
 Kind = Literal["train", "eval", "checkpoint", "event"]
@@ -9,9 +10,14 @@ Kind = Literal["train", "eval", "checkpoint", "event"]
 class Callback:
     """Is told what happens in a run. Each method does nothing by default; a callback overrides those that it needs.
 
-    `on_step_end`, `on_evaluate` and `on_train_end` are called on every rank, between two optimizer steps, so they may
-    call collectives. Callbacks that write files, such as the loggers, exist only on rank 0.
+    `on_train_start`, `on_step_end`, `on_evaluate` and `on_train_end` are called on every rank, between two optimizer
+    steps, so they may call collectives. Callbacks that write files, such as the loggers, exist only on rank 0. Of these
+    an OSError, such as a full disk, is reported once, and the run goes on: it can perhaps still save.
     """
+
+    def on_train_start(self, step: int) -> bool:
+        """Called before the first step, with the number of steps done. Returns whether the run has ended already."""
+        return False
 
     def on_step_end(self, step: int) -> None:
         """Called after each optimizer step (counted from 1)."""
@@ -37,42 +43,67 @@ class Callback:
 
 
 class Callbacks:
-    """The callbacks of a run, called in this order."""
+    """The callbacks of a run, called in this order.
+
+    Attributes:
+        failing: the methods whose last call could not write, as `Class.method`, with the reason.
+    """
 
     def __init__(self, callbacks: Iterable[Callback] = ()):
         self.callbacks = list(callbacks)
+        self.failing: dict[str, str] = {}
 
     def add(self, *callbacks: Callback) -> None:
         self.callbacks += callbacks
 
     def log(self, kind: Kind, record: dict[str, Any]) -> None:
-        for callback in self.callbacks:
-            callback.on_log(kind, record)
+        self._call("on_log", kind, record)
 
     def event(self, step: int, event: str, **more: Any) -> None:
         """Logs an event, such as a start, a resume or a problem."""
         self.log("event", {"step": step, "event": event, **more})
 
     def message(self, text: str) -> None:
-        for callback in self.callbacks:
-            callback.on_message(text)
+        self._call("on_message", text)
 
     def figure(self, name: str, figure: Any, step: int) -> None:
-        for callback in self.callbacks:
-            callback.on_figure(name, figure, step)
+        self._call("on_figure", name, figure, step)
+
+    def train_start(self, step: int) -> bool:
+        """Calls all of them. Returns whether one says that the run has ended already."""
+        return any(self._call("on_train_start", step))
 
     def step_end(self, step: int) -> None:
-        for callback in self.callbacks:
-            callback.on_step_end(step)
+        self._call("on_step_end", step)
 
     def evaluate(self, step: int, scores: dict[str, float]) -> bool:
         """Calls all of them. Returns whether one asks the run to end."""
-        return any([callback.on_evaluate(step, scores) for callback in self.callbacks])
+        return any(self._call("on_evaluate", step, scores))
 
     def train_end(self, step: int, scores: dict[str, float]) -> None:
-        for callback in self.callbacks:
-            callback.on_train_end(step, scores)
+        self._call("on_train_end", step, scores)
 
     def close(self) -> None:
+        self._call("close")
+
+    def _call(self, method: str, *arguments: Any) -> list[Any]:
+        """Calls a method of each. What one returns is not in the list if it could not write."""
+        results = []
         for callback in self.callbacks:
-            callback.close()
+            name = f"{type(callback).__name__}.{method}"
+            try:
+                results.append(getattr(callback, method)(*arguments))
+                self.failing.pop(name, None)
+            except OSError as error:
+                is_new = name not in self.failing
+                self.failing[name] = str(error)
+                if is_new:
+                    what = type(callback).__name__
+                    self._tell_others(callback, f"{what} cannot write: {error}; the run goes on without it")
+        return results
+
+    def _tell_others(self, failed: Callback, text: str) -> None:
+        for callback in self.callbacks:
+            if callback is not failed:
+                with suppress(OSError):
+                    callback.on_message(text)

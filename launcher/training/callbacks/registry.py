@@ -18,7 +18,7 @@ def loggers(folder: Path, *, steps: int, step: int) -> list[Callback]:
         step: optimizer steps done.
     """
     return [
-        MetricsFile(folder),
+        MetricsFile(folder, step),
         TensorBoard(folder, step),
         LogFile(folder),
         Terminal(steps, step),

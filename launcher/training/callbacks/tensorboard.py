@@ -1,9 +1,17 @@
 """TensorBoard: curves of the metrics, and figures."""
 
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ingot.launcher.training.callbacks.callback import Callback, Kind
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
 
 NAMES = {
     "loss": "loss",
@@ -23,21 +31,59 @@ NAMES = {
 
 
 class TensorBoard(Callback):
-    """Writes to `folder`/tensorboard. It removes points after `step`, since a resumed run repeats these steps."""
+    """Writes to `folder`/tensorboard. It removes points after `step`, since a resumed run repeats these steps.
+
+    A writer that has failed once does not write any more (its thread has ended), so it is replaced by a new one.
+    """
 
     def __init__(self, folder: Path, step: int):
+        self._folder, self._step = folder / "tensorboard", step
+        self._writer: SummaryWriter | None = self._open()
+
+    def _open(self) -> SummaryWriter:
         from torch.utils.tensorboard import SummaryWriter
 
-        self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
+        return SummaryWriter(str(self._folder), purge_step=self._step + 1)
 
     def on_log(self, kind: Kind, record: dict[str, Any]) -> None:
-        for name, value in record.items():
-            if value is not None and (name in NAMES or (kind == "eval" and isinstance(value, float))):
-                self._writer.add_scalar(f"{kind}/{NAMES.get(name, name)}", value, record["step"])
-        self._writer.flush()
+        with self._writing() as writer:
+            for name, value in record.items():
+                if value is not None and (name in NAMES or (kind == "eval" and isinstance(value, float))):
+                    writer.add_scalar(f"{kind}/{NAMES.get(name, name)}", value, record["step"])
+            writer.flush()
+        self._step = max(self._step, record["step"])
 
     def on_figure(self, name: str, figure: Any, step: int) -> None:
-        self._writer.add_figure(name, figure, step)
+        with self._writing() as writer:
+            writer.add_figure(name, figure, step)
 
     def close(self) -> None:
-        self._writer.close()
+        if self._writer is not None:
+            self._writer.close()
+
+    @contextmanager
+    def _writing(self) -> Iterator[SummaryWriter]:
+        with _without_traceback_of_thread():
+            try:
+                if self._writer is None:
+                    self._writer = self._open()
+                yield self._writer
+            except OSError:
+                self._writer = None
+                raise
+
+
+@contextmanager
+def _without_traceback_of_thread() -> Iterator[None]:
+    """The writer's thread prints a traceback when it cannot write. The same error reaches the caller."""
+    before = threading.excepthook
+
+    def hook(args: threading.ExceptHookArgs) -> None:
+        if not isinstance(args.exc_value, OSError) or "AsyncWriter" not in type(args.thread).__name__:
+            before(args)
+
+    threading.excepthook = hook
+    try:
+        yield
+    finally:
+        threading.excepthook = before

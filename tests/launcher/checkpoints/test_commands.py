@@ -1,6 +1,5 @@
 """launcher/checkpoint.py on real runs."""
 
-import json
 import re
 import shutil
 import subprocess
@@ -74,34 +73,36 @@ def test_verify_reads_every_byte(capsys, run, tmp_path):
     assert "intact" in say(capsys, "verify", run, run / "checkpoints/step-00000002")
     text = say(capsys, "verify", damaged_copy(run, tmp_path), code=2)
     assert re.search(r"(model|optimizer)/\S+: its digest is [0-9a-f]{16}, and was [0-9a-f]{16}", text)
-    assert "1 problems" in text
+    assert re.search(r"rank-00000.safetensors: its sha256 is [0-9a-f]{64}, and was [0-9a-f]{64}", text)
+    assert "2 problems" in text
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (
-            lambda rectangle: rectangle.update(shape=[rectangle["shape"][0] - 1, *rectangle["shape"][1:]]),
-            "elements are in no file",
-        ),
-        (lambda rectangle: rectangle.update(key="other"), "has no other"),
-    ],
-)
-def test_verify_sees_parts_that_are_missing(capsys, run, tmp_path, change, message):
-    shutil.copytree(run / LAST, tmp_path / "step")
-    manifest = json.loads((tmp_path / "step/manifest.json").read_text())
-    change(manifest["tensors"]["model/embedding.token.weight"]["rectangles"][0])
-    (tmp_path / "step/manifest.json").write_text(json.dumps(manifest))
-    assert message in say(capsys, "verify", tmp_path / "step", code=2)
+def test_verify_of_a_run_looks_at_all_its_checkpoints(capsys, run, tmp_path):
+    assert say(capsys, "verify", run).count("intact") == 2
+    shutil.copytree(run, tmp_path / "cut")
+    file = tmp_path / "cut" / LAST / "rank-00000.safetensors"
+    file.write_bytes(file.read_bytes()[:-1])
+    text = say(capsys, "verify", tmp_path / "cut", code=2)
+    assert re.search(r"step-00000004 is damaged: rank-00000.safetensors has \d+ bytes instead of", text)
+    assert "step-00000002: intact" in text
 
 
-def test_verify_sees_parts_that_overlap(capsys, run, tmp_path):
-    shutil.copytree(run / LAST, tmp_path / "step")
-    manifest = json.loads((tmp_path / "step/manifest.json").read_text())
-    rectangles = manifest["tensors"]["model/embedding.token.weight"]["rectangles"]
-    rectangles.append(rectangles[0])
-    (tmp_path / "step/manifest.json").write_text(json.dumps(manifest))
-    assert "overlap" in say(capsys, "verify", tmp_path / "step", code=2)
+def test_a_command_that_takes_an_older_checkpoint_says_so(capsys, run, tmp_path):
+    shutil.copytree(run, tmp_path / "cut")
+    (tmp_path / "cut" / LAST / "rank-00000.safetensors").unlink()
+    assert checkpoint.main(["show", str(tmp_path / "cut")]) == 0
+    said = capsys.readouterr()
+    assert "step 2" in said.out
+    assert "rank-00000.safetensors is missing; using step-00000002" in said.err
+
+
+def test_a_stranger_verifies_files_and_manifest_with_sha256sum(run):
+    """The lines of docs/checkpoint-format.md."""
+    page = (ROOT / "docs/checkpoint-format.md").read_text()
+    [lines] = re.findall(r"```bash\n(.*?)```", page, re.DOTALL)
+    done = subprocess.run(["bash", "-euo", "pipefail", "-c", lines], cwd=run / LAST, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split("\n")[:2] == ["manifest.json: OK", "rank-00000.safetensors: OK"]
 
 
 def test_diff(capsys, run):

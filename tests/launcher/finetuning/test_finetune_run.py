@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
-from ingot.launcher import finetune, predict
+from ingot.launcher import export, finetune, predict
 from ingot.launcher.loading.finetuned_model import open_finetuned
 from ingot.launcher.runtime.exit_codes import BadInput
 from ingot.launcher.tasks.classification import Classification
@@ -243,6 +244,31 @@ def test_patience_ends_a_run_and_the_best_stays(bert, tmp_path):
     assert [record["step"] for record in scores] == [2, 4, 6, 8]
     assert json.loads((tmp_path / "runs/run/best.json").read_text())["step"] == 2
     assert [path.name for path in (tmp_path / "runs/run/best").glob("step-*")] == ["step-00000002"]
+    again = run(bert, tmp_path, task, *options, "--optimizer.learning_rate", "1e-9")  # it has ended
+    assert len(losses(again)) == 8
+    assert sum("has not improved since step 2" in record.get("event", "") for record in again) == 2  # once a start
+    more = run(bert, tmp_path, task, *options[:-1], "4", "--optimizer.learning_rate", "1e-9")
+    assert len(losses(more)) == 10
+
+
+@pytest.mark.parametrize("method", ["lora", "linear probe"])
+def test_another_base_model_in_the_same_place_is_refused(method, bert, tmp_path, capsys):
+    shutil.copytree(bert, tmp_path / "base")
+    task = write_task("classification", tmp_path)
+    run(tmp_path / "base", tmp_path, task, "--run.steps", "4", *METHODS[method])
+    path = tmp_path / "base/model.safetensors"
+    values = values_of(tmp_path / "base")
+    name = next(name for name in values if name.endswith("layer.0.output.dense.bias"))
+    values[name][0] += 1e-3
+    save_file(values, path, {"format": "pt"})
+    said = "was trained on other frozen parameters: model/blocks.0"
+    with pytest.raises(BadInput, match=said):
+        run(tmp_path / "base", tmp_path, task, "--run.steps", "6", *METHODS[method])
+    with pytest.raises(BadInput, match=said):
+        predict.main(["--checkpoint", str(tmp_path / "runs/run"), "--input", task[5]])
+    with pytest.raises(BadInput, match=said):
+        export.main(["--checkpoint", str(tmp_path / "runs/run"), "--output", str(tmp_path / "out")])
+    assert not (tmp_path / "out").exists()
 
 
 def test_several_seeds_give_mean_and_deviation(bert, tmp_path, capsys):

@@ -2,7 +2,10 @@
 
 import json
 import os
+import resource
+import shutil
 import signal
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +17,17 @@ from ingot.launcher.training import setup
 from ingot.launcher.training.callbacks.best_checkpoint import EarlyStopping
 from ingot.launcher.training.callbacks.callback import Callback, Callbacks
 from ingot.launcher.training.callbacks.log_file import LogFile
-from ingot.launcher.training.callbacks.metrics_file import MetricsFile
+from ingot.launcher.training.callbacks.metrics_file import MetricsFile, read_records
 from ingot.launcher.training.callbacks.registry import loggers
 from ingot.launcher.training.callbacks.tensorboard import TensorBoard
 from ingot.launcher.training.callbacks.terminal import Terminal
 from ingot.launcher.training.stop_signals import StopSignals
+from ingot.parallel import checkpoint
 from tests.launcher.runs import write_config
 
 TRAIN = {"loss": 2.5, "learning_rate": 1e-3, "grad_norm": 0.5, "tokens_per_second": 1234.5, "mfu": None}
 ALL_CALLS = [
+    ("train_start", 0),
     ("step_end", 3),
     ("log", "train", {"step": 3}),
     ("message", "text"),
@@ -39,6 +44,10 @@ class Recorder(Callback):
     def __init__(self, stop: bool = False):
         self.calls: list[tuple] = []
         self.stop = stop
+
+    def on_train_start(self, step: int) -> bool:
+        self.calls.append(("train_start", step))
+        return False
 
     def on_step_end(self, step: int) -> None:
         self.calls.append(("step_end", step))
@@ -68,7 +77,7 @@ class Recorder(Callback):
 
 def test_metrics_file_has_a_json_object_per_record_and_null_for_nan(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"kind": "older"}\n')
-    logger = MetricsFile(tmp_path)
+    logger = MetricsFile(tmp_path, 0)
     logger.on_log("train", {"step": 1, "loss": float("nan"), "grad_norm": float("inf"), "name": "x"})
     logger.on_message("not a record")
     logger.on_log("eval", {"step": 2, "loss": 0.25})
@@ -99,13 +108,84 @@ def test_log_file_has_a_line_with_time_per_record_and_message(tmp_path):
     ]
 
 
-def test_a_closed_log_file_gets_no_more_lines(tmp_path):
-    first = LogFile(tmp_path)
-    first.close()
-    second = LogFile(tmp_path)  # of the same folder, as in a second run of one process
-    second.on_message("once")
-    second.close()
-    assert (tmp_path / "log.txt").read_text().count("once") == 1
+def test_a_line_without_its_end_does_not_swallow_the_next_one(tmp_path):
+    (tmp_path / "log.txt").write_text("the end is mis")
+    LogFile(tmp_path).on_message("next")
+    first, second = (tmp_path / "log.txt").read_text().splitlines()
+    assert (first, second[20:]) == ("the end is mis", "next")
+    whole, torn = '{"kind": "train", "step": 1, "loss": 0.5}', '{"kind": "eval", "st'
+    (tmp_path / "metrics.jsonl").write_text(f"{whole}\n{torn}")
+    MetricsFile(tmp_path, 1).on_log("train", {"step": 2, "loss": 0.25})
+    assert [record["step"] for record in read_records(tmp_path / "metrics.jsonl")] == [1, 2]
+    assert torn not in (tmp_path / "metrics.jsonl").read_text()
+
+
+@contextmanager
+def full_disk(bytes_of_a_file: int):
+    """A limit on the size of files acts as a full disk: the same call fails."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (bytes_of_a_file, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, before)
+
+
+def test_a_full_disk_stops_no_logger_for_ever_and_leaves_no_part_of_a_line(tmp_path, capfd):
+    recorder = Recorder()
+    callbacks = Callbacks([MetricsFile(tmp_path, 0), LogFile(tmp_path), TensorBoard(tmp_path, 0), recorder])
+    callbacks.log("train", {"step": 1, **TRAIN})
+    with full_disk((tmp_path / "metrics.jsonl").stat().st_size + 10):
+        for step in (2, 3, 4):
+            callbacks.log("train", {"step": step, **TRAIN})
+    callbacks.log("train", {"step": 5, **TRAIN})
+    callbacks.close()
+    assert [record["step"] for record in read_records(tmp_path / "metrics.jsonl")] == [1, 5]
+    assert (tmp_path / "metrics.jsonl").read_text().count("\n") == 2
+    said = [text for (text,) in recorder.of("message")]
+    assert sorted(text.split()[0] for text in said) == ["LogFile", "MetricsFile", "TensorBoard"]  # once each
+    assert all("File too large" in text for text in said)
+    assert not callbacks.failing
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_a_run_whose_logs_cannot_be_written_still_saves(corpus, tmp_path, monkeypatch):
+    """The folder of a run is removed under it. It is made again, with all that a run's folder has."""
+
+    class Remover(Callback):
+        def on_step_end(self, step: int) -> None:
+            if step == 1:
+                shutil.rmtree(tmp_path / "runs/tiny")
+
+    monkeypatch.setattr(setup, "loggers", lambda folder, **counts: [*loggers(folder, **counts), Remover()])
+    options = ["--run.steps", "3", "--run.save_every", "3", "--parallel.engine", "fsdp"]
+    assert pretrain.main(["--config", str(write_config(tmp_path, corpus)), *options]) == exit_codes.DONE
+    run = tmp_path / "runs/tiny"
+    assert checkpoint.resolve(run).name == "step-00000003"
+    assert (run / "config.yaml").is_file()
+    assert (run / "tokenizer").is_dir()
+    assert "was gone, and was made again" in (run / "log.txt").read_text()
+    monkeypatch.undo()
+    assert pretrain.main(["--config", str(run / "config.yaml"), "--run.steps", "4"]) == exit_codes.DONE
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "log.txt", "config.yaml", ".lock"])
+def test_a_folder_in_place_of_a_file_is_one_message_before_anything_is_trained(corpus, tmp_path, name):
+    (tmp_path / "runs/tiny" / name).mkdir(parents=True)
+    with pytest.raises(exit_codes.BadInput, match=name):
+        pretrain.main(["--config", str(write_config(tmp_path, corpus)), "--parallel.engine", "fsdp"])
+    assert not (tmp_path / "runs/tiny/checkpoints").exists()
+
+
+def test_a_lock_that_is_a_link_does_not_overwrite_what_it_leads_to(corpus, tmp_path):
+    (tmp_path / "runs/tiny").mkdir(parents=True)
+    (tmp_path / "precious").write_text("content")
+    (tmp_path / "runs/tiny/.lock").symlink_to(tmp_path / "precious")
+    with pytest.raises(exit_codes.BadInput, match=r"\.lock is no regular file"):
+        pretrain.main(["--config", str(write_config(tmp_path, corpus)), "--parallel.engine", "fsdp"])
+    assert (tmp_path / "precious").read_text() == "content"
 
 
 def test_tensorboard_has_curves_of_metrics_and_scores_and_figures(tmp_path):
@@ -177,7 +257,7 @@ def test_evaluate_asks_all_and_is_true_if_one_asks_to_stop(stops):
 
 def test_early_stopping_asks_to_stop_after_patience_evaluations_without_a_better_one():
     class Best(Callback):
-        metric, step, is_new = "loss", 4, False
+        metric, step, is_new, scores = "loss", 4, False, {"loss": 1.0}
 
     recorder, best = Recorder(), Best()
     stopping = EarlyStopping(best, Callbacks([recorder]), patience=2, every=2)
@@ -185,6 +265,7 @@ def test_early_stopping_asks_to_stop_after_patience_evaluations_without_a_better
     ((kind, record),) = recorder.of("log")
     assert (kind, record["step"]) == ("event", 8)
     assert record["event"].startswith("loss has not improved since step 4")
+    assert [stopping.on_train_start(step) for step in (4, 7, 8, 9)] == [False, False, True, True]  # when started again
     best.is_new = True
     assert not stopping.on_evaluate(8, {})
 
@@ -199,6 +280,7 @@ def test_a_new_logger_receives_all_of_a_run(corpus, tmp_path, monkeypatch):
     config = write_config(tmp_path, corpus)
     options = ["--run.steps", "3", "--run.eval_every", "2", "--run.save_every", "2", "--parallel.engine", "fsdp"]
     assert pretrain.main(["--config", str(config), *options]) == exit_codes.DONE
+    assert recorder.of("train_start") == [(0,)]
     assert recorder.of("step_end") == [(1,), (2,), (3,)]
     logged = recorder.of("log")
     steps = {kind: [record["step"] for k, record in logged if k == kind] for kind, _ in logged}

@@ -1,3 +1,8 @@
+"""The digest, fast and as docs/checkpoint-format.md writes it."""
+
+import re
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -35,3 +40,12 @@ def test_the_digest_is_what_old_checkpoints_say():
     """A change of this value makes every existing checkpoint look damaged: raise the format's version with it."""
     assert f"{digest(whole_shard('w', torch.arange(6.0).view(2, 3))):016x}" == "d6a8e930b70d1cfc"
     assert digest(whole_shard("s", torch.zeros((), dtype=torch.bfloat16))) > 0
+
+
+def test_the_formula_of_the_documentation_gives_the_same_digest(tensor):
+    page = (Path(__file__).resolve().parents[3] / "docs/checkpoint-format.md").read_text()
+    [code] = [block for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "def digest" in block]
+    names: dict = {}
+    exec(code, names)
+    for each in (tensor, tensor[0], tensor.bfloat16(), torch.arange(24).view(2, 3, 4)):
+        assert names["digest"]("model/w", each) == f"{digest(whole_shard('model/w', each)):016x}"

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from ingot.parallel.checkpoint.format import make_manifest, stored_shards
+from ingot.parallel.checkpoint.format import stored_shards
 from ingot.parallel.checkpoint.grid import Grid
+from ingot.parallel.checkpoint.manifest import make_manifest
 from ingot.parallel.checkpoint.owners import assign_owners, rows_of
 from ingot.parallel.tensor_shards import Rectangle, TensorShard, flat_range_rectangles
 

@@ -1,0 +1,62 @@
+"""The branch of a run: what a start leaves behind of the checkpoints in the run's folder.
+
+A run that is told to resume from an older checkpoint, or from one of another run, leaves a branch. Its checkpoints get
+another name, so that the next start with run.resume auto goes on from the new branch.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ingot.launcher.config.finetune import FinetuneConfig
+from ingot.launcher.config.pretrain import TrainConfig
+from ingot.launcher.training.resume import Resumed
+from ingot.launcher.training.setup import on_main_rank, run_folder
+from ingot.parallel.checkpoint import CheckpointError, read_manifest
+from ingot.parallel.checkpoint.format import step_of
+from ingot.parallel.checkpoint.run_folder import is_ancestor, new_branch, set_aside
+from ingot.parallel.mesh import Mesh
+
+
+@dataclass(frozen=True)
+class Branch:
+    """The branch that a run continues or begins. On ranks but the first, `lineage` and `notes` are empty.
+
+    Attributes:
+        is_new: whether intact checkpoints of another branch were left behind.
+        source: the checkpoint that the run was told to resume from, which stays; None with run.resume auto.
+    """
+
+    lineage: Sequence[dict]
+    notes: Sequence[str]
+    is_new: bool
+    source: Path | None
+
+
+def choose_branch(config: TrainConfig | FinetuneConfig, mesh: Mesh, resumed: Resumed) -> Branch:
+    """Sets aside what the run leaves behind in its folder. Each rank must call it, before anything is saved.
+
+    Raises:
+        BadInput: on all ranks, if the folder cannot be written.
+    """
+    is_told = config.run.resume not in ("auto", "never")
+    source, step = resumed.source if is_told else None, resumed.progress.step
+    folder = run_folder(config) / "checkpoints"
+
+    def belongs(path: Path) -> bool:
+        if not is_told or path.resolve() == (source and source.resolve()):
+            return True
+        try:
+            lineage = read_manifest(path).get("lineage", [])
+        except CheckpointError:
+            return True  # an older one that is damaged harms nobody
+        is_inside = source is not None and source.resolve().parent == folder.resolve()
+        return (is_inside or bool(lineage)) and is_ancestor(lineage, step_of(path) or 0, resumed.lineage)
+
+    renamed = on_main_rank(mesh, lambda: set_aside(folder, step, resumed.damaged, belongs)) or []
+    abandoned = [path for path in renamed if ".abandoned-" in path.name]
+    notes = [f"{path.name.partition('.')[0]} was set aside as {path.name}" for path in renamed]
+    lineage = list(resumed.lineage)
+    if not lineage or abandoned or (source is not None and source.resolve().parent != folder.resolve()):
+        lineage = new_branch(lineage, step, source)
+    return Branch(lineage, notes, bool(abandoned), source)
