@@ -210,6 +210,6 @@ class Scorer:
 def training_config(checkpoint: str) -> dict:
     """The configuration of the run that wrote a checkpoint; empty if the path is another kind of model."""
     try:
-        return modernize_manifest(read_manifest(resolve(Path(checkpoint))))["config"]
-    except (CheckpointError, KeyError):
+        return modernize_manifest(read_manifest(resolve(Path(checkpoint)))).get("config", {})
+    except CheckpointError:
         return {}

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ingot.data.tokenizers.tokenizer import Tokenizer, load_tokenizer
 from ingot.launcher.config.aliases import modernize_manifest
+from ingot.launcher.loading.checkpoint_config import model_config
 from ingot.launcher.loading.tokenizer import open_tokenizer
 from ingot.launcher.tasks.task_kind import Head, TaskKind
 from ingot.model.config import ModelConfig
@@ -18,7 +19,8 @@ from ingot.model.huggingface.files import find_folder, read_config
 from ingot.model.huggingface.load import ReleasedModel
 from ingot.model.initialization import InitialValues
 from ingot.model.transformer import LanguageModel
-from ingot.parallel.checkpoint import committed, read_manifest, read_tensor, resolve
+from ingot.parallel.checkpoint import CheckpointError, committed, read_manifest, read_tensor, resolve
+from ingot.parallel.checkpoint.run_folder import warn
 
 
 @dataclass
@@ -134,8 +136,13 @@ def is_finetuned(path: str) -> bool:
 
 def newest_or_best(path: str) -> Path:
     """The checkpoint at a path: of a fine-tuning run the best one, if there is one."""
-    best = committed(Path(path) / "best")
-    return best[0] if best else resolve(Path(path))
+    for best in committed(Path(path) / "best"):
+        try:
+            read_manifest(best)
+            return best
+        except CheckpointError as error:
+            warn(f"skipped: {error}")
+    return resolve(Path(path))
 
 
 def _is_own(path: str) -> bool:
@@ -169,7 +176,7 @@ def _labels_of(path: str) -> list[str]:
 def _own(path: str, kind: TaskKind, labels: list[str], seed: int) -> BaseModel:
     folder = newest_or_best(path)
     manifest = modernize_manifest(read_manifest(folder), folder)
-    config = ModelConfig(**manifest.get("model", manifest["config"].get("model")))
+    config = model_config(folder, manifest)
     saved = {name.removeprefix("model/") for name in manifest["tensors"] if name.startswith("model/")}
     with torch.device("meta"):
         model = LanguageModel(config) if kind.head is None else TaskModel(config, task_of(kind.head, labels, config))

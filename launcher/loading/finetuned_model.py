@@ -9,13 +9,12 @@ from torch import Tensor, nn
 from ingot.data.tokenizers.tokenizer import Tokenizer
 from ingot.launcher.config.aliases import modernize_manifest
 from ingot.launcher.config.finetune import FinetuneConfig
-from ingot.launcher.config.values import construct
 from ingot.launcher.loading import peft_methods
 from ingot.launcher.loading.base_model import is_finetuned, newest_or_best, open_base_model
+from ingot.launcher.loading.checkpoint_config import model_config, read_config
 from ingot.launcher.loading.tokenizer import open_tokenizer
 from ingot.launcher.tasks.registry import task_kind
 from ingot.launcher.tasks.task_kind import TaskKind
-from ingot.model.config import ModelConfig
 from ingot.model.finetuning.adapters import AdaptedLinear
 from ingot.model.finetuning.soft_prompts import PromptedEmbedding
 from ingot.model.finetuning.task_model import TaskConfig, TaskModel
@@ -51,11 +50,11 @@ def open_finetuned(path: str, device: torch.device, tokenizer: str | None = None
     manifest = modernize_manifest(read_manifest(folder), folder)
     if not is_finetuned(path):
         raise CheckpointError(f"{folder} is not a checkpoint of a fine-tuning run")
-    config = construct(FinetuneConfig, manifest["config"])
+    config = read_config(FinetuneConfig, manifest.get("config"), folder)
     kind = task_kind(config.task.kind)
-    task = None if manifest["task"] is None else TaskConfig(**manifest["task"])
+    task = None if manifest.get("task") is None else read_config(TaskConfig, manifest["task"], folder)
     with torch.device("meta"):
-        body = ModelConfig(**manifest["model"])
+        body = model_config(folder, manifest)
         model = LanguageModel(body) if task is None else TaskModel(body, task)
     peft_methods.apply(config.method, model, has_head=task is not None)
     learned = {name for name, p in model.named_parameters() if p.requires_grad}

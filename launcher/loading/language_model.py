@@ -7,6 +7,7 @@ import torch
 from ingot.data.tokenizers.tokenizer import Tokenizer, load_tokenizer
 from ingot.launcher.config.aliases import modernize_manifest
 from ingot.launcher.loading.base_model import is_finetuned
+from ingot.launcher.loading.checkpoint_config import model_config
 from ingot.launcher.loading.finetuned_model import open_finetuned
 from ingot.launcher.loading.tokenizer import open_tokenizer
 from ingot.model.config import ModelConfig
@@ -60,7 +61,7 @@ def open_checkpoint(path: str) -> tuple[Path, dict, ModelConfig]:
     """
     folder = resolve(Path(path))
     manifest = modernize_manifest(read_manifest(folder), folder)
-    config = ModelConfig(**manifest["config"]["model"])
+    config = model_config(folder, manifest)
     with torch.device("meta"):
         parameters = {f"model/{name}" for name, _ in LanguageModel(config).named_parameters()}
     saved = {name for name in manifest["tensors"] if name.startswith("model/")}
