@@ -83,24 +83,30 @@ def learning_rate_at(
 ) -> float:
     """Learning rate of optimizer step `step`, counted from 1.
 
-    It rises linearly to `peak` over `warmup_steps`. The schedule says what follows:
+    With n = step - 1, the number of steps done, these are the functions of n that `transformers` has (optimization.py),
+    so a run of one step trains at the first rate of its schedule, and the last step of a run at a rate above the last.
+    The rate rises linearly from 0 to `peak` over `warmup_steps`: peak * n / warmup_steps. The schedule says what
+    follows:
 
     - `constant`: it stays.
-    - `inverse_sqrt`: peak * sqrt(warmup_steps / step) (Vaswani et al. 2017).
-    - `cosine` (Loshchilov & Hutter 2017) and `linear`: it falls to `min_lr_ratio` of the peak at `lr_decay_steps`, and
-      stays there.
+    - `inverse_sqrt`: peak * sqrt(warmup_steps / n) (Vaswani et al. 2017); without a warm-up
+      peak * sqrt(10,000 / (10,000 + n)).
+    - `cosine` (Loshchilov & Hutter 2017) and `linear`: it falls to `min_lr_ratio` of the peak at n = `lr_decay_steps`,
+      and stays there.
     - `wsd`: it stays, and falls as 1 - sqrt over the last `lr_decay_ratio` of the `lr_decay_steps`, to the same value
       (Haegele et al. 2024).
     """
-    if step <= warmup_steps:
-        return peak * step / warmup_steps
+    done = step - 1
+    if done < warmup_steps:
+        return peak * done / warmup_steps
     if schedule == "constant":
         return peak
     if schedule == "inverse_sqrt":
-        return peak * math.sqrt(max(1, warmup_steps) / step)
+        timescale = warmup_steps or 10_000
+        return peak * math.sqrt(timescale / (done + timescale - warmup_steps))
     start = warmup_steps
     if schedule == "wsd":
         start = max(warmup_steps, lr_decay_steps - round(lr_decay_ratio * lr_decay_steps))
-    done = min(1.0, max(0.0, (step - start) / max(1, lr_decay_steps - start)))
-    shape = {"cosine": 0.5 * (1 + math.cos(math.pi * done)), "linear": 1 - done, "wsd": 1 - math.sqrt(done)}[schedule]
-    return peak * (min_lr_ratio + (1 - min_lr_ratio) * shape)
+    share = min(1.0, max(0.0, (done - start) / max(1, lr_decay_steps - start)))
+    shape = {"cosine": 0.5 * (1 + math.cos(math.pi * share)), "linear": 1 - share, "wsd": 1 - math.sqrt(share)}
+    return peak * (min_lr_ratio + (1 - min_lr_ratio) * shape[schedule])

@@ -188,13 +188,31 @@ class Optimizer:
     """Shape of the schedule after the warm-up. wsd stays at the peak, then decays as 1 - sqrt. inverse_sqrt never
     ends."""
     warmup_steps: NonNegativeCount = 100
-    """Steps of linear warm-up."""
+    """Steps of linear warm-up from 0. The first step of a warm-up has the rate 0, as in transformers."""
     lr_decay_steps: PositiveCount | None = None
     """Step at which the schedule ends; after it the rate stays at its minimum. By default run.steps."""
     min_lr_ratio: ClosedUnitInterval = 0.1
     """Minimum of the schedule, as a fraction of the peak."""
     lr_decay_ratio: ClosedUnitInterval = 0.2
     """Share of the schedule in which wsd decays."""
+
+    def warmup_notes(self, steps: int) -> list[str]:
+        """What a user should know of a warm-up that a run of `steps` steps, or its schedule, does not get past."""
+        warmup, end = self.warmup_steps, self.lr_decay_steps or steps
+        if warmup >= steps:
+            highest = self.learning_rate * (steps - 1) / warmup
+            return [
+                f"the warm-up (optimizer.warmup_steps {warmup}) is not over before the end of the run ({steps} steps): "
+                f"the highest learning rate is {highest:.3g} instead of {self.learning_rate:.3g}"
+                + ("" if highest else ", and nothing is learned")
+                + "; lower optimizer.warmup_steps"
+            ]
+        if warmup >= end and self.schedule not in ("constant", "inverse_sqrt"):
+            return [
+                f"the schedule ends at step {end} (optimizer.lr_decay_steps), before the warm-up of {warmup} steps "
+                f"(optimizer.warmup_steps) is over: after it the learning rate falls to its minimum at once"
+            ]
+        return []
 
 
 @dataclass(frozen=True)

@@ -45,6 +45,8 @@ def dry_run(config: TrainConfig, world_size: int) -> int:
     print(table(need))
     print(f"  sent a step: {sent.data / 1e9:.4g} GB to data ranks, {sent.tensor / 1e9:.4g} GB to tensor ranks")
     print(_verdict(need, config.run.device_memory_gb))
+    for note in config.optimizer.warmup_notes(config.run.steps):
+        print(f"  {note}")
     return DONE
 
 

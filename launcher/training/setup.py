@@ -157,6 +157,7 @@ def open_callbacks(
     found = on_main_rank(mesh, lambda: loggers(run_folder(config), steps=config.run.steps, step=progress.step))
     callbacks.add(*(found or []))
     messages = [*messages, f"{engine_name(config)} on {mesh.describe()}"]
+    messages += config.optimizer.warmup_notes(config.run.steps)
     if config.parallel.precision == "bf16" and not computes_in_bf16(mesh.device):
         messages.append("this device has no instructions for bf16; it is faster with parallel.precision fp32")
     for text in messages:

@@ -1,5 +1,6 @@
 """Each option's values: what is taken, what is refused and in which words, and all mistakes at once."""
 
+import re
 from dataclasses import MISSING
 
 import pytest
@@ -11,7 +12,7 @@ from ingot.launcher.config.options import kinds, options
 from ingot.launcher.config.parser import parse
 from ingot.launcher.config.predict import PredictOptions
 from ingot.launcher.config.prepare import PrepareOptions
-from ingot.launcher.config.pretrain import TrainConfig
+from ingot.launcher.config.pretrain import Optimizer, TrainConfig
 from ingot.launcher.config.reference import COMMANDS
 from ingot.launcher.config.types import Range
 from ingot.launcher.config.values import construct
@@ -189,3 +190,24 @@ def test_every_number_has_a_range():
                 parts = kinds(kind.type).values() if kind.is_record else [kind]
                 numbers = [each for part in parts for each in (part, *part.items) if each.type in (int, float)]
                 assert all(number.range is not None for number in numbers), f"{command}: {option.name}"
+
+
+@pytest.mark.parametrize(
+    ("options", "steps", "said"),
+    [
+        ({}, 101, None),
+        (
+            {},
+            100,
+            "(optimizer.warmup_steps 100) is not over before the end of the run (100 steps): .* 0.000594 in",
+        ),
+        ({"warmup_steps": 1}, 1, "the highest learning rate is 0 instead of 0.0006, and nothing is learned; lower"),
+        ({"lr_decay_steps": 100}, 200, "the schedule ends at step 100 .*, before the warm-up of 100 steps"),
+        ({"lr_decay_steps": 100, "schedule": "constant"}, 200, None),
+        ({"warmup_steps": 0}, 1, None),
+    ],
+)
+def test_a_warmup_that_a_run_does_not_get_past_is_said(options, steps, said):
+    notes = Optimizer(**options).warmup_notes(steps)
+    assert len(notes) == (said is not None)
+    assert said is None or re.search(re.sub(r"[()]", r"\\\g<0>", said), notes[0]), notes

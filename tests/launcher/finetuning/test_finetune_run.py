@@ -124,7 +124,7 @@ def values_of(folder: Path) -> dict:
 
 def test_a_step_learns_what_transformers_learns_from_the_same_padded_batch(bert, tmp_path):
     """Losses of the first steps beside a plain loop of transformers on the same examples, padded."""
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer, get_linear_schedule_with_warmup
 
     from ingot.data.tasks.reader import TaskReader
     from ingot.data.tasks.sequence_classification import read_classification
@@ -146,7 +146,7 @@ def test_a_step_learns_what_transformers_learns_from_the_same_padded_batch(bert,
     rest = [p for n, p in model.named_parameters() if p.ndim < 2]
     groups = [{"params": decaying, "weight_decay": 0.01}, {"params": rest, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=1e-3, betas=(0.9, 0.999), eps=1e-8)
-    theirs = []
+    scheduler, theirs = get_linear_schedule_with_warmup(optimizer, 0, 12), []
     for step in range(12):
         numbers = reader.order(np.arange(16 * step, 16 * (step + 1)))
         texts = [data.records[number].values["text"] for number in numbers]
@@ -154,9 +154,8 @@ def test_a_step_learns_what_transformers_learns_from_the_same_padded_batch(bert,
         loss = model(**tokenizer(texts, return_tensors="pt", padding=True), labels=labels).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for group in optimizer.param_groups:
-            group["lr"] = 1e-3 * (1 - (step + 1) / 12)
         optimizer.step()
+        scheduler.step()
         optimizer.zero_grad()
         theirs.append(loss.item())
     assert ours == pytest.approx(theirs, abs=1e-4)

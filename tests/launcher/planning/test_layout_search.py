@@ -59,7 +59,9 @@ def test_a_dry_run_builds_for_more_ranks_than_there_are(tmp_path):
     assert "fits into 80 GB" in result.stdout
     held = int(result.stdout.split("built for rank 0: ")[1].split()[0].replace(",", ""))
     assert held == pytest.approx(70_553_706_496 / 1024, rel=0.01)  # norms are on all tensor ranks
-    assert "does NOT fit into 8 GB" in command(tmp_path, "pretrain", *dry, "8").stdout
+    smaller = command(tmp_path, "pretrain", *dry, "8", "--run.steps", "100").stdout
+    assert "does NOT fit into 8 GB" in smaller
+    assert "the warm-up (optimizer.warmup_steps 100) is not over before the end of the run (100 steps)" in smaller
     assert not (tmp_path / "runs").exists()
 
 
