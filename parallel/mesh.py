@@ -7,7 +7,9 @@ ranks.
 
 import datetime
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 
 import torch
 import torch.distributed as dist
@@ -92,6 +94,7 @@ def start(
     tensor: int = 1,
     data_shard: int | None = None,
     rendezvous_seconds: int = 300,
+    common: Mapping[str, str] = MappingProxyType({}),
 ) -> Mesh:
     """Joins the process group that the environment describes (variables that `deepspeed` and `torchrun` set).
 
@@ -102,10 +105,11 @@ def start(
         timeout_seconds: how long a collective may take before it fails.
         tensor, data_shard: as in `sizes`.
         rendezvous_seconds: how long the rendezvous of all ranks may take.
+        common: what all ranks must have in common, by name.
 
     Raises:
         ValueError: there is no CUDA device and `device` is cuda, a machine has more ranks than devices, the rendezvous
-            fails (as in `connect`), or the sizes are wrong (as in `sizes`).
+            fails or `common` differs between ranks (as in `connect`), or the sizes are wrong (as in `sizes`).
     """
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     sizes(world_size, tensor, data_shard)  # refused before the ranks wait for each other
@@ -130,7 +134,7 @@ def start(
 
     timeout = datetime.timedelta(seconds=timeout_seconds)
     if world_size > 1:
-        connect(backend, rank, world_size, rendezvous_seconds, timeout)
+        connect(backend, rank, world_size, rendezvous_seconds, timeout, common)
     else:
         # One process needs no rendezvous, but DeepSpeed reads these variables.
         for name, value in {

@@ -11,13 +11,14 @@ import queue
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 
+from ingot.parallel.agreement import agree
 from ingot.parallel.torch_compat import set_collective_timeout
 
 T = TypeVar("T")
@@ -63,14 +64,25 @@ def join_rendezvous(rank: int, world_size: int, seconds: float) -> dist.Store:
     return store
 
 
-def connect(backend: str, rank: int, world_size: int, rendezvous_seconds: float, timeout: datetime.timedelta) -> None:
+def connect(
+    backend: str,
+    rank: int,
+    world_size: int,
+    rendezvous_seconds: float,
+    timeout: datetime.timedelta,
+    common: Mapping[str, str],
+) -> None:
     """Waits for all ranks and makes the default process group, whose collectives may take `timeout` each.
 
+    Args:
+        common: what all ranks must have in common, by name.
+
     Raises:
-        ValueError: as in `join_rendezvous`, or the ranks have met and could not connect to each other.
+        ValueError: as in `join_rendezvous` and `agree`, or the ranks have met and could not connect to each other.
     """
     end = time.monotonic() + rendezvous_seconds
     store = join_rendezvous(rank, world_size, rendezvous_seconds)
+    agree(dist.PrefixStore("common", store), rank, world_size, common, max(CONNECT_SECONDS, end - time.monotonic()))
     left = datetime.timedelta(seconds=max(CONNECT_SECONDS, end - time.monotonic()))
     store.set_timeout(left)
     device = torch.cuda.current_device() if "nccl" in backend else None

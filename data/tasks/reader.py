@@ -61,13 +61,12 @@ class TaskReader:
                 f"the longest example has {longest} tokens, and batch.micro_tokens is {micro_tokens}; raise it to "
                 f"{longest} or more, or lower task.max_length"
             )
-        factors = mix(0, _CONTENT, np.arange(longest)) | np.uint64(1)
-        self._content = np.array([_hash(example, factors) for example in examples], np.uint64)
+        self._content = _contents(examples)
 
     @property
     def fingerprint(self) -> str:
         """A hash of all examples in their order: 16 hex digits."""
-        return f"{int(mix(0, _CONTENT, np.arange(len(self._content)), self._content).sum(dtype=np.uint64)):016x}"
+        return _fingerprint(self._content)
 
     @property
     def num_instances(self) -> int:
@@ -161,6 +160,21 @@ def balance_rows(lengths: np.ndarray, num_rows: int, most: int) -> list[np.ndarr
         heapq.heapreplace(heap, (filled + int(lengths[index]), row))
         rows[row].append(index)
     return [np.array(sorted(row), np.int64) for row in rows]
+
+
+def fingerprint(examples: Sequence[Example]) -> str:
+    """A hash of all examples in their order: 16 hex digits."""
+    return _fingerprint(_contents(examples))
+
+
+def _fingerprint(contents: np.ndarray) -> str:
+    return f"{int(mix(0, _CONTENT, np.arange(len(contents)), contents).sum(dtype=np.uint64)):016x}"
+
+
+def _contents(examples: Sequence[Example]) -> np.ndarray:
+    """A hash of each example."""
+    factors = mix(0, _CONTENT, np.arange(max((len(each.ids) for each in examples), default=0))) | np.uint64(1)
+    return np.array([_hash(example, factors) for example in examples], np.uint64)
 
 
 def _hash(example: Example, factors: np.ndarray) -> int:

@@ -22,6 +22,12 @@ from ingot.model.config import ModelConfig
 from ingot.model.tensor_plan import tensor_problems
 from ingot.parallel.mesh_sizes import sizes
 
+OF_ONE_MACHINE = (
+    *("data.threads", "data.prefetch", "data.cache_dir", "data.cache_bytes"),
+    *("parallel.offload_dir", "parallel.rendezvous_seconds"),
+)
+"""Options that may differ between ranks: they fit a machine's disks and cores, and decide nothing about the run."""
+
 
 @dataclass(frozen=True)
 class Run:

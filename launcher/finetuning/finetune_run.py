@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from ingot.data.tasks.reader import TaskReader
+from ingot.data.tasks.reader import TaskReader, fingerprint
 from ingot.data.tasks.task_data import TaskData, TaskSettings
 from ingot.data.tokenizers.tokenizer import Tokenizer
 from ingot.launcher.config.finetune import PROMPT_METHODS, FinetuneConfig
@@ -27,7 +27,9 @@ from ingot.launcher.training.batch_sizes import BatchSizes
 from ingot.launcher.training.build import build_engine
 from ingot.launcher.training.callbacks.best_checkpoint import BestCheckpoint, EarlyStopping
 from ingot.launcher.training.callbacks.callback import Callback
+from ingot.launcher.training.common_values import start_files
 from ingot.launcher.training.job import Job, RunContext
+from ingot.launcher.training.resume import checkpoints_to_try
 from ingot.launcher.training.run import run
 from ingot.launcher.training.setup import RunLock, rank_group, run_folder, start_mesh
 from ingot.model.config import ModelConfig
@@ -47,8 +49,8 @@ def finetune(config: FinetuneConfig) -> int:
     """
     with rank_group() as watchdog:
         with bad_input():
-            mesh, config = start_mesh(config, watchdog)
-            files = read_files(config)
+            files = read_files(config)  # first what needs no other rank
+            mesh, config = start_mesh(config, watchdog, files.identities(config))
         results = []
         for seed in config.task.seeds or [config.run.seed]:
             name = f"{config.run.name}-seed{seed}" if config.task.seeds else config.run.name
@@ -71,6 +73,18 @@ class Files:
     tokenizer: Tokenizer
     train: TaskData
     validation: TaskData | None
+
+    def identities(self, config: FinetuneConfig) -> dict[str, str]:
+        """What identifies the files and what the run starts from, by name.
+
+        Raises:
+            ValueError: the checkpoint to resume from is missing, or there is one and there should be none.
+        """
+        found = {"the tokenizer": self.tokenizer.sha256[:16], "the labels": ", ".join(self.train.labels)}
+        parts = {config.task.train: self.train, config.task.validation: self.validation}
+        found |= {f"the examples of {path}": fingerprint(part.examples) for path, part in parts.items() if part}
+        candidates = checkpoints_to_try(config.run.resume, run_folder(config))
+        return found | start_files(candidates, config.init.model, config.distillation.teacher)
 
 
 def read_files(config: FinetuneConfig) -> Files:

@@ -12,7 +12,7 @@ from ingot.launcher.runtime.exit_codes import bad_input
 from ingot.launcher.training.bad_data import BadDataWatch
 from ingot.launcher.training.branch import Branch, choose_branch
 from ingot.launcher.training.callbacks.callback import Callbacks
-from ingot.launcher.training.pretrain_run import make_job, open_data
+from ingot.launcher.training.pretrain_run import files_of, make_job, open_data
 from ingot.launcher.training.run import build_and_resume
 from ingot.launcher.training.setup import (
     RunLock,
@@ -56,7 +56,7 @@ class Training:
                 self._run_lock = RunLock(run_folder(self.config))
                 stack.callback(self._run_lock.close)
                 data = open_data(self.config)
-                mesh, self.config = start_mesh(self.config, watchdog)
+                mesh, self.config = start_mesh(self.config, watchdog, files_of(self.config, data))
             self._job, self._resumed = build_and_resume(self.config, lambda: make_job(self.config, mesh, data))
             self.progress, self.notes = self._resumed.progress, self._resumed.notes
             self._branch: Branch | None = None  # chosen before the first checkpoint is written

@@ -12,6 +12,7 @@ from ingot.launcher.config.pretrain import TrainConfig
 from ingot.launcher.runtime.exit_codes import bad_input
 from ingot.launcher.training import build
 from ingot.launcher.training.callbacks.callback import Callback, Callbacks
+from ingot.launcher.training.common_values import start_files
 from ingot.launcher.training.job import Job, RunContext
 from ingot.launcher.training.resume import checkpoints_to_try, data_stamp
 from ingot.launcher.training.run import run
@@ -42,8 +43,7 @@ def pretrain(config: TrainConfig) -> int:
         with bad_input():  # first the checks that need no other rank
             run_lock = RunLock(run_folder(config))
             data = open_data(config)
-            checkpoints_to_try(config.run.resume, run_folder(config))
-            mesh, config = start_mesh(config, watchdog)
+            mesh, config = start_mesh(config, watchdog, files_of(config, data))
         return run(config, mesh, run_lock, lambda: make_job(config, mesh, data)).code
 
 
@@ -57,6 +57,22 @@ def open_data(config: TrainConfig) -> OpenData:
     train = build.open_corpora(config.data.train, "train", config, cache, quarantine)
     validation = build.open_corpora(config.data.validation, "validation", config, cache, quarantine)
     return OpenData(train, validation, build.open_tokenizer(config, train + validation), quarantine)
+
+
+def files_of(config: TrainConfig, data: OpenData) -> dict[str, str]:
+    """What identifies the files of a run, by name.
+
+    Raises:
+        ValueError: the checkpoint to resume from is missing, or there is one and there should be none.
+    """
+    found = {"the tokenizer": data.tokenizer.sha256[:16]}
+    for sources, corpora in ((config.data.train, data.train), (config.data.validation, data.validation)):
+        found |= {
+            f"the {corpus.split} split of {source.path}": corpus.fingerprint[:16]
+            for source, corpus in zip(sources, corpora, strict=True)
+        }
+    candidates = checkpoints_to_try(config.run.resume, run_folder(config))
+    return found | start_files(candidates, config.run.init_from, config.distillation.teacher)
 
 
 def make_job(config: TrainConfig, mesh: Mesh, data: OpenData) -> Job:

@@ -1,7 +1,5 @@
 """The start of a run: at step 0 or from a checkpoint, after a check that its data are those of the checkpoint."""
 
-import hashlib
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -19,7 +17,6 @@ from ingot.parallel.checkpoint import CheckpointError, CheckpointMismatch
 from ingot.parallel.checkpoint.manifest import check_frozen
 from ingot.parallel.checkpoint.run_folder import warn
 from ingot.parallel.engines.engine import Engine
-from ingot.parallel.mesh import sum_over_ranks
 
 
 @dataclass(frozen=True)
@@ -169,21 +166,6 @@ def data_stamp(config: TrainConfig, corpora: list[Corpus]) -> dict:
         stamp |= {name: getattr(data, name) for name in ("mlm_probability", "mask_unit")}
         stamp["pairs"] = data.sentence_pairs
     return stamp
-
-
-def check_same_data(stamp: dict) -> None:
-    """Checks that all ranks read the same data. Each rank must call it.
-
-    Raises:
-        ValueError: they do not.
-    """
-    value = int.from_bytes(hashlib.sha256(json.dumps(stamp, sort_keys=True).encode()).digest()[:8])
-    total, num_ranks = sum_over_ranks([value, 1])
-    if total != value * num_ranks % 2**64:
-        raise ValueError(
-            "the ranks do not see the same corpora: the manifests at the paths of data.train differ between machines; "
-            "copy the same corpora to all machines"
-        )
 
 
 def _changes(before: dict, now: dict) -> list[str]:

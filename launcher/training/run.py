@@ -11,7 +11,7 @@ from ingot.launcher.training.bad_data import BadDataWatch
 from ingot.launcher.training.branch import choose_branch
 from ingot.launcher.training.callbacks.callback import Callback
 from ingot.launcher.training.job import Job, RunContext
-from ingot.launcher.training.resume import Resumed, check_same_data, checkpoints_to_try, resume
+from ingot.launcher.training.resume import Resumed, checkpoints_to_try, resume
 from ingot.launcher.training.setup import (
     RunLock,
     checkpoint_metadata,
@@ -61,7 +61,6 @@ def build_and_resume(config: TrainConfig | FinetuneConfig, build: Callable[[], J
     with bad_input():
         candidates = checkpoints_to_try(config.run.resume, run_folder(config))
         job = build()
-        check_same_data(job.data_stamp)
         resumed = resume(
             job.engine,
             candidates,

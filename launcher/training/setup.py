@@ -20,6 +20,7 @@ from ingot.launcher.runtime.peer_watchdog import PeerWatchdog
 from ingot.launcher.runtime.run_lock import lock
 from ingot.launcher.training.callbacks.callback import Callbacks
 from ingot.launcher.training.callbacks.registry import loggers
+from ingot.launcher.training.common_values import common_values
 from ingot.launcher.training.job import Job
 from ingot.launcher.training.progress import Progress
 from ingot.parallel import mesh as meshes
@@ -44,8 +45,14 @@ def rank_group() -> Iterator[PeerWatchdog]:
         meshes.stop()  # threads of a process group that still runs can abort the process when it exits
 
 
-def start_mesh(config: Config, watchdog: PeerWatchdog) -> tuple[Mesh, Config]:
+def start_mesh(config: Config, watchdog: PeerWatchdog, files: dict[str, str]) -> tuple[Mesh, Config]:
     """Connects to the other ranks and makes the mesh. Each rank must call it.
+
+    Args:
+        files: what identifies the files of the run, which all ranks must have in common, by name.
+
+    Raises:
+        ValueError: the ranks do not meet, or have other options, versions or files; raised on all of them.
 
     Returns:
         The mesh, and the configuration, with the precision of all ranks instead of `auto`.
@@ -57,6 +64,7 @@ def start_mesh(config: Config, watchdog: PeerWatchdog) -> tuple[Mesh, Config]:
         parallel.tensor,
         parallel.data_shard,
         parallel.rendezvous_seconds,
+        common_values(config, files),
     )
     watchdog.connect(mesh.rank, mesh.world_size)
     if parallel.precision != "auto":

@@ -23,7 +23,7 @@ def settle(precision: str, able: list[bool]) -> str:
     setup.computes_in_bf16 = lambda device: able[int(os.environ["RANK"])]
     config = TrainConfig(run=Run(device="cpu"), parallel=Parallel(precision=precision))
     with PeerWatchdog() as watchdog:
-        _, config = setup.start_mesh(config, watchdog)
+        _, config = setup.start_mesh(config, watchdog, {})
         meshes.stop()
     return config.parallel.precision
 
