@@ -16,6 +16,7 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from ingot.parallel.mesh_sizes import sizes
+from ingot.parallel.num_threads import num_threads
 from ingot.parallel.rendezvous import connect
 from ingot.parallel.torch_compat import fake_store, flattened
 
@@ -129,7 +130,8 @@ def start(
     else:
         # DeepSpeed would choose by what is installed.
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
-        _set_num_threads(int(os.environ.get("LOCAL_WORLD_SIZE", world_size)))
+        if threads := num_threads(int(os.environ.get("LOCAL_WORLD_SIZE", world_size))):
+            torch.set_num_threads(threads)
         target, backend = torch.device("cpu"), "gloo"
 
     timeout = datetime.timedelta(seconds=timeout_seconds)
@@ -164,15 +166,6 @@ def reshape(mesh: Mesh, tensor: int = 1, data_shard: int | None = None) -> Mesh:
     shape = sizes(mesh.world_size, tensor, data_shard)
     device_mesh = init_device_mesh(mesh.device.type, shape, mesh_dim_names=("data_replicate", "data_shard", "tensor"))
     return replace(mesh, tensor=tensor, data_shard=shape[1], device_mesh=device_mesh)
-
-
-def _set_num_threads(num_local_ranks: int) -> None:
-    """Divides the cores of the machine among its processes, unless the user has set OMP_NUM_THREADS.
-
-    The launchers themselves set OMP_NUM_THREADS to 1, which would leave cores idle. So 1 counts as not set.
-    """
-    if os.environ.get("OMP_NUM_THREADS", "1") == "1":
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // num_local_ranks))
 
 
 def sum_over_ranks(values: list[int]) -> list[int]:
