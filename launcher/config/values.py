@@ -62,30 +62,6 @@ def build(cls: type[T], tree: dict, problems: list[Problem], *, name: str = "", 
     return None if len(problems) > before else cls(**values)
 
 
-def construct(cls: type[T], tree: dict) -> T:
-    """An instance from a configuration that was checked when it was made, such as that of a checkpoint.
-
-    Raises:
-        ValueError: an option that this version does not have.
-    """
-    values: dict[str, Any] = {}
-    known = kinds(cls)  # type: ignore[arg-type]  # as above
-    for key, value in tree.items():
-        if key not in known:
-            raise ValueError(
-                f"{cls.__name__} has no option {key}; the checkpoint was written by another version of Ingot"
-            )
-        kind = known[key]
-        if kind.is_record and isinstance(value, dict):
-            value = construct(kind.type, value)
-        elif kind.type is list and kind.items[0].is_record and isinstance(value, list):
-            value = [construct(kind.items[0].type, each) for each in value]
-        elif kind.type is tuple and isinstance(value, list):
-            value = tuple(value)
-        values[key] = value
-    return cls(**values)
-
-
 def _read(kind: Kind, value: Any, name: str, default: Any, problems: list[Problem]) -> Any:
     """The value of one option; None after a problem."""
     if isinstance(value, Words):

@@ -20,7 +20,12 @@ def model_config(folder: Path, manifest: dict) -> ModelConfig:
         CheckpointError: it is not there, or is not one of a model.
     """
     values = manifest.get("model", manifest.get("config", {}).get("model"))
-    return read_config(ModelConfig, values, folder)
+    config = read_config(ModelConfig, values, folder)
+    try:
+        config.validate()
+    except ValueError as error:
+        raise CheckpointError(f"checkpoint {folder} is of no model: {error}") from None
+    return config
 
 
 def read_config(cls: type[T], values: object, folder: Path) -> T:
