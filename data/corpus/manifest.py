@@ -7,8 +7,6 @@ folder is opened, and nothing outside a file is read.
 from __future__ import annotations
 
 import hashlib
-import json
-import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,12 +15,19 @@ import numpy as np
 from ingot.data.corpus.quarantine import WHOLE_SHARD, Damage, DamagedShard
 from ingot.data.corpus.shard_list import Shard, ShardList, check_count, check_hash
 from ingot.data.corpus.storage import LocalFolder, RemoteFolder, open_storage
+from ingot.data.sources.tars import MAX_MEMBER_BYTES
+from ingot.safe_files import parse_json
 
 CORPUS_FORMAT, INDEX_FORMAT, VERSION = "ingot-corpus", "ingot-shard-index", 1
 MANIFEST = "manifest.json"
 
-MAX_MANIFEST_BYTES = 2**30  # a million shards need about 400 MB
+MAX_MANIFEST_BYTES = 2**29  # a million shards need about 400 MB
 MAX_INDEX_BYTES = 2**28  # enough for a million bundles, about 10^12 tokens
+MAX_DEPTH = 16  # of lists and objects inside one another
+MAX_VOCAB_SIZE = 10**8
+# A bundle is verified as a whole before its first token is used. It is a member of a tar, of which none is larger.
+MAX_BUNDLE_BYTES, MAX_BUNDLE_DOCUMENTS = MAX_MEMBER_BYTES, 2**26
+MAX_ENTROPY = 64.0  # nats; no vocabulary reaches it
 
 
 def token_dtype(vocab_size: int) -> np.dtype:
@@ -61,7 +66,7 @@ def read_manifest(folder: str | Path | LocalFolder | RemoteFolder) -> dict:
         raise ValueError(f"corpus folder {storage} does not exist: make it with launcher/prepare.py --output {storage}")
     where = storage.full_path(MANIFEST)
     try:
-        manifest = json.loads(storage.read(MANIFEST, MAX_MANIFEST_BYTES))
+        manifest = parse_json(storage.read(MANIFEST, MAX_MANIFEST_BYTES), where, max_depth=MAX_DEPTH)
     except FileNotFoundError:
         if isinstance(storage, LocalFolder) and not any(storage.path.iterdir()):
             raise ValueError(f"corpus folder {storage} is empty: fill it with launcher/prepare.py") from None
@@ -69,13 +74,14 @@ def read_manifest(folder: str | Path | LocalFolder | RemoteFolder) -> dict:
             f"corpus folder {storage} has no {MANIFEST}, so it is unfinished or not a corpus: "
             f"run launcher/prepare.py again"
         ) from None
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise ValueError(f"{where} is damaged ({error}): run launcher/prepare.py again") from None
     if not isinstance(manifest, dict) or manifest.get("format") != CORPUS_FORMAT:
         raise ValueError(f"{where} does not describe a corpus (format {CORPUS_FORMAT})")
     if manifest.get("version") != VERSION:
         raise ValueError(
-            f"corpus {storage} has format version {manifest.get('version')}, this program reads version {VERSION}: "
+            f"corpus {storage} has format version {str(manifest.get('version'))[:80]}, this program reads version "
+            f"{VERSION}: "
             f"make it again with launcher/prepare.py"
         )
     if not isinstance(manifest.get("splits"), dict) or not isinstance(manifest.get("tokenizer"), dict):
@@ -87,11 +93,12 @@ def read_split(manifest: dict, split: str, where: str) -> Split:
     """Raises ValueError, with `where` and the entry, for values that are impossible."""
     try:
         check_hash("sha256", manifest["tokenizer"]["sha256"])
-        width = token_dtype(check_count("vocab_size", manifest["tokenizer"]["vocab_size"], least=1)).itemsize
+        vocab_size = check_count("vocab_size", manifest["tokenizer"]["vocab_size"], least=1, most=MAX_VOCAB_SIZE)
+        width = token_dtype(vocab_size).itemsize
         content = manifest["splits"][split]
         entropy = content["unigram_entropy"]
-        if not isinstance(entropy, int | float) or not math.isfinite(entropy):
-            raise ValueError(f"unigram_entropy is {entropy!r}")
+        if type(entropy) not in (int, float) or not 0 <= entropy <= MAX_ENTROPY:
+            raise ValueError(f"unigram_entropy is {str(entropy)[:80]}")
         shards = ShardList(content["shards"], width)
         num_tokens, num_documents, text_bytes = (
             check_count(name, content[name]) for name in ("num_tokens", "num_documents", "text_bytes")
@@ -134,17 +141,19 @@ class ShardIndex:
         except FileNotFoundError:
             raise damaged("is missing") from None
         except ValueError as error:
-            raise damaged(f"is too large ({error})") from None
+            raise damaged(f"cannot be read ({error})") from None
         if hashlib.sha256(content).hexdigest() != shard.index_sha256:
             raise damaged(f"does not match its checksum in {MANIFEST}")
         try:
-            index = json.loads(content)
+            index = parse_json(content, where, max_depth=MAX_DEPTH)
+            if not isinstance(index, dict):
+                raise ValueError("it is not an object")
             if (index["format"], index["version"], index["dtype"]) != (INDEX_FORMAT, VERSION, dtype.name):
                 raise ValueError(f"the format is not {INDEX_FORMAT} version {VERSION} of {dtype.name} tokens")
             bundles = [_bundle(entry, shard, dtype.itemsize) for entry in index["bundles"]]
             if sum(b.num_tokens for b in bundles) != shard.tokens:
                 raise ValueError(f"its bundles do not add up to the {shard.tokens} tokens that {MANIFEST} lists")
-        except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise damaged(f"is not valid ({_describe(error)})") from None
         return ShardIndex(bundles)
 
@@ -156,7 +165,7 @@ def _bundle(entry: dict, shard: Shard, width: int) -> Bundle:
         check_count("num_tokens", entry["num_tokens"]),
         check_count("tokens_crc32", entry["tokens_crc32"]),
         check_count("doclens_offset", entry["doclens_offset"]),
-        check_count("num_documents", entry["num_documents"]),
+        check_count("num_documents", entry["num_documents"], most=MAX_BUNDLE_DOCUMENTS),
         check_count("doclens_crc32", entry["doclens_crc32"]),
     )
     for part, offset, size in (
@@ -165,4 +174,9 @@ def _bundle(entry: dict, shard: Shard, width: int) -> Bundle:
     ):
         if offset + size > shard.bytes:
             raise ValueError(f"the {part} of bundle {bundle.key} end beyond the {shard.bytes} bytes of {shard.name}")
+        if size > MAX_BUNDLE_BYTES:
+            raise ValueError(
+                f"the {part} of bundle {bundle.key} have {size:,} bytes, and at most {MAX_BUNDLE_BYTES:,} are read: "
+                f"make smaller bundles with launcher/prepare.py"
+            )
     return bundle

@@ -108,9 +108,10 @@ def check_hash(key: str, value: object) -> str:
     return value
 
 
-def check_count(key: str, value: object, least: int = 0) -> int:
-    if type(value) is not int or not least <= value <= MAX_COUNT:
-        raise ValueError(f"{key} is {str(value)[:80]}, which is not a count")
+def check_count(key: str, value: object, least: int = 0, most: int = MAX_COUNT) -> int:
+    if type(value) is not int or not least <= value <= most:
+        limit = f" of at most {most:,}" if most < MAX_COUNT else ""
+        raise ValueError(f"{key} is {str(value)[:80]}, which is not a count{limit}")
     return value
 
 

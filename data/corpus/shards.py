@@ -9,7 +9,8 @@
 A bundle holds whole documents, about a million tokens, one after another: `tokens` (uint16, or uint32 above 65,536 ids)
 and `doclens` (uint32, tokens of each document). The bundles of a shard, one after another, are its token stream.
 
-The tar is never parsed: bytes are read at the offsets of the index, and used if they match its checksums.
+The tar is never parsed: bytes are read at the offsets of the index, and used if they match its checksums. A bundle is
+verified when it is read for the first time, and again if somebody has written to its file since then.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ingot.data.corpus.bundles import ChecksumMismatch, VerifiedBundle, read_bundle
+from ingot.data.corpus.bundles import ChecksumMismatch, UnknownToken, VerifiedBundle, read_bundle
 from ingot.data.corpus.cache import Cache, Download
 from ingot.data.corpus.manifest import (
     MANIFEST,
@@ -35,7 +36,7 @@ from ingot.data.corpus.manifest import (
     token_dtype,
 )
 from ingot.data.corpus.quarantine import WHOLE_SHARD, Damage, DamagedShard, Quarantine
-from ingot.data.corpus.storage import LocalFolder, OpenFile, RemoteFile, RemoteFolder, open_storage
+from ingot.data.corpus.storage import FileChanged, LocalFolder, OpenFile, RemoteFile, RemoteFolder, open_storage
 from ingot.data.tokenizers.tokenizer import TOKENIZER_FILES
 
 MAX_OPEN_FILES = 256  # per process; far below the usual limit of 1,024
@@ -46,6 +47,8 @@ MAX_CACHED_BUNDLES = 500_000  # index entries kept in memory, about 300 bytes ea
 PACKING_VERSION = 2
 ATTEMPTS = 2  # at a bundle: the second one fetches it again
 MAX_TOKENIZER_BYTES = 2**28  # of one of its files
+
+COPY_AGAIN, PREPARE_AGAIN = "copy the file again", "prepare the corpus again"
 
 _OUT_OF_RESOURCES = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)  # a problem of this process, not damage
 
@@ -84,7 +87,7 @@ class Corpus:
         self._indexes: dict[int, ShardIndex] = {}
         self._files: dict[int, OpenFile | RemoteFile] = {}
         self._bundles: dict[tuple[int, int], VerifiedBundle] = {}
-        self._verified: set[tuple[int, int]] = set()
+        self._verified: dict[tuple[int, int], object] = {}  # and the state of the file in which they were verified
         self._num_cached_starts = self._num_cached_bundles = 0
 
     @staticmethod
@@ -103,8 +106,8 @@ class Corpus:
         storage = open_storage(folder)
         manifest = read_manifest(storage)
         if split not in manifest["splits"]:
-            names = ", ".join(manifest["splits"])
-            raise ValueError(f"corpus {folder} has no split {split!r}; it has: {names}")
+            names = ", ".join(name if name.isprintable() else repr(name) for name in list(manifest["splits"])[:20])
+            raise ValueError(f"corpus {folder} has no split {split!r}; it has: {names[:1000]}")
         corpus = Corpus(storage, split, manifest, cache, quarantine)
         if check and isinstance(storage, LocalFolder):
             corpus._check_files(storage.names())
@@ -158,9 +161,8 @@ class Corpus:
             (The reader subtracts for all sequences of a batch at once, which is faster.)
 
         Raises:
-            DamagedShard: a bundle is in quarantine, cannot be read, or does not match its checksum. The checksum is
-                verified when a bundle is read for the first time. A damaged bundle is then in quarantine, and the
-                content of `tokens` is undefined.
+            DamagedShard: a bundle is in quarantine, cannot be read, does not match its checksum, or has an id that the
+                vocabulary lacks. A damaged bundle is then in quarantine, and the content of `tokens` is undefined.
         """
         if self._version != self.quarantine.version:
             self._clear_bundles()
@@ -169,7 +171,7 @@ class Corpus:
         bundle, file = self._bundles.get((shard, number)), self._files.get(shard)
         if bundle is not None and file is not None and start >= 0 and start + len(tokens) <= bundle.end:
             first = start - bundle.origin
-            if file.try_read_into(tokens, bundle.offset + first * self._width):
+            if bundle.state == file.state and file.try_read_into(tokens, bundle.offset + first * self._width):
                 return bundle.between(first, first + len(tokens)), first
         return self._read_parts(tokens, shard, start, index, number, whole)
 
@@ -188,13 +190,32 @@ class Corpus:
             part = tokens[begin - start : begin - start + last - first]
             offset = bundle.offset + first * self._width
             try:
-                (self._files.get(shard) or self._open_file(shard, whole)).read_into(part, offset)
+                self._read_range(shard, bundle, part, offset, whole)
             except OSError:
-                self._reload_bundle(shard, number, whole).read_into(part, offset)
+                self._reload_range(shard, number, part, offset, whole)
             boundaries.append(bundle.between(first, last) - (start - bundle.origin))
             begin += last - first
             number += 1
         return np.concatenate(boundaries), 0
+
+    def _read_range(self, shard: int, bundle: VerifiedBundle, part: np.ndarray, offset: int, whole: bool) -> None:
+        """Fill `part` from a verified bundle. Raises FileChanged if the file is not any more what was verified."""
+        file = self._files.get(shard) or self._open_file(shard, whole)
+        if bundle.state != file.state:
+            raise FileChanged("somebody has written to the file since it was verified")
+        file.read_into(part, offset)
+
+    def _reload_range(self, shard: int, number: int, part: np.ndarray, offset: int, whole: bool) -> None:
+        """Fill `part` from a bundle that could be read before but not now: it is verified again."""
+        with self._lock:
+            self._verified.pop((shard, number), None)
+            if (loaded := self._bundles.pop((shard, number), None)) is not None:
+                self._num_cached_starts -= len(loaded.starts)
+        bundle = self._load_bundle(shard, number, whole)
+        try:
+            self._read_range(shard, bundle, part, offset, whole)
+        except FileChanged as error:
+            raise self._report_damage(shard, number, bundle.offset, str(error), error) from None
 
     def document_lengths(self, shard: int) -> np.ndarray:
         """Tokens of each document of a shard, int64. A bundle whose lengths cannot be read counts as one document."""
@@ -250,13 +271,13 @@ class Corpus:
     def _load_bundle(self, shard: int, number: int, whole: bool) -> VerifiedBundle:
         """Load a bundle that is not in memory. Its checksums are verified the first time."""
         with self._verifying[shard % len(self._verifying)]:
-            if (loaded := self._bundles.get((shard, number))) is not None:
+            if (loaded := self._bundles.get((shard, number))) is not None:  # another thread was faster
                 return loaded
             self._check_quarantine(shard, number)
             index = self._indexes.get(shard) or self._load_index(shard)
             loaded = self._read_verified(shard, number, index, whole)
             with self._lock:
-                self._verified.add((shard, number))
+                self._verified[shard, number] = loaded.state
                 self._bundles[shard, number] = loaded
                 self._num_cached_starts += len(loaded.starts)
                 while self._num_cached_starts > MAX_CACHED_STARTS and len(self._bundles) > 1:
@@ -265,31 +286,25 @@ class Corpus:
 
     def _read_verified(self, shard: int, number: int, index: ShardIndex, whole: bool) -> VerifiedBundle:
         """Read a bundle, at a second attempt from a file that is fetched or opened again."""
-        bundle = index.bundles[number]
+        bundle, name = index.bundles[number], (shard, number)
         problem: OSError | ChecksumMismatch | None = None
         for _ in range(ATTEMPTS):
             file = self._open_file(shard, whole)
             try:
-                check = (shard, number) not in self._verified
-                return read_bundle(file, bundle, index.token_ends[number], self.dtype, check=check)
+                check = name not in self._verified or self._verified[name] != file.state
+                end = index.token_ends[number]
+                return read_bundle(file, bundle, end, self.dtype, self.vocab_size, check=check)
             except FileNotFoundError as error:  # remote files are only looked for when they are read
                 raise self._report_damage(shard, WHOLE_SHARD, None, "shard is missing", error) from None
+            except UnknownToken as error:
+                raise self._report_damage(shard, number, error.offset, str(error), error, PREPARE_AGAIN) from None
             except (OSError, ChecksumMismatch) as error:
                 problem = error
                 self._drop_file(shard, file)
-                self._verified.discard((shard, number))
+                self._verified.pop(name, None)
         assert problem is not None
         offset = problem.offset if isinstance(problem, ChecksumMismatch) else bundle.tokens_offset
         raise self._report_damage(shard, number, offset, str(problem), problem) from None
-
-    def _reload_bundle(self, shard: int, number: int, whole: bool) -> OpenFile | RemoteFile:
-        """The file of a bundle that could be read before but not now: the bundle is loaded again."""
-        with self._lock:
-            self._verified.discard((shard, number))
-            if (loaded := self._bundles.pop((shard, number), None)) is not None:
-                self._num_cached_starts -= len(loaded.starts)
-        self._load_bundle(shard, number, whole)
-        return self._open_file(shard, whole)
 
     def _open_file(self, shard: int, whole: bool = True) -> OpenFile | RemoteFile:
         """Open a shard; for `whole` see `read_into`. Raises DamagedShard if it does not exist or cannot be opened."""
@@ -300,7 +315,7 @@ class Corpus:
                 if (cached := self.cache.open(sha256, size, download if whole else None)) is not None:
                     return cached  # the cache keeps it open, or closes it to evict it
             file = self.storage.open(name)
-        except OSError as error:
+        except (OSError, ValueError) as error:
             what = "is missing" if isinstance(error, FileNotFoundError) else f"cannot be opened ({error})"
             raise self._report_damage(shard, WHOLE_SHARD, None, f"shard {what}", error) from None
         if self.cache is None:
@@ -332,11 +347,13 @@ class Corpus:
             damage = damage or Damage(self.folder, entry.name, entry.sha256, bundle, None, reason)
             raise DamagedShard(f"{self.storage.full_path(entry.name)}: {damage.reason}: copy the file again", damage)
 
-    def _report_damage(self, shard: int, bundle: int, offset: int | None, reason: str, cause: Exception) -> Exception:
+    def _report_damage(
+        self, shard: int, bundle: int, offset: int | None, reason: str, cause: Exception, remedy: str = COPY_AGAIN
+    ) -> Exception:
         """The error to raise for damage, which is put in quarantine. A lack of resources is raised as it is."""
         if isinstance(cause, OSError) and cause.errno in _OUT_OF_RESOURCES:
             return cause
         entry = self.shards[shard]
         damage = Damage(self.folder, entry.name, entry.sha256, bundle, offset, reason)
         self.quarantine.add(damage)
-        return DamagedShard(f"{self.storage.full_path(entry.name)}: {reason}: copy the file again", damage)
+        return DamagedShard(f"{self.storage.full_path(entry.name)}: {reason}: {remedy}", damage)

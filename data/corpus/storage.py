@@ -14,6 +14,8 @@ from urllib.parse import unquote, urlsplit
 
 import numpy as np
 
+from ingot.safe_files import open_regular, read_bytes
+
 T = TypeVar("T")
 
 # Schemes that run commands (pipe) or open one archive inside another are left out.
@@ -28,6 +30,10 @@ CHUNK_BYTES = 4 * 2**20  # that a download reads at once
 
 class ShortRead(OSError):
     """A file ends before the bytes that were asked for."""
+
+
+class FileChanged(OSError):
+    """A file is not any more what it was when it was opened."""
 
 
 def open_storage(location: str | Path) -> LocalFolder | RemoteFolder:
@@ -61,10 +67,9 @@ class LocalFolder:
         return str(self.path / name)
 
     def read(self, name: str, limit: int) -> bytes:
-        """The content of a file. Raises OSError, and ValueError if it has more than `limit` bytes."""
-        with open(self.path / name, "rb") as file:
-            size = min(os.fstat(file.fileno()).st_size, limit)
-            return _within(file.read(size + 1), limit, self.full_path(name))
+        """The content of a file. Raises OSError, and ValueError if it has more than `limit` bytes or is no regular
+        file."""
+        return read_bytes(self.path / name, max_bytes=limit)
 
     def names(self) -> set[str]:
         """The names of all files in the folder."""
@@ -77,16 +82,20 @@ class LocalFolder:
         except FileNotFoundError:
             return None
 
-    def open(self, name: str) -> OpenFile:
-        return OpenFile(self.path / name)
+    def open(self, name: str) -> WatchedFile:
+        return WatchedFile(self.path / name)
 
 
 class OpenFile:
-    """An open file that is closed with its last reference: other threads may still read a file that one has dropped."""
+    """An open file that is closed with its last reference: other threads may still read a file that one has dropped.
+
+    Raises OSError, and ValueError if it is no regular file.
+    """
 
     def __init__(self, path: str | Path):
         self.path = path
-        self.descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        with open_regular(Path(path)) as file:
+            self.descriptor = os.dup(file.fileno())
 
     def try_read_into(self, buffer: np.ndarray, offset: int) -> bool:
         """Fill `buffer` from byte `offset` on, with one system call; False if that did not fill it. The fast path."""
@@ -104,12 +113,42 @@ class OpenFile:
                 raise ShortRead(f"the file ends before byte {offset + buffer.nbytes}, which its index names")
             rest, got = rest[part:], got + part
 
+    @property
+    def state(self) -> object:
+        """What changes when the file does; None if nobody else writes to it."""
+        return None
+
     def remember(self, offset: int, content: np.ndarray) -> None:
         """Nothing to do: the system's page cache keeps local files."""
 
     def __del__(self) -> None:
         if hasattr(self, "descriptor"):
             os.close(self.descriptor)
+
+
+class WatchedFile(OpenFile):
+    """A file that others may write to. What was read counts only if the file is still as it was when it was opened."""
+
+    def __init__(self, path: str | Path):
+        super().__init__(path)
+        self._state = self._state_now()
+
+    def _state_now(self) -> tuple[int, ...]:
+        found = os.fstat(self.descriptor)
+        return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+
+    @property
+    def state(self) -> object:
+        return self._state
+
+    def try_read_into(self, buffer: np.ndarray, offset: int) -> bool:
+        return super().try_read_into(buffer, offset) and self._state_now() == self._state
+
+    def read_into(self, buffer: np.ndarray, offset: int) -> None:
+        """As the base class. Raises FileChanged if somebody has written to the file since it was opened."""
+        super().read_into(buffer, offset)
+        if self._state_now() != self._state:
+            raise FileChanged("somebody writes to the file while it is read")
 
 
 class RemoteFolder:
@@ -205,6 +244,8 @@ class RemoteFolder:
 
 class RemoteFile:
     """A remote file that is read in ranges. Bundles that were just verified stay in memory for a while."""
+
+    state = None  # it is not watched
 
     def __init__(self, folder: RemoteFolder, name: str):
         self.folder, self.name = folder, name

@@ -54,6 +54,11 @@ def check_corpora(corpora: Sequence[Corpus], tokenizer: Tokenizer, sequence_leng
                 f"{tokenizer.folder} (sha256 {tokenizer.sha256[:16]}): prepare it with "
                 f"--tokenizer.path {tokenizer.folder}"
             )
+        if corpus.vocab_size != tokenizer.vocab_size:
+            raise ValueError(
+                f"corpus {corpus.folder} says that its vocabulary has {corpus.vocab_size} ids, and its tokenizer has "
+                f"{tokenizer.vocab_size}: prepare it again"
+            )
         if not count_instances(corpus.num_tokens, sequence_length):
             raise ValueError(
                 f"corpus {corpus.folder}, split {corpus.split}, has {corpus.num_tokens} tokens, and one sequence needs "

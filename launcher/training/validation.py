@@ -74,7 +74,8 @@ def scores_of_losses(
 
     Returns:
         loss (nats per target); perplexity; unigram_entropy (nats per token of the same splits: the loss of a model that
-        knows only the frequency of each token); if causal, bits_per_byte.
+        knows only the frequency of each token); if causal and the corpora say how many bytes of text they hold,
+        bits_per_byte.
     """
     total = max(1, sum(num_tokens))
     loss = loss_sum / max(1, num_targets)
@@ -84,7 +85,7 @@ def scores_of_losses(
         "unigram_entropy": sum(n * corpus.unigram_entropy for n, corpus in zip(num_tokens, corpora, strict=True))
         / total,
     }
-    if causal:
+    if causal and all(corpus.text_bytes and corpus.num_tokens for corpus in corpora):  # 0 bytes: not known
         bytes_per_token = sum(n * c.text_bytes / c.num_tokens for n, c in zip(num_tokens, corpora, strict=True)) / total
         scores["bits_per_byte"] = loss / math.log(2) / bytes_per_token
     return scores

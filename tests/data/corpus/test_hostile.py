@@ -4,6 +4,7 @@ import gzip
 import hashlib
 import io
 import json
+import os
 import pickle
 import shutil
 import sys
@@ -11,10 +12,11 @@ import tarfile
 
 import pytest
 
-from ingot.data.corpus import manifest
-from ingot.data.corpus.manifest import ShardIndex, read_manifest
+from ingot.data.corpus import bundles, manifest
+from ingot.data.corpus.manifest import ShardIndex, read_manifest, read_split
 from ingot.data.corpus.quarantine import DamagedShard
 from ingot.data.corpus.shards import Corpus
+from ingot.data.loader.batch_sharding import check_corpora
 
 
 class Bomb:
@@ -137,6 +139,8 @@ def edit(folder, where, value, split="train"):
         (("shards",), None),
         (("unigram_entropy",), "x"),
         (("unigram_entropy",), float("inf")),
+        (("unigram_entropy",), -1.0),
+        (("unigram_entropy",), 10**400),
     ],
 )
 def test_senseless_manifests(folder, tmp_path, request, where, value):
@@ -144,6 +148,33 @@ def test_senseless_manifests(folder, tmp_path, request, where, value):
     settle(request, tmp_path)
     with pytest.raises(ValueError, match=r"manifest.json, split train, is not valid: .*prepare it again"):
         Corpus.open(folder, "train")
+
+
+@pytest.mark.parametrize("vocab_size", [0, -1, 10**9, 2**60, "340", None, True])
+def test_senseless_vocabularies(folder, vocab_size):
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["tokenizer"]["vocab_size"] = vocab_size
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(ValueError, match=r"manifest.json, split train, is not valid: vocab_size is"):
+        Corpus.open(folder, "train")
+
+
+def test_ids_beyond_the_vocabulary_are_not_read(folder, tokenizer):
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["tokenizer"]["vocab_size"] = 300
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    corpus = Corpus.open(folder, "train")
+    with pytest.raises(DamagedShard, match=r"has token id 3\d\d, and the vocabulary .* has 300 ids: prepare the corpus"):
+        corpus.read(0, 0, 10)
+    with pytest.raises(ValueError, match="says that its vocabulary has 300 ids, and its tokenizer has 340"):
+        check_corpora([corpus], tokenizer, 16)
+
+
+def test_a_key_that_stands_twice(folder):
+    text = (folder / "manifest.json").read_text()
+    (folder / "manifest.json").write_text(text.replace('"num_documents"', '"num_tokens"', 1))
+    with pytest.raises(ValueError, match="'num_tokens' stands twice"):
+        read_manifest(folder)
 
 
 @pytest.mark.parametrize("content", ["[" * 100_000, '{"format": ' + "9" * 10_000 + "}", "[]", "null", '"x"', "\xff{"])
@@ -161,9 +192,13 @@ def test_manifests_without_their_parts(folder, part):
         Corpus.open(folder, "train")
 
 
-def rewrite_index(folder, change):
+def corpus_shards(folder):
+    return read_split(read_manifest(folder), "train", "").shards
+
+
+def rewrite_index(folder, change, check=True):
     """Change an index, and let the manifest vouch for it."""
-    shard = Corpus.open(folder, "train").shards[0]
+    shard = Corpus.open(folder, "train", check=check).shards[0]
     path = folder / shard.index
     index = json.loads(path.read_text())
     path.write_text(json.dumps(change(index) or index))
@@ -192,13 +227,95 @@ def test_an_offset_that_points_elsewhere_in_the_file_meets_the_checksum(folder):
         Corpus.open(folder, "train").read(0, 0, 10)
 
 
-def test_files_without_end_are_not_read(folder, monkeypatch):
+def test_a_shard_of_a_terabyte_without_content(folder):
+    shard, *others = corpus_shards(folder)
+    with (folder / shard.name).open("r+b") as file:
+        file.truncate(2**40)
+    whole = {"num_tokens": 2**38, "num_documents": 2**20}
+    rewrite_index(folder, lambda index: {**index, "bundles": [index["bundles"][0] | whole]}, check=False)
+    for key, value in {"bytes": 2**40, "tokens": 2**38}.items():
+        edit(folder, ("shards", 0, key), value)
+    edit(folder, ("num_tokens",), 2**38 + sum(other.tokens for other in others))
+    with pytest.raises(DamagedShard, match=r"have 549,755,813,888 bytes, and at most 1,073,741,824 are read"):
+        Corpus.open(folder, "train").read(0, 0, 10)
 
+
+@pytest.mark.parametrize("kind", ["named pipe", "device", "folder"])
+@pytest.mark.parametrize("part", ["manifest.json", "index", "name"])
+def test_what_is_no_file_is_not_waited_for(folder, kind, part):
+    corpus = Corpus.open(folder, "train")
+    path = folder / (part if part == "manifest.json" else getattr(corpus.shards[0], part))
+    path.unlink()
+    if kind == "named pipe":
+        os.mkfifo(path)
+    elif kind == "device":
+        path.symlink_to("/dev/zero")
+    else:
+        path.mkdir()
+    with pytest.raises(ValueError, match=rf"{path.name}.* is a {kind}, not a regular file"):
+        Corpus.open(folder, "train", check=False).read(0, 0, 10)
+    if part == "name":
+        with pytest.raises(DamagedShard, match="bytes, not the"):
+            Corpus.open(folder, "train")
+
+
+def test_links_to_files_elsewhere_are_read(folder, tmp_path):
+    """As in the cache of the hub."""
+    (tmp_path / "blobs").mkdir()
+    for path in list(folder.glob("*.*")):
+        path.symlink_to(path.rename(tmp_path / "blobs" / path.name))
+    Corpus.open(folder, "train").read(0, 0, 10)
+
+
+@pytest.mark.parametrize("closed", [False, True])
+def test_a_shard_that_is_overwritten_while_it_is_read(folder, closed):
+    corpus = Corpus.open(folder, "train")
+    shard = corpus.shards[0]
+    tokens, _ = corpus.read(0, 0, 10)
+    content = (folder / shard.name).read_bytes()
+    (folder / shard.name).write_bytes(content)  # the same bytes: it is verified again, and read
+    if closed:
+        corpus.close()
+    assert corpus.read(0, 0, 10)[0].tolist() == tokens.tolist()
+    other = bytearray(content)
+    place = content.index(tokens.astype("<u2").tobytes())
+    other[place : place + 20] = other[place : place + 20][::-1]
+    (folder / shard.name).write_bytes(other)
+    if closed:
+        corpus.close()
+    with pytest.raises(DamagedShard, match="do not match their checksum: copy the file again"):
+        corpus.read(0, 0, 10)
+
+
+def test_a_shard_that_is_replaced_by_another_of_its_size(folder):
+    corpus = Corpus.open(folder, "train")
+    shard = corpus.shards[0]
+    tokens, _ = corpus.read(0, 0, 10)
+    (folder / "new").write_bytes(bytes(shard.bytes))
+    (folder / "new").rename(folder / shard.name)
+    with pytest.raises(DamagedShard, match="do not match their checksum"):
+        corpus.read(0, 0, 10)
+
+
+def test_a_large_bundle_is_verified_in_parts(folder, monkeypatch):
+    tokens, starts = Corpus.open(folder, "train").read(0, 0, 1000)
+    monkeypatch.setattr(bundles, "READ_BYTES", 100)
+    again = Corpus.open(folder, "train").read(0, 0, 1000)
+    assert (again[0].tolist(), again[1].tolist()) == (tokens.tolist(), starts.tolist())
+    shard = corpus_shards(folder)[0]
+    content = bytearray((folder / shard.name).read_bytes())
+    content[content.index(tokens.tobytes()) + 1500] ^= 1
+    (folder / shard.name).write_bytes(content)
+    with pytest.raises(DamagedShard, match="do not match their checksum"):
+        Corpus.open(folder, "train").read(0, 0, 10)
+
+
+def test_files_without_end_are_not_read(folder, monkeypatch):
     monkeypatch.setattr(manifest, "MAX_MANIFEST_BYTES", 1000)
-    with pytest.raises(ValueError, match="more than 1000 bytes"):
+    with pytest.raises(ValueError, match="more than the 1,000 of such a file"):
         Corpus.open(folder, "train")
     monkeypatch.undo()
     monkeypatch.setattr(manifest, "MAX_INDEX_BYTES", 100)
     corpus = Corpus.open(folder, "train")
-    with pytest.raises(DamagedShard, match="too large"):
+    with pytest.raises(DamagedShard, match="more than the 100 of such a file"):
         ShardIndex.load(corpus.storage, corpus.shards[0], corpus.dtype)
