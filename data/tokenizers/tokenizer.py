@@ -14,6 +14,9 @@ from typing import cast
 
 import numpy as np
 
+from ingot.data.tokenizers.checked_files import MAX_FILE_BYTES, check_files, library_errors
+from ingot.safe_files import read_bytes
+
 SPECIAL_PIECES = ("<pad>", "<unk>", "<s>", "</s>", "<mask>")  # ids 0..4 of every vocabulary trained here
 FIM_PIECES = ("<fim_prefix>", "<fim_middle>", "<fim_suffix>")
 
@@ -226,14 +229,17 @@ class PretrainedTokenizer(Tokenizer):
         from transformers import AutoTokenizer
 
         super().__init__(folder)
+        check_files(self.files)
         try:
-            self._tokenizer = tokenizer = AutoTokenizer.from_pretrained(
-                folder, local_files_only=True, trust_remote_code=False, use_fast=True
-            )
+            with library_errors(folder):
+                self._tokenizer = tokenizer = AutoTokenizer.from_pretrained(
+                    folder, local_files_only=True, trust_remote_code=False, use_fast=True
+                )
         except Exception as error:  # transformers raises many classes here
             raise ValueError(f"the tokenizer in {folder} cannot be opened by transformers: {error}") from error
         self.class_name = type(tokenizer).__name__
-        self.vocab_size = len(tokenizer)
+        # The library counts the tokens; where ids are left out the highest one is larger than that.
+        self.vocab_size = max(len(tokenizer), 1 + max(tokenizer.get_vocab().values(), default=0))
         first = lambda *ids: next((i for i in ids if i is not None), None)  # noqa: E731
         self.bos_id = first(tokenizer.bos_token_id, tokenizer.cls_token_id)
         self.eos_id = first(tokenizer.eos_token_id, tokenizer.sep_token_id)
@@ -252,7 +258,8 @@ class PretrainedTokenizer(Tokenizer):
 
     def _encode(self, texts: Sequence[str], **options: bool) -> Mapping[str, list]:
         plain = {"add_special_tokens": False, "split_special_tokens": True, "return_attention_mask": False}
-        return self._tokenizer(list(texts), verbose=False, **plain, **options)
+        with library_errors(self.folder):
+            return self._tokenizer(list(texts), verbose=False, **plain, **options)
 
     def template(self, pair: bool) -> Template:
         # Tokenizers configure their special tokens in many ways. A short text shows them.
@@ -274,7 +281,8 @@ class PretrainedTokenizer(Tokenizer):
         return self._encode(texts)["input_ids"]
 
     def _decode(self, ids: list[int]) -> str:
-        text = self._tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        with library_errors(self.folder):
+            text = self._tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
         return cast("str", text)
 
 
@@ -311,7 +319,7 @@ def hash_files(files: Iterable[Path]) -> str:
     """sha256 over names and contents, in hex. The folder of the files does not matter."""
     digest = hashlib.sha256()
     for file in files:
-        content = file.read_bytes()
+        content = read_bytes(file, max_bytes=MAX_FILE_BYTES)
         digest.update(f"{file.name}\0{len(content)}\0".encode())
         digest.update(content)
     return digest.hexdigest()

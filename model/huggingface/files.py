@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import re
+import zipfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -14,9 +14,11 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ingot.model.huggingface.mapping.key_map import Shape
+from ingot.safe_files import open_regular, read_json
 
 WHOLE = ("model.safetensors", "pytorch_model.bin")
 INDEX = ".index.json"
+MAX_CONFIG_BYTES, MAX_INDEX_BYTES = 2**24, 2**27
 FLOATS = {"F64", "F32", "F16", "BF16", "float64", "float32", "float16", "bfloat16"}
 """Supported dtypes of weights, as safetensors and torch spell them."""
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
@@ -51,7 +53,8 @@ def read_config(folder: Path) -> dict[str, Any]:
     Raises:
         ValueError: there is no config.json, or it is not a JSON object.
     """
-    return _read_json(folder / "config.json", f"{folder} is not a checkpoint: it has no config.json")
+    missing = f"{folder} is not a checkpoint: it has no config.json"
+    return _read_object(folder / "config.json", missing, MAX_CONFIG_BYTES)
 
 
 class Weights:
@@ -74,6 +77,7 @@ class Weights:
 
     def add_safetensors(self, path: Path, wanted: set[str] | None) -> None:
         """Adds the tensors of a file. The library checks the header against the size of the file."""
+        open_regular(path).close()
         try:
             with safe_open(path, framework="pt") as file:
                 for name in file.keys():  # noqa: SIM118  (it is not a dictionary)
@@ -86,6 +90,7 @@ class Weights:
 
     def add_pickle(self, path: Path, wanted: set[str] | None) -> None:
         """Adds the tensors of a file of `torch.save`. Only tensors are unpickled."""
+        _check_size_of_pickle(path)
         try:
             try:
                 values = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
@@ -118,10 +123,10 @@ def open_weights(folder: Path) -> Weights:
     for whole in WHOLE:
         weights = Weights()
         add = weights.add_safetensors if whole.endswith(".safetensors") else weights.add_pickle
-        if (folder / whole).is_file():
+        if (folder / whole).exists():
             add(folder / whole, None)
             return weights
-        if (folder / (whole + INDEX)).is_file():
+        if (folder / (whole + INDEX)).exists():
             for file, names in _shards(folder, whole + INDEX).items():
                 add(folder / file, names)
                 if lost := sorted(names - weights.shapes.keys()):
@@ -150,7 +155,7 @@ def _read_safetensor(path: Path, name: str) -> Tensor:
 
 def _shards(folder: Path, index: str) -> dict[str, set[str]]:
     """The names of the tensors of each shard. All shards exist."""
-    file_of = _read_json(folder / index, "").get("weight_map")
+    file_of = _read_object(folder / index, "", MAX_INDEX_BYTES).get("weight_map")
     if not isinstance(file_of, dict) or not file_of or not all(isinstance(file, str) for file in file_of.values()):
         raise ValueError(f"{folder / index} has no weight_map of tensor names and files")
     shards: dict[str, set[str]] = {}
@@ -159,18 +164,28 @@ def _shards(folder: Path, index: str) -> dict[str, set[str]]:
     foreign = sorted(file for file in shards if Path(file).name != file)
     if foreign:
         raise ValueError(f"{folder / index} names files in other folders: {shorten(foreign)}")
-    if lost := sorted(file for file in shards if not (folder / file).is_file()):
+    if lost := sorted(file for file in shards if not (folder / file).exists()):
         raise ValueError(f"{folder} lacks {shorten(lost)}, which {index} names")
     return shards
 
 
-def _read_json(path: Path, missing: str) -> dict[str, Any]:
+def _check_size_of_pickle(path: Path) -> None:
+    """torch never compresses what it saves. A file that is compressed could need any amount of memory."""
+    with open_regular(path) as file:
+        try:
+            members = zipfile.ZipFile(file).infolist()
+        except zipfile.BadZipFile:  # the format before torch 1.6, or no such file: torch says so
+            return
+        size = file.seek(0, 2)
+    if any(member.compress_type != zipfile.ZIP_STORED or member.file_size > size for member in members):
+        raise ValueError(f"{path} is damaged, or not a file of torch.save: it has compressed parts")
+
+
+def _read_object(path: Path, missing: str, max_bytes: int) -> dict[str, Any]:
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = read_json(path, max_bytes=max_bytes)
     except FileNotFoundError:
         raise ValueError(missing) from None
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from None
     if not isinstance(values, dict):
         raise ValueError(f"{path} is not a JSON object")
     return values

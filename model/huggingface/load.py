@@ -55,6 +55,11 @@ class ReleasedModel:
             raise ValueError(f"{folder / 'config.json'}: {error}") from error
 
         self._weights = canonical(open_weights(folder), family, folder)
+        if config.num_hidden_layers > len(self._weights):
+            raise ValueError(
+                f"{folder / 'config.json'} says {config.num_hidden_layers:,} layers, and the files have only "
+                f"{len(self._weights):,} tensors"
+            )
         if task is not None and task.kind == "features" and task.layer != "none":
             tensors, _ = map_tensors(family.heads[kind].rows, shapes_of(_on_meta(config, task)))
             if not any(tensor.name in self._weights for tensor in tensors):

@@ -30,6 +30,9 @@ class CanonicalWeights:
     def __iter__(self) -> Iterator[str]:
         return iter(self._file_names)
 
+    def __len__(self) -> int:
+        return len(self._file_names)
+
     def shape(self, name: str) -> tuple[int, ...]:
         return self._weights.shapes[self._file_names[name]]
 

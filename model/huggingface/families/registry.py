@@ -27,7 +27,7 @@ def family_of(values: Mapping[str, Any]) -> Family:
         ValueError: the model_type is not supported.
     """
     name = values.get("model_type")
-    if name not in FAMILIES:
+    if not isinstance(name, str) or name not in FAMILIES:
         raise ValueError(f"model_type is {name!r}; supported are {', '.join(FAMILIES)}")
     return FAMILIES[name]
 
@@ -46,7 +46,7 @@ def kind_of(family: Family, values: Mapping[str, Any], kind: str | None) -> str:
         return kind
     names = values.get("architectures") or [None]
     for kind, head in family.heads.items():
-        if head.architecture == names[0]:
+        if isinstance(names, list) and head.architecture == names[0]:
             return kind
     supported = ", ".join(head.architecture for head in family.heads.values())
     raise ValueError(f"architectures is {values.get('architectures')!r}; supported are {supported}; or pass kind")

@@ -110,7 +110,9 @@ class Family:
         fields = dict(self.heads[kind].task)
         fields |= {key.ours: settings.take(key) for key in self.task_keys.get(kind, ()) if key.ours not in fields}
         names = settings.get("id2label")
-        number = {"span": 2, "choice": 1}.get(kind) or settings.get("num_labels", 2)
+        number = {"span": 2, "choice": 1}.get(kind) or settings.number("num_labels", 2)
+        if number < 1:
+            settings.refuse("num_labels", number, "1 or more")
         if names is not None and kind != "choice":
             try:
                 by_id = {int(label): str(name) for label, name in names.items()}
@@ -122,11 +124,12 @@ class Family:
             if kind != "span" and labels != default_labels(number):
                 fields["labels"] = labels
         if kind in ("sequence", "choice", "token"):
-            fields["dropout"] = settings.get("classifier_dropout", settings.get("hidden_dropout_prob", 0.0))
+            fields["dropout"] = settings.probability("classifier_dropout", "hidden_dropout_prob")
         if kind == "sequence":
             problem = settings.get("problem_type")
-            if problem is not None and problem not in _PROBLEMS:
+            if problem is not None and (not isinstance(problem, str) or problem not in _PROBLEMS):
                 settings.refuse("problem_type", problem, " or ".join(map(repr, _PROBLEMS)))
+                problem = None
             fields["problem"] = _PROBLEMS.get(problem, "regression" if number == 1 else "classes")
         settings.finish()
         if kind == "choice":

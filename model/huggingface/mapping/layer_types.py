@@ -17,12 +17,12 @@ def read_pattern(settings: Settings, default: list[str]) -> str:
         default: the types of the layers if the file does not list them.
     """
     types = settings.get("layer_types", default)
-    if not isinstance(types, list) or any(each not in NAMES for each in types) or len(types) < len(default):
+    if not isinstance(types, list) or any(str(each) not in NAMES for each in types) or len(types) < len(default):
         settings.refuse("layer_types", types, f"a list of {len(default)} names, each {' or '.join(NAMES)}")
         return "G"
     letters = "".join(NAMES[each] for each in types[: len(default)])
     for period in range(1, len(letters) + 1):
-        if (letters[:period] * len(letters))[: len(letters)] == letters:
+        if (letters[:period] * -(-len(letters) // period))[: len(letters)] == letters:
             return letters[:period]
     return "G"
 

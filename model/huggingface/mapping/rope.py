@@ -47,8 +47,10 @@ def read_rope(settings: Settings, default_theta: float = 10000.0) -> dict[str, A
     if any(isinstance(value, Mapping) for value in parameters.values()):
         settings.refuse("rope_parameters", parameters, "one set for all layers")
         parameters = {}
-    theta = parameters.get("rope_theta") or settings.get("rope_theta", default_theta)
-    return {"rope_theta": float(theta), "rope_scaling": _scaling(settings, parameters)}
+    return {
+        "rope_theta": _theta(settings, parameters, "rope_theta", default_theta),
+        "rope_scaling": _scaling(settings, parameters),
+    }
 
 
 def read_rope_by_layer_type(
@@ -62,9 +64,12 @@ def read_rope_by_layer_type(
     found = {}
     nested, scaling = (_object(settings, key) for key in ("rope_parameters", "rope_scaling"))
     for kind, (old, default) in bases.items():
-        parameters = {**(nested.get(kind) or {}), **scaling}
-        theta = parameters.get("rope_theta") or settings.get(old, default)
-        found[kind] = float(theta), _scaling(settings, parameters)
+        own = nested.get(kind) or {}
+        if not isinstance(own, Mapping):
+            settings.refuse(f"rope_parameters.{kind}", own, "an object")
+            own = {}
+        parameters = {**own, **scaling}
+        found[kind] = _theta(settings, parameters, old, default), _scaling(settings, parameters)
     return found
 
 
@@ -100,7 +105,37 @@ def _object(settings: Settings, key: str) -> Mapping[str, Any]:
     return found
 
 
+def _theta(settings: Settings, parameters: Mapping[str, Any], old: str, default: float) -> float:
+    """The base, from the parameters or from the key `old` of earlier versions."""
+    theta = parameters.get("rope_theta") or settings.get(old, default)
+    if not _is_number(theta):
+        settings.refuse("rope_theta" if parameters.get("rope_theta") else old, theta, "a number")
+        return default
+    return float(theta)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e30
+
+
+def _checked(settings: Settings, parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """The parameters whose values have the type that they should have; each other one is a problem."""
+    checked = dict(parameters)
+    for key, value in parameters.items():
+        if key in _LISTS:
+            right, kind = isinstance(value, list) and all(map(_is_number, value)), "a list of numbers"
+        elif key in ("rope_type", "type"):
+            right, kind = isinstance(value, str), "a name"
+        else:
+            right, kind = _is_number(value), "a number"
+        if key in _READ and value is not None and not right:
+            settings.refuse(f"rope_scaling.{key}", value, kind)
+            del checked[key]
+    return checked
+
+
 def _scaling(settings: Settings, parameters: Mapping[str, Any]) -> RopeScaling | None:
+    parameters = _checked(settings, parameters)
     partial = parameters.get("partial_rotary_factor", settings.get("partial_rotary_factor", 1.0))
     if partial != 1:
         settings.refuse("partial_rotary_factor", partial, "1.0: the whole head is rotated")
@@ -111,13 +146,14 @@ def _scaling(settings: Settings, parameters: Mapping[str, Any]) -> RopeScaling |
         settings.refuse("rope_type", kind, " or ".join(map(repr, ["default", *SCALINGS])))
         return None
     values = {ours: parameters.get(theirs) for theirs, ours in SCALINGS[kind].items()}
-    longest = settings.get("max_position_embeddings")
+    longest = settings.number("max_position_embeddings", 0) or None
     if kind == "dynamic":  # transformers uses no other length for it
         values[ORIGINAL] = longest
     elif kind != "linear":
-        values[ORIGINAL] = settings.get(ORIGINAL) or values[ORIGINAL] or longest
-    if values["factor"] is None and kind in ("yarn", "longrope") and longest and values[ORIGINAL]:
-        values["factor"] = longest / values[ORIGINAL]
+        values[ORIGINAL] = settings.number(ORIGINAL, 0) or values[ORIGINAL] or longest
+    original = values.get(ORIGINAL)
+    if values["factor"] is None and kind in ("yarn", "longrope") and longest and original:
+        values["factor"] = longest / original
     if kind == "yarn" and values["attention_factor"] is None:
         values["attention_factor"] = _yarn_factor(values["factor"], parameters)
     missing = [theirs for theirs, ours in SCALINGS[kind].items() if values[ours] is None and ours in _REQUIRED]
@@ -128,6 +164,9 @@ def _scaling(settings: Settings, parameters: Mapping[str, Any]) -> RopeScaling |
     return RopeScaling(rope_type=cast(Scaling, kind), **given)
 
 
+_LISTS = ("short_factor", "long_factor")
+_READ = {"rope_type", "type", "partial_rotary_factor", "mscale", "mscale_all_dim"}
+_READ |= {key for keys in SCALINGS.values() for key in keys} - {"truncate"}
 _REQUIRED = {"factor", "low_freq_factor", "high_freq_factor", ORIGINAL, "short_factor", "long_factor"}
 
 

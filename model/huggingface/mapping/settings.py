@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ingot.model.config import limits_of
+
 REQUIRED = object()
 
 
@@ -76,7 +78,23 @@ class Settings:
         if isinstance(value, bool) or not isinstance(value, int):
             self.problems.append(f"{key} is missing" if value is None else f"{key} is {value!r}; it must be an integer")
             return 1
+        _, largest, _, _ = limits_of(key, int)
+        if largest is not None and abs(value) > largest:
+            self.problems.append(f"{key} is {value!r}; it must be at most {largest}")
+            return 1
         return value
+
+    def probability(self, *keys: str) -> float:
+        """The first of several keys that has a value, or 0. If it is no probability below 1: 0, and a problem."""
+        for key in keys:
+            value = self.values.get(key)
+            if value is None:
+                continue
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1:
+                self.refuse(key, value, "a probability below 1")
+                return 0.0
+            return value
+        return 0.0
 
     def only(self, key: str, supported: Any) -> None:
         """Checks a key that must be absent or have the only supported value."""

@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import zipfile
 from dataclasses import replace
 
 import pytest
@@ -12,7 +13,7 @@ from safetensors.torch import load_file, save_file
 import ingot.model.huggingface.save as saving
 from ingot.model.config import RopeScaling
 from ingot.model.finetuning.task_model import TaskConfig
-from ingot.model.huggingface.families.registry import FAMILIES, choose_family
+from ingot.model.huggingface.families.registry import FAMILIES, choose_family, family_of, kind_of
 from ingot.model.huggingface.load import load
 from ingot.model.huggingface.save import save
 from tests.model.huggingface_models import EXAMPLES, OURS, made, theirs
@@ -301,3 +302,113 @@ def test_options_without_effect_do_not_keep_a_model_from_its_family():
     llama = replace(llama, position_offset=3, sliding_window=5)
     assert choose_family(llama, "language", None, None).model_type == "llama"
     assert choose_family(replace(OURS["gpt2"], rope_theta=7.0), "language", None, None).model_type == "gpt2"
+
+
+@pytest.mark.parametrize("content", ["[" * 200_000, '{"a":' * 200_000, '{"a":[' * 40 + "]}" * 40])
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors.index.json"])
+def test_json_of_any_depth(name, content, gpt2):
+    (gpt2 / "model.safetensors").unlink()
+    (gpt2 / name).write_text(content)
+    assert f"{name} has lists and objects inside one another" in refusal(gpt2)
+
+
+def test_files_of_any_size(gpt2):
+    with (gpt2 / "config.json").open("r+b") as file:
+        file.truncate(10**12)
+    assert "config.json has 1,000,000,000,000 bytes, more than the" in refusal(gpt2)
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "model.safetensors.index.json"])
+@pytest.mark.parametrize("kind", ["named pipe", "device", "folder"])
+def test_what_is_no_file(name, kind, gpt2):
+    (gpt2 / "model.safetensors").unlink()
+    (gpt2 / name).unlink(missing_ok=True)
+    if kind == "named pipe":
+        os.mkfifo(gpt2 / name)
+    elif kind == "device":
+        (gpt2 / name).symlink_to("/dev/zero")
+    else:
+        (gpt2 / name).mkdir()
+    assert f"{name} is a {kind}, not a regular file" in refusal(gpt2)
+
+
+def test_links_as_in_the_cache_of_the_hub(gpt2, tmp_path):
+    (tmp_path / "blobs").mkdir()
+    (tmp_path / "snapshot").mkdir()
+    for number, file in enumerate(["config.json", "model.safetensors"]):
+        (gpt2 / file).rename(tmp_path / f"blobs/{number}")
+        (tmp_path / "snapshot" / file).symlink_to(f"../blobs/{number}")
+    (tmp_path / "main").symlink_to("snapshot")
+    load(tmp_path / "main")
+
+
+@pytest.mark.parametrize("number", [5_000, 10**9, 10**18, 10**400])
+@pytest.mark.parametrize("family", ["gpt2", "qwen2", "modernbert"])
+def test_more_layers_than_there_are_tensors(family, number, tmp_path):
+    theirs(family).save_pretrained(tmp_path)
+    settings_changed(tmp_path, **{"n_layer" if family == "gpt2" else "num_hidden_layers": number}, layer_types=None)
+    message = refusal(tmp_path)
+    assert "says 5,000 layers, and the files have only" in message or "at most 10000" in message
+
+
+ANYTHING = ([], {}, "x", True, -1, 10**18, float("nan"), [[]], {"a": []}, [None])
+
+
+@pytest.mark.parametrize("family", EXAMPLES)
+def test_settings_of_any_type(family, tmp_path):
+    """Each setting with values that nobody expects: it is used, or refused by a ValueError that names it."""
+    theirs(family).save_pretrained(tmp_path)
+    values = json.loads((tmp_path / "config.json").read_text())
+    rope = {"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 8, "mscale": 1, "mscale_all_dim": 1}
+    long = {"rope_type": "longrope", "factor": 2.0, "short_factor": [1.0] * 8, "long_factor": [1.0] * 8}
+    names = {*values, *(key.theirs for key in FAMILIES[family].keys), "id2label", "num_labels", "problem_type"}
+    names |= {"classifier_dropout", "rope_theta", "partial_rotary_factor", "layer_types", "pruned_heads"}
+    changed = [({**values, name: value}, name) for name in sorted(names) for value in ANYTHING]
+    for scaling in (rope, long):
+        for name in [*scaling, "attention_factor", "rope_theta"]:
+            for value in ANYTHING:
+                parts = {kind: {**scaling, name: value} for kind in ("full_attention", "sliding_attention")}
+                parameters = parts if family == "modernbert" else {**scaling, name: value}
+                changed.append(({**values, "rope_parameters": parameters}, name))
+    refused = 0
+    for settings, name in changed:
+        try:
+            found = family_of(settings)
+            for kind in (kind_of(found, settings, None), "sequence"):
+                found.read_model(settings, kind)
+                found.read_task(settings, kind)
+        except ValueError as error:
+            refused += name in str(error) or "model_type" in str(error)
+    assert refused > len(changed) / 4
+
+
+def header(folder, text: bytes, length: int | None = None) -> None:
+    (folder / "model.safetensors").write_bytes(
+        (len(text) if length is None else length).to_bytes(8, "little") + text + bytes(100)
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "length"),
+    [
+        (b"{}", 2**63),
+        (b"{}", 10**8),
+        (b'{"a":' * 50_000, None),
+        (b'{"wte.weight":{"dtype":"F32","shape":[1000000000000,1000000000000],"data_offsets":[0,100]}}', None),
+        (b'{"wte.weight":{"dtype":"F32","shape":[25],"data_offsets":[0,100000000000]}}', None),
+        (b'{"wte.weight":{"dtype":"F32","shape":[5],"data_offsets":[80,100]}}', None),
+        (b'{"wte.weight":{"dtype":"F99","shape":[25],"data_offsets":[0,100]}}', None),
+        (b'{"wte.weight":{"dtype":"F32","shape":[-1],"data_offsets":[0,100]}}', None),
+        (b"\xff\xfe", None),
+    ],
+)
+def test_headers_of_safetensors_that_lie(text, length, gpt2):
+    header(gpt2, text, length)
+    assert "model.safetensors is damaged or not a safetensors file" in refusal(gpt2)
+
+
+def test_compressed_pickles_are_not_unpacked(gpt2):
+    (gpt2 / "model.safetensors").unlink()
+    with zipfile.ZipFile(gpt2 / "pytorch_model.bin", "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("archive/data.pkl", bytes(20_000_000))
+    assert "pytorch_model.bin is damaged, or not a file of torch.save: it has compressed parts" in refusal(gpt2)
