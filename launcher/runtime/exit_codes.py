@@ -36,7 +36,11 @@ def bad_input() -> Iterator[None]:
 
 def run_main(main: Callable[[list[str]], int]) -> None:
     """Runs a command and exits with its code. With INGOT_TRACEBACK=1 a BadInput has a traceback."""
-    watch_launcher()
+    if lost := watch_launcher():
+        rank = os.environ.get("RANK", "?")
+        with suppress(OSError):  # the output may have been a pipe to the launcher
+            print(f"rank {rank}: {lost} has died before this process began; stopping", file=sys.stderr, flush=True)
+        exit_process(REQUEUE)
     try:
         code = main(sys.argv[1:])
     except BadInput as error:

@@ -179,6 +179,72 @@ def test_torchrun_with_an_exit_code(tmp_path, fault, code):
     assert stopped == ({"stopped-0", "stopped-1"} if fault in ("usr1", "term") else set())
 
 
+def spawning(launcher: str, victim: str, folder: Path) -> list[psutil.Process]:
+    """Starts a toy run, and kills one process of its launcher when the first process below it is there, so that ranks
+    begin as orphans.
+
+    Args:
+        victim: `top`, the launcher itself, or `launch`, the process that `deepspeed` starts and that starts the ranks.
+
+    Returns:
+        What that process had started by then.
+    """
+    common = ["--master_port", str(free_port()), TOY, str(folder)]
+    start = ["--nproc_per_node", "2"] if launcher == "torchrun" else ["--num_gpus", "2"]
+    with (folder / "log").open("w") as log:
+        top = subprocess.Popen(
+            [str(BIN / launcher), *start, *common], env=environment(), stdout=log, stderr=subprocess.STDOUT
+        )
+    try:
+        process = psutil.Process(top.pid)
+        first = child_with(process, TOY if launcher == "torchrun" else "deepspeed.launcher.launch")
+        if victim == "launch":
+            process, first = first, child_with(first, TOY)
+        process.kill()
+        return [first]
+    finally:
+        if victim == "top":
+            top.wait()
+
+
+def child_with(process: psutil.Process, word: str) -> psutil.Process:
+    """The first child with this word in its command; others are tools that a launcher asks about the machine."""
+    end = time.monotonic() + 60
+    while not (children := [child for child in process.children() if word in command_of(child)]):
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    return children[0]
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize(
+    ("launcher", "victim"),
+    [("deepspeed", "top"), ("deepspeed", "launch"), ("torchrun", "top")]
+    + [pytest.param(*each, marks=pytest.mark.slow) for each in [("deepspeed", "top"), ("torchrun", "top")] * 10],
+)
+def test_a_launcher_that_is_killed_while_it_starts_ranks_leaves_none(tmp_path, launcher, victim):
+    below = spawning(launcher, victim, tmp_path)
+    names = [TOY, str(tmp_path)]
+    left: list[psutil.Process] = below
+    end = time.monotonic() + 60  # what has begun to import needs its time to see that it is alone
+    while left and time.monotonic() < end:
+        time.sleep(0.1)
+        left = [p for p in psutil.process_iter() if running(p) and set(names) <= set(command_of(p))]
+    for process in left:
+        process.kill()
+    log = (tmp_path / "log").read_text()
+    assert not left, log
+    assert not list(tmp_path.glob("step-*")), "the ranks went on to work"
+    assert "has died" in log, log
+
+
+def command_of(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
+    except psutil.Error:
+        return []
+
+
 def test_there_is_no_launcher_above_a_process_that_none_has_started():
     assert launchers_above(os.getpid()) == []
 
