@@ -93,6 +93,7 @@ def read_split(manifest: dict, split: str, where: str) -> Split:
     """Raises ValueError, with `where` and the entry, for values that are impossible."""
     try:
         check_hash("sha256", manifest["tokenizer"]["sha256"])
+        check_hash("encoding_sha256", manifest["tokenizer"].get("encoding_sha256", "0" * 64))  # older ones lack it
         vocab_size = check_count("vocab_size", manifest["tokenizer"]["vocab_size"], least=1, most=MAX_VOCAB_SIZE)
         width = token_dtype(vocab_size).itemsize
         content = manifest["splits"][split]

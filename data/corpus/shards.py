@@ -71,7 +71,8 @@ class Corpus:
         self.storage, self.split, self.folder = storage, split, str(storage)
         content = read_split(manifest, split, storage.full_path(MANIFEST))
         self.shards = content.shards
-        self.tokenizer_sha256: str = manifest["tokenizer"]["sha256"]
+        self.tokenizer_sha256: str = manifest["tokenizer"]["sha256"]  # of its files
+        self.encoding_sha256: str | None = manifest["tokenizer"].get("encoding_sha256")  # None in an older corpus
         self.vocab_size: int = manifest["tokenizer"]["vocab_size"]
         self.dtype = token_dtype(self.vocab_size)
         self._width = self.dtype.itemsize

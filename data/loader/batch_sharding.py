@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from ingot.data.corpus.shards import Corpus
 from ingot.data.sequences.packing import count_instances
-from ingot.data.tokenizers.tokenizer import Tokenizer
+from ingot.data.tokenizers.tokenizer import Tokenizer, load_tokenizer
 
 
 def check_batch_sizes(global_batch: int, micro_batch: int, num_ranks: int) -> None:
@@ -48,10 +48,10 @@ def check_corpora(corpora: Sequence[Corpus], tokenizer: Tokenizer, sequence_leng
     if sequence_length < 1:
         raise ValueError(f"sequence_length must be positive, is {sequence_length}")
     for corpus in corpora:
-        if corpus.tokenizer_sha256 != tokenizer.sha256:
+        if not _encodes_alike(corpus, tokenizer):
             raise ValueError(
-                f"corpus {corpus.folder} was made with another tokenizer (sha256 {corpus.tokenizer_sha256[:16]}) than "
-                f"{tokenizer.folder} (sha256 {tokenizer.sha256[:16]}): prepare it with "
+                f"corpus {corpus.folder} was made with another tokenizer (of its files: {corpus.tokenizer_sha256[:16]})"
+                f" than {tokenizer.folder} ({tokenizer.files_sha256[:16]}), which gives other ids: prepare it with "
                 f"--tokenizer.path {tokenizer.folder}"
             )
         if corpus.vocab_size != tokenizer.vocab_size:
@@ -64,3 +64,17 @@ def check_corpora(corpora: Sequence[Corpus], tokenizer: Tokenizer, sequence_leng
                 f"corpus {corpus.folder}, split {corpus.split}, has {corpus.num_tokens} tokens, and one sequence needs "
                 f"{sequence_length + 1}: use a sequence_length of at most {max(1, corpus.num_tokens - 1)}"
             )
+
+
+def _encodes_alike(corpus: Corpus, tokenizer: Tokenizer) -> bool:
+    """Whether a tokenizer is the one of a corpus, or gives the same ids for every text.
+
+    The manifest of an older corpus knows only the files of its tokenizer; and another version of transformers may build
+    another tokenizer from the same files. Then the corpus's own tokenizer, if it is unchanged, is compared.
+    """
+    if corpus.tokenizer_sha256 in (tokenizer.files_sha256, tokenizer.old_sha256):
+        return True
+    if corpus.encoding_sha256 == tokenizer.encoding_sha256:
+        return True
+    own = load_tokenizer(corpus.tokenizer_folder)
+    return own.files_sha256 == corpus.tokenizer_sha256 and own.encoding_sha256 == tokenizer.encoding_sha256

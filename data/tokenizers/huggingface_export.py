@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import re
 import warnings
 from pathlib import Path
 from typing import Any
 
+from ingot.data.tokenizers.conversion import NORMAL, USER_DEFINED, convert, obstacles, read_model
 from ingot.data.tokenizers.tokenizer import PretrainedTokenizer, SentencePieceTokenizer, Tokenizer
-
-NORMAL, USER_DEFINED, BYTE = 1, 4, 6  # kinds of pieces in sentencepiece_model.proto
 
 PROBES = (
     "The quick brown fox jumps over the lazy dog. 0123456789 3.14159 1,000,000",
@@ -27,7 +25,13 @@ PROBES = (
 
 
 def export_tokenizer(
-    tokenizer: Tokenizer, folder: Path, *, causal: bool, token_types: bool = False, exact: bool = True
+    tokenizer: Tokenizer,
+    folder: Path,
+    *,
+    causal: bool,
+    token_types: bool = False,
+    exact: bool = True,
+    chats: bool = False,
 ) -> None:
     """Writes the tokenizer's files into an existing folder.
 
@@ -38,12 +42,15 @@ def export_tokenizer(
 
     Args:
         causal: a text has only the begin token (GPT). If False it also has the end token (BERT).
+        chats: a SentencePiece tokenizer without a chat template gets the default one.
         token_types: the model uses token types for the two texts of a pair.
         exact: different ids for a text are an error; if False they are a warning.
 
     Raises:
         ValueError: a SentencePiece model that cannot be converted.
     """
+    if chats and isinstance(tokenizer, SentencePieceTokenizer) and tokenizer.eos_id is not None:
+        tokenizer.give_chat_template()
     tokenizer.save(folder)
     if isinstance(tokenizer, SentencePieceTokenizer):
         _convert(tokenizer, folder, causal, token_types, exact)
@@ -61,17 +68,16 @@ def _name_class(name: str, path: Path) -> None:
 
 
 def _convert(tokenizer: SentencePieceTokenizer, folder: Path, causal: bool, token_types: bool, exact: bool) -> None:
-    from sentencepiece import sentencepiece_model_pb2
-    from tokenizers import AddedToken, processors
+    from tokenizers import processors
 
-    # The class is generated when the module is imported; type checkers do not see it.
-    proto = sentencepiece_model_pb2.ModelProto()  # type: ignore[attr-defined]
-    proto.ParseFromString((tokenizer.folder / "tokenizer.model").read_bytes())
-    _check_convertible(proto, tokenizer.folder)
+    proto = read_model(tokenizer.folder / "tokenizer.model")
+    if found := obstacles(proto):
+        raise ValueError(
+            f"{tokenizer.folder / 'tokenizer.model'} has {', '.join(found)}, which the conversion does not support; "
+            "prepare the corpus with the transformers version of this tokenizer instead"
+        )
     pieces = tokenizer.pieces()
-    converted = _fast_tokenizer(proto, pieces)
-    special = [AddedToken(pieces[i], normalized=False, special=True) for i in sorted(tokenizer.special_ids)]
-    converted.add_special_tokens(special)
+    converted = convert(proto, pieces, sorted(tokenizer.special_ids))
     ids = {"bos": tokenizer.bos_id, "eos": tokenizer.eos_id, "pad": tokenizer.pad_id, "mask": tokenizer.mask_id}
     named = {name: pieces[i] for name, i in ids.items() if i is not None}
     begin = [named["bos"]] if "bos" in named else []
@@ -80,7 +86,7 @@ def _convert(tokenizer: SentencePieceTokenizer, folder: Path, causal: bool, toke
         converted.post_processor = processors.TemplateProcessing(
             single=[*begin, "$A", *end],
             pair=[*begin, "$A", *end, *(begin if causal else []), "$B:1", *(f"{token}:1" for token in end)],
-            special_tokens=[(token, pieces.index(token)) for token in {*begin, *end}],
+            special_tokens=[(token, pieces.index(token)) for token in sorted({*begin, *end})],
         )
     _check_same_ids(tokenizer, converted, proto, exact)
     converted.save(str(folder / "tokenizer.json"))
@@ -88,58 +94,10 @@ def _convert(tokenizer: SentencePieceTokenizer, folder: Path, causal: bool, toke
     unknown = tokenizer.unk_id
     settings |= {"unk_token": pieces[unknown]} if unknown is not None else {}
     settings |= {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
+    # No space goes before a text. Readers that build a Llama tokenizer themselves assume one unless both are false.
+    settings |= {"add_prefix_space": False, "legacy": False}
     settings |= {"model_input_names": ["input_ids", *(["token_type_ids"] if token_types else []), "attention_mask"]}
     _write(folder / "tokenizer_config.json", settings)
-
-
-def _check_convertible(proto: Any, folder: Path) -> None:
-    normalizer = proto.normalizer_spec
-    problems = {
-        "a normalization table": bool(normalizer.precompiled_charsmap),
-        "a dummy prefix (a space before each text)": normalizer.add_dummy_prefix,
-        "removal of extra spaces": normalizer.remove_extra_whitespaces,
-        "spaces that are not escaped": not normalizer.escape_whitespaces,
-        f"a model of type {proto.trainer_spec.model_type}": proto.trainer_spec.model_type not in (1, 2),
-    }
-    found = [what for what, is_so in problems.items() if is_so]
-    if found:
-        raise ValueError(
-            f"{folder / 'tokenizer.model'} has {', '.join(found)}, which the conversion does not support; prepare the "
-            "corpus with the transformers version of this tokenizer instead"
-        )
-
-
-def _fast_tokenizer(proto: Any, pieces: list[str]) -> Any:
-    """The same model in the library `tokenizers`: unigram with its scores, or BPE with its merges, best score first."""
-    from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
-
-    unknown = proto.trainer_spec.unk_id
-    if proto.trainer_spec.model_type == 1:
-        vocabulary = [(piece, proto.pieces[i].score) for i, piece in enumerate(pieces)]
-        model: models.Model = models.Unigram(vocabulary, unknown, byte_fallback=True)
-    else:
-        normal = {piece: proto.pieces[i].score for i, piece in enumerate(pieces) if proto.pieces[i].type == NORMAL}
-        merges = [
-            (-score, len(piece[:at]), piece[:at], piece[at:])
-            for piece, score in normal.items()
-            for at in range(1, len(piece))
-            if piece[:at] in normal and piece[at:] in normal
-        ]
-        model = models.BPE(
-            vocab={piece: i for i, piece in enumerate(pieces)},
-            merges=[(left, right) for *_, left, right in sorted(merges)],
-            unk_token=pieces[unknown],
-            fuse_unk=True,
-            byte_fallback=True,
-        )
-    converted = Tokenizer(model)
-    converted.normalizer = normalizers.Replace(" ", "▁")
-    whole = [re.escape(piece) for i, piece in enumerate(pieces) if proto.pieces[i].type == USER_DEFINED]
-    if whole:  # pieces that SentencePiece never merges with others
-        pattern = Regex("|".join(sorted(whole, key=len, reverse=True)))
-        converted.pre_tokenizer = pre_tokenizers.Split(pattern, behavior="isolated")
-    converted.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
-    return converted
 
 
 def _check_same_ids(tokenizer: SentencePieceTokenizer, converted: Any, proto: Any, exact: bool) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
+import json
+import re
 import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -15,16 +16,20 @@ from typing import cast
 import numpy as np
 
 from ingot.data.tokenizers.checked_files import MAX_FILE_BYTES, check_files, library_errors
-from ingot.safe_files import read_bytes
+from ingot.data.tokenizers.conversion import convert, obstacles, read_model
+from ingot.data.tokenizers.identity import encoding_hash, hash_files, model_file_hash, whole_hash
+from ingot.safe_files import read_bytes, read_json
 
 SPECIAL_PIECES = ("<pad>", "<unk>", "<s>", "</s>", "<mask>")  # ids 0..4 of every vocabulary trained here
 FIM_PIECES = ("<fim_prefix>", "<fim_middle>", "<fim_suffix>")
 
-# A tokenizer is these files of its folder. Other files, such as weights, do not change its hash. config.json is one of
-# them because many released folders name the class of their tokenizer only there.
+# A tokenizer is these files of its folder. config.json is one of them because many released folders name the class of
+# their tokenizer only there. It and generation_config.json also name the tokens that end a text.
 TOKENIZER_FILES = (
     "added_tokens.json",
+    "chat_template.jinja",
     "config.json",
+    "generation_config.json",
     "merges.txt",
     "sentencepiece.bpe.model",
     "special_tokens_map.json",
@@ -35,6 +40,27 @@ TOKENIZER_FILES = (
     "vocab.json",
     "vocab.txt",
 )
+
+NOT_IN_OLD_HASHES = ("chat_template.jinja", "generation_config.json")
+"""Files that the hash of a tokenizer in manifests of version 0.1.0 did not cover."""
+
+CHAT_TEMPLATE = "chat_template.jinja"
+DEFAULT_CHAT_TEMPLATE = """\
+{{- bos_token }}
+{%- for message in messages %}
+{{- message.role + ":\\n" }}
+{%- if message.role == "assistant" %}
+{%- generation %}{{- message.content + eos_token }}{%- endgeneration %}
+{%- else %}
+{{- message.content + eos_token }}
+{%- endif %}
+{{- "\\n" }}
+{%- endfor %}
+{%- if add_generation_prompt %}
+{{- "assistant:\\n" }}
+{%- endif %}
+"""
+"""For tokenizers that have no template of their own. A turn ends with the end token, which no text can spell."""
 
 # Long texts are encoded in runs of lines of at least so many characters: the time of the encoder grows faster than the
 # length of its text.
@@ -72,7 +98,8 @@ class Tokenizer(ABC):
         eos_id: the token that ends a sequence (BERT's [SEP]); for GPT-2 the same as `bos_id`.
         pad_id, mask_id: as their names say. Each of the four ids is None if the vocabulary has no such token.
         special_ids: all special tokens.
-        sha256: of the tokenizer's files, in hex.
+        files_sha256: of the tokenizer's files, in hex: for copies that must be complete.
+        chat_template: how a chat becomes a text, a Jinja template; None if the tokenizer has none.
     """
 
     vocab_size: int
@@ -81,11 +108,63 @@ class Tokenizer(ABC):
     pad_id: int | None
     mask_id: int | None
     special_ids: frozenset[int]
+    chat_template: str | None = None
 
     def __init__(self, folder: Path):
         self.folder = folder
         self.files = tokenizer_files(folder)
-        self.sha256 = hash_files(self.files)
+        self.files_sha256 = hash_files(self.files)
+
+    @property
+    @abstractmethod
+    def encoding_sha256(self) -> str:
+        """What a text becomes, as a hash in hex: equal for all folders that give the same ids; see identity.py."""
+
+    @property
+    def sha256(self) -> str:
+        """What the tokenizer is, in hex: how it encodes, and its chat template."""
+        return whole_hash(self.encoding_sha256, self.chat_template or DEFAULT_CHAT_TEMPLATE)
+
+    @property
+    def old_sha256(self) -> str:
+        """The hash that manifests of version 0.1.0 have: of the files that were copied then."""
+        return hash_files(file for file in self.files if file.name not in NOT_IN_OLD_HASHES)
+
+    @cached_property
+    def end_ids(self) -> tuple[int, ...]:
+        """The tokens that end a text, in the order of generation_config.json (or config.json), which may name several;
+        the end token is always one.
+
+        Raises:
+            ValueError: one of the files is not a JSON object.
+        """
+        found: list[int] = []
+        for name in ("generation_config.json", "config.json"):
+            if not found and (self.folder / name).is_file():
+                value = _json_object(self.folder / name).get("eos_token_id")
+                named = value if isinstance(value, list) else [value]
+                found = [i for i in named if type(i) is int and 0 <= i < self.vocab_size]
+        return tuple(dict.fromkeys([*found, *([] if self.eos_id is None else [self.eos_id])]))
+
+    @cached_property
+    def special_pieces(self) -> dict[str, int]:
+        """The spelling of each token that `encode` never makes of a text, to its id."""
+        return {self.pieces()[i]: i for i in sorted(self.special_ids)}
+
+    def encode_template(self, text: str) -> tuple[list[int], np.ndarray]:
+        """Ids and offsets, as `encode_with_offsets`, of a text in which a spelled special token means the token."""
+        pattern = "|".join(map(re.escape, sorted(self.special_pieces, key=len, reverse=True))) or "(?!)"
+        ids: list[int] = []
+        offsets, begin = [np.empty((0, 2), np.int64)], 0
+        for found in [*re.finditer(pattern, text), None]:
+            ((inner, at),) = self.encode_with_offsets([text[begin : found.start() if found else None]])
+            ids += inner
+            offsets.append(at + begin)
+            if found:
+                ids.append(self.special_pieces[found[0]])
+                offsets.append(np.array([found.span()]))
+                begin = found.end()
+        return ids, np.concatenate(offsets)
 
     def encode(self, text: str) -> list[int]:
         """Ids of `text`, without special tokens. A special token that is spelled in the text ("</s>") is plain text."""
@@ -104,7 +183,12 @@ class Tokenizer(ABC):
         ids = [int(i) for i in ids]
         if ids and not 0 <= min(ids) <= max(ids) < self.vocab_size:
             raise ValueError(f"token ids must be in [0, {self.vocab_size}), found {min(ids)} to {max(ids)}")
-        return self._decode([i for i in ids if i not in self.special_ids])
+        hidden = self._hidden_ids
+        return self._decode([i for i in ids if i not in hidden])
+
+    @cached_property
+    def _hidden_ids(self) -> frozenset[int]:
+        return self.special_ids | {*self.special_pieces.values()}
 
     @abstractmethod
     def _decode(self, ids: list[int]) -> str:
@@ -134,11 +218,30 @@ class Tokenizer(ABC):
         return {piece: i for i, piece in enumerate(self.pieces())}
 
     def save(self, folder: str | Path) -> None:
-        """Copy the tokenizer's files without a change: the copy has the same `sha256`."""
+        """Copy the tokenizer's files without a change, and write its chat template if it is in none of them."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         for file in self.files:
             shutil.copyfile(file, folder / file.name)
+        if self._new_chat_template:
+            (folder / CHAT_TEMPLATE).write_text(self._new_chat_template, encoding="utf-8", newline="")
+
+    _new_chat_template: str | None = None
+
+    def give_chat_template(self) -> None:
+        """Gives the tokenizer the default chat template, if it has none.
+
+        Raises:
+            ValueError: it has no token to end a turn.
+        """
+        if self.chat_template is not None:
+            return
+        if self.eos_id is None:
+            raise ValueError(
+                f"the tokenizer {self.folder} has neither a chat template nor an end token for one; write "
+                f"{self.folder / CHAT_TEMPLATE}, or set task.chat_template to never"
+            )
+        self.chat_template = self._new_chat_template = DEFAULT_CHAT_TEMPLATE
 
 
 class SentencePieceTokenizer(Tokenizer):
@@ -162,6 +265,16 @@ class SentencePieceTokenizer(Tokenizer):
         self.special_ids = frozenset(
             i for i in range(self.vocab_size) if model.is_control(i) or model.is_unknown(i) or i == self.mask_id
         )
+        if (folder / CHAT_TEMPLATE).is_file():
+            self.chat_template = _template_of(folder / CHAT_TEMPLATE)
+
+    @cached_property
+    def encoding_sha256(self) -> str:
+        proto = read_model(self.folder / "tokenizer.model")
+        if obstacles(proto):
+            return model_file_hash(self.folder / "tokenizer.model", self.bos_id, self.eos_id, self.mask_id)
+        settings = json.loads(convert(proto, [each.piece for each in proto.pieces], sorted(self.special_ids)).to_str())
+        return encoding_hash(settings, self.bos_id, self.eos_id, self.mask_id)
 
     def pieces(self) -> list[str]:
         return [self._model.id_to_piece(i) for i in range(self.vocab_size)]
@@ -245,6 +358,25 @@ class PretrainedTokenizer(Tokenizer):
         self.eos_id = first(tokenizer.eos_token_id, tokenizer.sep_token_id)
         self.pad_id, self.mask_id = tokenizer.pad_token_id, tokenizer.mask_token_id
         self.special_ids = frozenset(tokenizer.all_special_ids)
+        template = tokenizer.chat_template  # of several by name, the default one
+        self.chat_template = template.get("default") if isinstance(template, dict) else template
+
+    @cached_property
+    def encoding_sha256(self) -> str:
+        if (backend := getattr(self._tokenizer, "backend_tokenizer", None)) is None:  # one without a tokenizer.json
+            return hash_files(file for file in self.files if file.name not in NOT_IN_OLD_HASHES)
+        return encoding_hash(json.loads(backend.to_str()), self.bos_id, self.eos_id, self.mask_id)
+
+    @cached_property
+    def special_pieces(self) -> dict[str, int]:
+        added = self._tokenizer.added_tokens_decoder
+        return super().special_pieces | {token.content: i for i, token in sorted(added.items()) if token.special}
+
+    def encode_template(self, text: str) -> tuple[list[int], np.ndarray]:
+        if not self._tokenizer.is_fast:
+            return super().encode_template(text)
+        found = self._encode([text], return_offsets_mapping=True, split_special_tokens=False)
+        return found["input_ids"][0], np.array(found["offset_mapping"][0], dtype=np.int64).reshape(-1, 2)
 
     def pieces(self) -> list[str]:
         return cast("list[str]", self._tokenizer.convert_ids_to_tokens(list(range(self.vocab_size))))
@@ -259,7 +391,7 @@ class PretrainedTokenizer(Tokenizer):
     def _encode(self, texts: Sequence[str], **options: bool) -> Mapping[str, list]:
         plain = {"add_special_tokens": False, "split_special_tokens": True, "return_attention_mask": False}
         with library_errors(self.folder):
-            return self._tokenizer(list(texts), verbose=False, **plain, **options)
+            return self._tokenizer(list(texts), verbose=False, **{**plain, **options})
 
     def template(self, pair: bool) -> Template:
         # Tokenizers configure their special tokens in many ways. A short text shows them.
@@ -315,11 +447,15 @@ def tokenizer_files(folder: Path) -> list[Path]:
     return [folder / name for name in TOKENIZER_FILES if (folder / name).is_file()]
 
 
-def hash_files(files: Iterable[Path]) -> str:
-    """sha256 over names and contents, in hex. The folder of the files does not matter."""
-    digest = hashlib.sha256()
-    for file in files:
-        content = read_bytes(file, max_bytes=MAX_FILE_BYTES)
-        digest.update(f"{file.name}\0{len(content)}\0".encode())
-        digest.update(content)
-    return digest.hexdigest()
+def _template_of(path: Path) -> str:
+    try:
+        return read_bytes(path, max_bytes=MAX_FILE_BYTES).decode()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8: {error}") from None
+
+
+def _json_object(path: Path) -> dict:
+    values = read_json(path, max_bytes=MAX_FILE_BYTES)
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} is not a JSON object")
+    return values

@@ -21,7 +21,8 @@ from ingot.data.corpus.manifest import (
     token_dtype,
 )
 from ingot.data.corpus.storage import open_storage
-from ingot.data.tokenizers.tokenizer import hash_files, load_tokenizer, tokenizer_files
+from ingot.data.tokenizers.identity import hash_files
+from ingot.data.tokenizers.tokenizer import load_tokenizer, tokenizer_files
 from ingot.data.writing.reindex import token_samples
 from ingot.data.writing.writer import split_summary
 

@@ -75,6 +75,7 @@ def write_folder(
             causal=config.causal,
             token_types=config.type_vocab_size > 1,
             exact=exact_tokenizer,
+            chats=task is None and config.causal,
         )
         token_ids = token_ids_of(tokenizer, config.causal)
         write(temporary, config, task, read, dtype, family, max_shard_bytes, token_ids)

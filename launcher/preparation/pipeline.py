@@ -19,7 +19,8 @@ from ingot.data.corpus.manifest import MANIFEST, read_manifest
 from ingot.data.sources.documents import Skipped
 from ingot.data.sources.file_parts import FilePart
 from ingot.data.sources.ingest import find_input_files, scan
-from ingot.data.tokenizers.tokenizer import Tokenizer, hash_files, load_tokenizer, tokenizer_files
+from ingot.data.tokenizers.identity import hash_files
+from ingot.data.tokenizers.tokenizer import Tokenizer, load_tokenizer, tokenizer_files
 from ingot.data.writing import deduplication
 from ingot.data.writing.pieces import PLAN, PreparationPlan, assemble, finished_piece, group_into_pieces
 from ingot.data.writing.writer import CorpusWriter, check_output, is_disk_full, locked_for_writing, publish_corpus
@@ -66,7 +67,7 @@ def run_rank_zero(options: PrepareOptions, ranks: RankCoordinator) -> Outcome:
                 shutil.rmtree(ranks.folder, ignore_errors=True)
             raise
         timer.end("reading")
-        made_from = fingerprint(options, parts, existing.sha256 if existing else None)
+        made_from = fingerprint(options, parts, existing.files_sha256 if existing else None)
         plan = _make_plan(options, made_from, parts, skipped, ranks)
         if manifest := find_unchanged_corpus(output, made_from):
             if not ranks.is_single:

@@ -182,6 +182,7 @@ def checkpoint_metadata(job: Job, mesh: Mesh) -> dict:
     return {
         "data": job.data_stamp,
         "tokenizer_sha256": job.tokenizer.sha256,
+        "tokenizer_files_sha256": job.tokenizer.files_sha256,
         "layout": {
             "engine": engine_name(config),
             "data_replicate": mesh.num_data // mesh.data_shard,

@@ -35,7 +35,7 @@ def test_corpus_returns_the_documents(corpus_folder, tokenizer, texts):
     assert corpus.num_tokens == sum(map(len, documents))
     assert corpus.text_bytes == sum(len(t.encode()) for t in expected)
     assert corpus.vocab_size == 340
-    assert corpus.tokenizer_sha256 == tokenizer.sha256
+    assert (corpus.tokenizer_sha256, corpus.encoding_sha256) == (tokenizer.files_sha256, tokenizer.encoding_sha256)
 
 
 def test_entropy_is_of_the_splits_own_tokens(corpus_folder):

@@ -1,11 +1,14 @@
 """Tokenizers as `transformers` opens them: the same ids, the same text back, the same special tokens."""
 
 import json
+import re
 import sysconfig
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
+from ingot.data.tokenizers.conversion import NORMAL, USER_DEFINED, read_model
 from ingot.data.tokenizers.huggingface_export import export_tokenizer
 from ingot.data.tokenizers.tokenizer import SentencePieceTokenizer, Tokenizer, load_tokenizer
 from ingot.data.tokenizers.training import train_sentencepiece
@@ -53,6 +56,45 @@ def test_ids_and_texts_are_the_same(bpe, sources, tmp_path):
         assert theirs.decode(ids) == text
     assert len(theirs) == bpe.vocab_size
     assert any(bpe.pieces()[i].startswith("<0x") for i in bpe.encode(TEXTS[6])), "bytes stand in for unknown characters"
+
+
+def test_a_reader_that_builds_a_llama_tokenizer_itself_puts_no_space_before_a_text(bpe, sources, tmp_path):
+    exported(bpe, tmp_path)
+    theirs = transformers.LlamaTokenizer.from_pretrained(tmp_path)
+    for text in [*TEXTS, *sources]:
+        ids = bpe.encode(text)
+        assert ids_of_llama_cpp(tmp_path, text) == ids, text
+        if "\n" not in text and "\t" not in text:  # it does not know that these stand alone
+            assert theirs(text, add_special_tokens=False)["input_ids"] == ids, text
+
+
+def ids_of_llama_cpp(folder: Path, text: str) -> list[int]:
+    """What llama.cpp makes of a text with the vocabulary that its converter takes from tokenizer.model.
+
+    The converter adds a space before a text unless tokenizer_config.json says otherwise. Then pieces that a user
+    defined are found, and between them the pair whose piece has the highest score is merged, the leftmost of equals.
+    """
+    proto = read_model(folder / "tokenizer.model")
+    piece_ids = {piece.piece: i for i, piece in enumerate(proto.pieces)}
+    score = {p.piece: p.score for p in proto.pieces if p.type == NORMAL}
+    defined = [p.piece for p in proto.pieces if p.type == USER_DEFINED]
+    prefix = json.loads((folder / "tokenizer_config.json").read_text()).get("add_prefix_space", True)
+    ids: list[int] = []
+    for part in re.split(f"({'|'.join(map(re.escape, defined))})", (" " if prefix else "") + text):
+        if part in defined:
+            ids.append(piece_ids[part])
+            continue
+        symbols = list(part.replace(" ", "▁"))
+        while True:
+            pairs = [(-score[a + b], n) for n, (a, b) in enumerate(pairwise(symbols)) if a + b in score]
+            if not pairs:
+                break
+            _, n = min(pairs)
+            symbols[n : n + 2] = [symbols[n] + symbols[n + 1]]
+        for symbol in symbols:
+            known = symbol in score
+            ids += [piece_ids[symbol]] if known else [piece_ids[f"<0x{byte:02X}>"] for byte in symbol.encode()]
+    return ids
 
 
 def test_special_tokens_keep_their_roles_and_a_class_that_all_readers_know(bpe, tmp_path):

@@ -12,8 +12,12 @@ from pathlib import Path
 
 import pytest
 
+from ingot.data.tokenizers.huggingface_export import export_tokenizer
+from ingot.data.tokenizers.tokenizer import load_tokenizer
+from ingot.data.tokenizers.training import train_sentencepiece
 from ingot.launcher import checkpoint, evaluate, finetune, generate, predict, pretrain
 from ingot.launcher.config import aliases
+from ingot.launcher.runtime.exit_codes import BadInput
 
 HERE = Path(__file__).parent / "before_rename"
 EXPECTED = json.loads((HERE / "expected.json").read_text())
@@ -79,6 +83,25 @@ def test_its_checkpoints_are_intact_and_its_settings_are_compared_under_the_new_
     assert "setting run.steps: 2 and 3" in said
     assert "keep" not in said
     assert "model." not in said.replace("model/", "")
+
+
+def test_its_exported_tokenizer_is_that_of_its_corpus_and_its_checkpoint(old):
+    Path("exported").mkdir()
+    export_tokenizer(load_tokenizer("runs/gpt/tokenizer"), Path("exported"), causal=True, chats=True)
+    given = ["--checkpoint", "runs/gpt", "--tokenizer", "exported", "--corpus", "corpus", "--output", "scores.json"]
+    evaluate.main(given)
+    assert json.loads(Path("scores.json").read_text())["loss"] == pytest.approx(EXPECTED["evaluate"], rel=1e-6)
+    shutil.copytree("corpus", "other_corpus")
+    train_sentencepiece(["other text"] * 9, "other", 275)
+    shutil.copy("other/tokenizer.model", "other_corpus/tokenizer/tokenizer.model")
+    with pytest.raises(BadInput, match="other_corpus was made with another tokenizer"):
+        evaluate.main([*given, "--corpus", "other_corpus"])
+    template = Path("exported/chat_template.jinja")
+    template.write_text(template.read_text() + "\n")
+    with pytest.raises(BadInput, match="exported has another chat template than"):
+        evaluate.main(given)
+    with pytest.raises(BadInput, match="other is not the one that"):
+        evaluate.main([*given, "--tokenizer", "other"])
 
 
 def test_a_new_run_starts_from_its_weights(old, capsys):

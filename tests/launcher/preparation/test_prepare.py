@@ -86,7 +86,8 @@ def test_an_existing_tokenizer(tmp_path, text_folder, tokenizer, gpt2_like, kind
     chosen = TokenizerOptions(path=str(path))
     prepare(options(text_folder, tmp_path / "c", tokenizer=chosen))
     corpus = Corpus.open(tmp_path / "c", "train")
-    assert corpus.tokenizer_sha256 == load_tokenizer(path).sha256 == load_tokenizer(corpus.tokenizer_folder).sha256
+    assert corpus.tokenizer_sha256 == load_tokenizer(path).files_sha256
+    assert corpus.encoding_sha256 == load_tokenizer(path).encoding_sha256
     shutil.copytree(path, tmp_path / "copy")
     assert prepare(options(text_folder, tmp_path / "c", tokenizer=TokenizerOptions(path=str(tmp_path / "copy")))).reused
 
