@@ -141,13 +141,14 @@ class Transformer(nn.Module):
                 the new tokens. The output at padding has no meaning. Not together with `cu_seqlens`.
 
         Raises:
-            ValueError: more tokens than learned positions (with `cu_seqlens` the caller must check), or token types
-                for a model without type embeddings.
+            ValueError: more tokens than learned positions (with `positions_BT` or `cu_seqlens` the caller must check),
+                or token types for a model without type embeddings.
         """
         config = self.config
         (batch, length), past = input_ids_BT.shape, cache.length if cache is not None else 0
         blocks = cast("list[Block]", list(self.blocks))
-        if config.positions == "learned" and cu_seqlens is None and past + length > config.max_position_embeddings:
+        counted = cu_seqlens is None and positions_BT is None
+        if config.positions == "learned" and counted and past + length > config.max_position_embeddings:
             raise ValueError(
                 f"a sequence of {past + length} tokens is longer than the {config.max_position_embeddings} learned "
                 f"positions of the model; shorten it to {config.max_position_embeddings} tokens, or train a model with "

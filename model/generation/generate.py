@@ -56,6 +56,7 @@ def generate(
     *,
     decode: Callable[[list[int]], str] | None = None,
     rows: Sequence[int] | None = None,
+    limits: Sequence[int] | None = None,
     cache: bool = True,
 ) -> Iterator[NewToken]:
     """Continues each prompt. Yields the new tokens of each step, in the order of the rows, as soon as they are sampled.
@@ -66,12 +67,13 @@ def generate(
         prompts: token ids of the rows, at least one each. The lengths may differ.
         decode: token ids to text. None: the new tokens have no text, and stop strings are refused.
         rows: a number for each row; seed and number give the random numbers of the row. None for 0, 1, 2, ...
+        limits: largest number of new tokens of each row, at least 1; None for sampling.max_tokens.
         cache: keep keys and values. False computes the whole text again for each token: slower, the same tokens.
 
     Raises:
         ValueError: at the call (not at the first token), with all problems of the arguments.
     """
-    check(model, prompts, sampling, decode)
+    check(model, prompts, sampling, decode, limits)
     prompts = [list(prompt) for prompt in prompts]
     rows = range(len(prompts)) if rows is None else rows
     assert len(rows) == len(prompts), (len(rows), len(prompts))
@@ -79,8 +81,9 @@ def generate(
         return iter(())
     sampler = Sampler(sampling, prompts, rows, model.config.vocab_size, model.head.weight.device)
     streams = None if decode is None else [TextStream(decode, prompt, sampling.stop) for prompt in prompts]
-    steps = _sampled_tokens(model, prompts, sampling.max_tokens, sampler, cache)
-    return _with_text(steps, len(prompts), sampling, streams)
+    limits = [sampling.max_tokens] * len(prompts) if limits is None else limits
+    steps = _sampled_tokens(model, prompts, max(limits), sampler, cache)
+    return _with_text(steps, limits, sampling, streams)
 
 
 def complete(
@@ -90,11 +93,12 @@ def complete(
     *,
     decode: Callable[[list[int]], str] | None = None,
     rows: Sequence[int] | None = None,
+    limits: Sequence[int] | None = None,
     cache: bool = True,
 ) -> list[Completion]:
     """`generate` to the end: one completion for each prompt."""
     completions = [Completion() for _ in prompts]
-    for new in generate(model, prompts, sampling, decode=decode, rows=rows, cache=cache):
+    for new in generate(model, prompts, sampling, decode=decode, rows=rows, limits=limits, cache=cache):
         completion = completions[new.row]
         completion.tokens.append(new.token)
         completion.text += new.text
@@ -108,6 +112,7 @@ def check(
     prompts: Sequence[Sequence[int]],
     sampling: Sampling,
     decode: Callable[[list[int]], str] | None = None,
+    limits: Sequence[int] | None = None,
 ) -> None:
     """Raises the ValueError that `generate` would raise. For callers that check all batches before the first one."""
     problems = [] if model.config.causal else ["the model is not causal and cannot continue a text; use fill_mask"]
@@ -115,39 +120,43 @@ def check(
     if sampling.stop and decode is None:
         problems.append("stop strings are searched in the text; pass decode")
     num_virtual_tokens = getattr(model.embedding.token, "num_virtual_tokens", 0)
-    problems += _problems_of_prompts(model.config, prompts, sampling.max_tokens, num_virtual_tokens)
+    limits = [sampling.max_tokens] * len(prompts) if limits is None else limits
+    assert len(limits) == len(prompts), (len(limits), len(prompts))
+    problems += _problems_of_prompts(model.config, prompts, limits, num_virtual_tokens)
     if problems:
         raise ValueError("\n".join(problems))
 
 
 def _problems_of_prompts(
-    config: ModelConfig, prompts: Sequence[Sequence[int]], max_tokens: int, num_virtual_tokens: int
+    config: ModelConfig, prompts: Sequence[Sequence[int]], limits: Sequence[int], num_virtual_tokens: int
 ) -> list[str]:
     if not prompts:
         return ["there is no prompt"]
     if not all(prompts):
         return ["a prompt is empty; pass at least one token, for example the end-of-text token"]
     problems = []
-    least, most, longest = min(map(min, prompts)), max(map(max, prompts)), max(map(len, prompts))
+    least, most = min(map(min, prompts)), max(map(max, prompts))
+    sizes = [(len(prompt) + limit, len(prompt), limit) for prompt, limit in zip(prompts, limits, strict=True)]
+    whole, prompt, limit = max(sizes)
     if least < -num_virtual_tokens or most >= config.vocab_size:
         problems.append(
             f"the prompt has token ids from {least} to {most}, and the model has 0 to {config.vocab_size - 1}; "
             "use the tokenizer of the model"
         )
-    room = config.max_position_embeddings - longest
-    if config.positions == "learned" and max_tokens > room:
+    positions = config.max_position_embeddings
+    if config.positions == "learned" and whole > positions:
         problems.append(
-            f"a prompt of {longest} tokens and {max_tokens} more exceed the {config.max_position_embeddings} positions "
-            f"of the model; shorten the prompt, or set max_tokens to at most {max(0, room)}"
+            f"a prompt of {prompt} tokens and {limit} more exceed the {positions} positions of the model; shorten the "
+            f"prompt, or set max_tokens to at most {max(0, positions - prompt)}"
         )
     return problems
 
 
 def _with_text(
-    steps: Iterator[list[int]], num_rows: int, sampling: Sampling, streams: list[TextStream] | None
+    steps: Iterator[list[int]], limits: Sequence[int], sampling: Sampling, streams: list[TextStream] | None
 ) -> Iterator[NewToken]:
     """Adds text and finish reasons to the tokens of each step; stops when all rows have ended."""
-    eos_ids, running = frozenset(sampling.eos_ids), list(range(num_rows))
+    eos_ids, running = frozenset(sampling.eos_ids), list(range(len(limits)))
     for number, tokens in enumerate(steps, start=1):
         for row in running:
             token, text = tokens[row], ""
@@ -158,7 +167,7 @@ def _with_text(
                 text = streams[row].add(token)
                 if streams[row].stopped:
                     finish_reason = "stop"
-            if finish_reason is None and number == sampling.max_tokens:
+            if finish_reason is None and number == limits[row]:
                 finish_reason = "length"
             if finish_reason is not None and streams is not None:
                 text += streams[row].finish()
@@ -189,7 +198,9 @@ def _sampled_tokens(
     ids_BS = ids_BS.to(device)
     mask_BS = is_token_BS.to(device) if min(lengths) < longest else None
     padding_B1 = torch.tensor([[longest - length] for length in lengths], device=device)
-    positions_BS = (torch.arange(total, device=device) - padding_B1).clamp_(min=0)
+    # A row that has ended may be beyond the last position; its tokens are ignored.
+    last = model.config.max_position_embeddings - 1 if model.config.positions == "learned" else None
+    positions_BS = (torch.arange(total, device=device) - padding_B1).clamp_(min=0, max=last)
     cache = KeyValueCache(model.config.num_hidden_layers, total) if cached else None
     begin = 0
     for end in range(longest, total + 1):

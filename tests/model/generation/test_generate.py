@@ -153,6 +153,19 @@ def test_positions_must_suffice(build):
     assert text_of(build("gpt"), [1], max_tokens=0) == []
 
 
+def test_a_long_prompt_does_not_shorten_the_other_rows(build):
+    model = build("gpt")  # it has 64 learned positions
+    prompts = [PROMPT, [1 + n % 90 for n in range(60)], [9], [2 + n % 90 for n in range(63)]]
+    limits = [40, 4, 40, 1]
+    together = complete(model, prompts, GREEDY, limits=limits)
+    for prompt, limit, found in zip(prompts, limits, together, strict=True):
+        (alone,) = complete(model, [prompt], Sampling(max_tokens=limit, temperature=0))
+        assert found == alone
+        assert len(found.tokens) == limit
+    with pytest.raises(ValueError, match="a prompt of 60 tokens and 5 more exceed the 64 positions"):
+        complete(model, prompts, GREEDY, limits=[40, 5, 40, 1])
+
+
 def test_fill_mask_gives_the_likeliest_tokens(build):
     model, ids = build("bert"), [1, 96, 4, 96, 9]
     filled = fill_mask(model, ids, mask_id=96, top_k=3)
