@@ -1,12 +1,14 @@
 """The Python API: a model in, a model out, text, and the sequences of a corpus."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from ingot.data.corpus.shards import Corpus
 from ingot.data.loader.reader import Reader, ReaderOptions
+from ingot.data.tokenizers.chat import ChatEncoder
 from ingot.data.tokenizers.tokenizer import Tokenizer, load_tokenizer
 from ingot.launcher.checkpoints.export import write_folder
 from ingot.launcher.inference.generation import decoder
@@ -90,6 +92,7 @@ def generate(
     repetition_penalty: float = 1.0,
     stop: Sequence[str] = (),
     seed: int = 0,
+    chat: bool = False,
 ) -> str | list[str]:
     """Continues texts with a GPT.
 
@@ -100,6 +103,7 @@ def generate(
         top_k, top_p, min_p: bounds of the tokens that are drawn from; see `ingot generate --help`.
         stop: strings that end a text and are no part of it.
         seed: of the draws.
+        chat: a prompt is what a user says; the tokenizer's chat template is put around it.
 
     Returns:
         What follows the prompt; a list for several prompts.
@@ -114,10 +118,17 @@ def generate(
         repetition_penalty=repetition_penalty,
         seed=seed,
         stop=tuple(stop),
-        eos_ids=() if tokenizer.eos_id is None else (tokenizer.eos_id,),
+        eos_ids=tokenizer.end_ids,
     )
-    start = tokenizer.eos_id if tokenizer.bos_id is None else tokenizer.bos_id
-    ids = [([] if start is None else [start]) + tokenizer.encode(text) for text in texts]
+    if chat:
+        tokenizer.give_chat_template()
+        encoder = ChatEncoder(tokenizer)
+        sampling = replace(sampling, eos_ids=encoder.end_ids)
+        chats = [([{"role": "user", "content": text}], f"prompt {n}") for n, text in enumerate(texts, start=1)]
+        ids = [each.tolist() for each in encoder.prompts(chats)]
+    else:
+        start = tokenizer.eos_id if tokenizer.bos_id is None else tokenizer.bos_id
+        ids = [([] if start is None else [start]) + tokenizer.encode(text) for text in texts]
     found = [completion.text for completion in complete(model, ids, sampling, decode=decoder(tokenizer))]
     return found[0] if isinstance(prompts, str) else found
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from typing import Any
+
 import numpy as np
 
 from ingot.data.sequences.objectives import IGNORE_INDEX
@@ -9,6 +12,7 @@ from ingot.data.tasks.encoding import TextEncoder, text_of
 from ingot.data.tasks.examples import Example
 from ingot.data.tasks.records import Record, read_records
 from ingot.data.tasks.task_data import TaskData, TaskSettings
+from ingot.data.tokenizers.chat import ASSISTANT, ChatEncoder, ChatIds, Messages
 from ingot.data.tokenizers.tokenizer import Tokenizer
 
 Part = tuple[str, bool]
@@ -18,10 +22,13 @@ Part = tuple[str, bool]
 def read_instruction(path: str, settings: TaskSettings, tokenizer: Tokenizer, *, labelled: bool = True) -> TaskData:
     """Records with an input and an output, or with one list of messages ({role, content}).
 
-    The input stands in `settings.template`. A chat is written as lines "ROLE: CONTENT", and what the assistant says is
-    learned. An example ends with the tokenizer's end token, which is learned too; a long one loses its end. Without
-    labels an example is only what comes before the (last) output. The target is int64 (tokens,), the next token, and
-    -100 where it is not learned.
+    The input stands in `settings.template`, and behind the output stands the tokenizer's end token, which is learned
+    too. A chat is written by the tokenizer's chat template, and what the assistant says is learned, with the token that
+    the template ends a turn with; a tokenizer without a template gets the default one. `settings.chat_template` can ask
+    for the template also for inputs and outputs, or for plain lines "ROLE: CONTENT" instead.
+
+    A long example loses its end. Without labels an example is what comes before the (last) output, and it is whole,
+    however long. The target is int64 (tokens,), the next token, and -100 where it is not learned.
 
     `text_columns` are input and output, or messages. See `ReadTask`.
 
@@ -34,68 +41,136 @@ def read_instruction(path: str, settings: TaskSettings, tokenizer: Tokenizer, *,
     if len(columns) not in (1, 2):
         raise ValueError(f"task.text_columns names {len(columns)} columns; name input and output, or one of messages")
     records = read_records(path, columns if labelled else columns[:1])
+    read = _in_template if uses_chat_template(settings) else _in_lines
+    examples = []
+    for index, found in enumerate(read(records, settings, tokenizer, labelled)):
+        if not labelled:
+            examples += [_example(chat.ids, np.full(len(chat.ids), IGNORE_INDEX), index) for chat in found]
+            continue
+        targets = [_target(chat, records[index].where, encoder) for chat in found]
+        kept = [_example(*each, index) for each in targets if (each[1] != IGNORE_INDEX).any()]
+        if not kept:
+            raise ValueError(
+                f"{records[index].where}: nothing of the output is left within {encoder.max_length} tokens; raise "
+                f"task.max_length"
+            )
+        examples += kept
+    return TaskData(examples, records, settings, num_truncated=encoder.num_truncated)
+
+
+def uses_chat_template(settings: TaskSettings) -> bool:
+    """Whether the tokenizer's chat template writes the examples."""
+    chats = len(settings.text_columns) == 1
+    return settings.chat_template == "always" or (settings.chat_template == "auto" and chats)
+
+
+def end_ids(settings: TaskSettings, tokenizer: Tokenizer) -> tuple[int, ...]:
+    """The tokens that end an output."""
+    if not uses_chat_template(settings):
+        return tokenizer.end_ids
+    tokenizer.give_chat_template()
+    return ChatEncoder(tokenizer).end_ids
+
+
+def reference(record: Record, columns: Sequence[str]) -> str:
+    """The (last) output of a record, which a prediction is compared with.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if len(columns) == 2:
+        if columns[1] not in record.values:
+            raise ValueError(f"{record.where}: no column {columns[1]!r}; a score needs the outputs")
+        return text_of(record.values, columns[1], record.where)
+    last = messages_of(record.values[columns[0]], record.where)[-1]
+    if last["role"] != ASSISTANT:
+        raise ValueError(
+            f"{record.where}: the last message is of the role {last['role']!r}, and a score needs an answer"
+        )
+    return last["content"]
+
+
+def _in_template(
+    records: Sequence[Record], settings: TaskSettings, tokenizer: Tokenizer, labelled: bool
+) -> Iterator[list[ChatIds]]:
+    """Each record by the chat template."""
+    tokenizer.give_chat_template()
+    encoder = ChatEncoder(tokenizer)
+    chats = [(_as_chat(record, settings, labelled), record.where) for record in records]
+    if labelled:
+        yield from encoder.whole(chats)
+    else:
+        yield from ([ChatIds(ids, np.zeros(len(ids), bool))] for ids in encoder.prompts(chats))
+
+
+def _as_chat(record: Record, settings: TaskSettings, labelled: bool) -> Messages:
+    columns = settings.text_columns
+    if len(columns) == 1:
+        messages = messages_of(record.values[columns[0]], record.where)
+        return _with_answer(messages, record.where) if labelled else _question(messages)
+    parts = _parts(record, settings, labelled)
+    return [{"role": role, "content": text} for role, (text, _) in zip(("user", ASSISTANT), parts, strict=False)]
+
+
+def _in_lines(
+    records: Sequence[Record], settings: TaskSettings, tokenizer: Tokenizer, labelled: bool
+) -> Iterator[list[ChatIds]]:
+    """Each record as its parts one after the other, between the tokens that begin and end a text."""
     parts_of = [_parts(record, settings, labelled) for record in records]
     encoded = iter(tokenizer.encode_batch([text for parts in parts_of for text, _ in parts]))
-    examples = []
-    for index, (record, parts) in enumerate(zip(records, parts_of, strict=True)):
-        pieces = [(next(encoded), learned) for _, learned in parts]
-        examples.append(_example(pieces, index, record.where, encoder, labelled))
-    return TaskData(examples, records, settings, num_truncated=encoder.num_truncated)
+    begin = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
+    end = [tokenizer.eos_id] if labelled and tokenizer.eos_id is not None else []
+    for parts in parts_of:
+        pieces = [(begin, False), *((next(encoded), learned) for _, learned in parts), (end, True)]
+        learned = [to_learn for ids, to_learn in pieces for _ in ids]
+        yield [ChatIds(np.array([i for ids, _ in pieces for i in ids], np.int64), np.array(learned, bool))]
 
 
 def _parts(record: Record, settings: TaskSettings, labelled: bool) -> list[Part]:
     columns = settings.text_columns
     if len(columns) == 1:
-        return chat_parts(record.values[columns[0]], record.where, labelled)
+        return _lines(messages_of(record.values[columns[0]], record.where), record.where, labelled)
     prompt = settings.template.replace("{input}", text_of(record.values, columns[0], record.where))
     output: list[Part] = [(text_of(record.values, columns[1], record.where), True)] if labelled else []
     return [(prompt, False), *output]
 
 
-def chat_parts(messages: object, where: str, labelled: bool) -> list[Part]:
-    """The texts of a chat. Without labels the last message of the assistant is left out.
-
-    Raises:
-        ValueError: not a list of {role, content}, or no message of the assistant.
-    """
-    if not isinstance(messages, list) or not messages or not all(map(_is_message, messages)):
-        raise ValueError(f"{where}: the messages are {messages!r}; give a list of objects with role and content")
-    if not labelled and messages[-1]["role"] == "assistant":
-        messages = messages[:-1]
+def _lines(messages: Messages, where: str, labelled: bool) -> list[Part]:
+    """The texts of a chat. Without labels the last message of the assistant is left out."""
+    messages = _with_answer(messages, where) if labelled else _question(messages)
     parts: list[Part] = []
     for message in messages:
-        learned = message["role"] == "assistant"
-        parts += [(f"{message['role']}: ", False), (message["content"] + "\n", learned)]
-    if not labelled:
-        return [*parts, ("assistant: ", False)]
-    if not any(learned for _, learned in parts):
+        parts += [(f"{message['role']}: ", False), (message["content"] + "\n", message["role"] == ASSISTANT)]
+    return parts if labelled else [*parts, (f"{ASSISTANT}: ", False)]
+
+
+def _question(messages: Messages) -> Messages:
+    """What comes before the last answer."""
+    return messages[:-1] if messages[-1]["role"] == ASSISTANT else messages
+
+
+def _with_answer(messages: Messages, where: str) -> Messages:
+    if not any(message["role"] == ASSISTANT for message in messages):
         raise ValueError(f"{where}: no message is of the role 'assistant', so there is nothing to learn")
-    return parts
+    return messages
 
 
-def _is_message(value: object) -> bool:
-    return isinstance(value, dict) and all(isinstance(value.get(key), str) for key in ("role", "content"))
+def messages_of(value: Any, where: str) -> Messages:
+    is_message = lambda one: isinstance(one, dict) and all(isinstance(one.get(k), str) for k in ("role", "content"))  # noqa: E731
+    if not isinstance(value, list) or not value or not all(map(is_message, value)):
+        raise ValueError(f"{where}: the messages are {value!r}; give a list of objects with role and content")
+    return value
 
 
-def _example(
-    pieces: list[tuple[list[int], bool]], index: int, where: str, encoder: TextEncoder, labelled: bool
-) -> Example:
-    begin, end = encoder.tokenizer.bos_id, encoder.tokenizer.eos_id
-    ids, learned = ([] if begin is None else [begin]), ([] if begin is None else [False])
-    for piece, to_learn in pieces:
-        ids += piece
-        learned += [to_learn] * len(piece)
-    if labelled and end is not None:
-        ids, learned = [*ids, end], [*learned, True]
-    ids = encoder.truncate(ids, encoder.max_length, where)
+def _target(chat: ChatIds, where: str, encoder: TextEncoder) -> tuple[np.ndarray, np.ndarray]:
+    """The ids that there is room for, and of each the next token where that is learned."""
+    ids = np.array(encoder.truncate(chat.ids.tolist(), encoder.max_length, where))
     target = np.full(len(ids), IGNORE_INDEX)
-    following = np.array(learned[1 : len(ids)], bool)
-    target[:-1][following] = np.array(ids[1:])[following]
-    count = int(following.sum())
-    if labelled and not count:
-        raise ValueError(
-            f"{where}: nothing of the output is left within {encoder.max_length} tokens; raise task.max_length"
-        )
-    if not labelled:
-        target, count = np.full(len(ids), IGNORE_INDEX), 0
-    return Example(np.array(ids), np.zeros(len(ids), np.int64), target, count, index, (len(ids),))
+    following = chat.learned[1 : len(ids)]
+    target[:-1][following] = ids[1:][following]
+    return ids, target
+
+
+def _example(ids: np.ndarray, target: np.ndarray, index: int) -> Example:
+    num_targets = int((target != IGNORE_INDEX).sum())
+    return Example(ids, np.zeros(len(ids), np.int64), target, num_targets, index, (len(ids),))

@@ -25,6 +25,7 @@ class TaskSettings:
         document_context: most tokens of its document that are added on either side of a sentence.
         max_answer_tokens: most tokens of an answer.
         template: a text with {input} where the input goes.
+        chat_template: whether the tokenizer's chat template writes instructions: auto (chats only), always or never.
     """
 
     text_columns: Sequence[str]
@@ -38,6 +39,7 @@ class TaskSettings:
     document_context: int = 0
     max_answer_tokens: int = 30
     template: str = "{input}"
+    chat_template: str = "auto"
 
 
 @dataclass(frozen=True)

@@ -44,7 +44,7 @@ TOKENIZER_FILES = (
 NOT_IN_OLD_HASHES = ("chat_template.jinja", "generation_config.json")
 """Files that the hash of a tokenizer in manifests of version 0.1.0 did not cover."""
 
-CHAT_TEMPLATE = "chat_template.jinja"
+CHAT_TEMPLATE, MORE_TEMPLATES = "chat_template.jinja", "additional_chat_templates"
 DEFAULT_CHAT_TEMPLATE = """\
 {{- bos_token }}
 {%- for message in messages %}
@@ -138,13 +138,20 @@ class Tokenizer(ABC):
         Raises:
             ValueError: one of the files is not a JSON object.
         """
-        found: list[int] = []
-        for name in ("generation_config.json", "config.json"):
-            if not found and (self.folder / name).is_file():
-                value = _json_object(self.folder / name).get("eos_token_id")
-                named = value if isinstance(value, list) else [value]
-                found = [i for i in named if type(i) is int and 0 <= i < self.vocab_size]
+        found = self.ends_in("generation_config.json") or self.ends_in("config.json")
         return tuple(dict.fromkeys([*found, *([] if self.eos_id is None else [self.eos_id])]))
+
+    def ends_in(self, name: str) -> list[int]:
+        """The tokens that a file of the folder names as eos_token_id; none without such a file."""
+        if not (self.folder / name).is_file():
+            return []
+        value = _json_object(self.folder / name).get("eos_token_id")
+        return [i for i in (value if isinstance(value, list) else [value]) if type(i) is int and i >= 0]
+
+    @property
+    def named_tokens(self) -> dict[str, str]:
+        """Special tokens by the names that chat templates use, beyond bos, eos, pad and mask."""
+        return {}
 
     @cached_property
     def special_pieces(self) -> dict[str, int]:
@@ -223,6 +230,9 @@ class Tokenizer(ABC):
         folder.mkdir(parents=True, exist_ok=True)
         for file in self.files:
             shutil.copyfile(file, folder / file.name)
+        for more in sorted((self.folder / MORE_TEMPLATES).glob("*.jinja")):
+            (folder / MORE_TEMPLATES).mkdir(exist_ok=True)
+            shutil.copyfile(more, folder / MORE_TEMPLATES / more.name)
         if self._new_chat_template:
             (folder / CHAT_TEMPLATE).write_text(self._new_chat_template, encoding="utf-8", newline="")
 
@@ -366,6 +376,11 @@ class PretrainedTokenizer(Tokenizer):
         if (backend := getattr(self._tokenizer, "backend_tokenizer", None)) is None:  # one without a tokenizer.json
             return hash_files(file for file in self.files if file.name not in NOT_IN_OLD_HASHES)
         return encoding_hash(json.loads(backend.to_str()), self.bos_id, self.eos_id, self.mask_id)
+
+    @property
+    def named_tokens(self) -> dict[str, str]:
+        named = self._tokenizer.special_tokens_map
+        return {name: str(token) for name, token in named.items() if not isinstance(token, list | tuple)}
 
     @cached_property
     def special_pieces(self) -> dict[str, int]:

@@ -1,5 +1,6 @@
 """Writes a run or checkpoint as a Hugging Face folder, or its adapter as a folder of peft: the command `export`."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -77,14 +78,23 @@ def write_folder(
             exact=exact_tokenizer,
             chats=task is None and config.causal,
         )
+        (temporary / GENERATION).unlink(missing_ok=True)
         token_ids = token_ids_of(tokenizer, config.causal)
         write(temporary, config, task, read, dtype, family, max_shard_bytes, token_ids)
+        if (temporary / GENERATION).is_file() and (tokenizer.folder / GENERATION).is_file():
+            shutil.copyfile(tokenizer.folder / GENERATION, temporary / GENERATION)  # as the base model came with it
 
 
-def token_ids_of(tokenizer: Tokenizer, causal: bool) -> dict[str, int | None]:
-    """The ids of special tokens by their names in transformers, for config.json."""
+GENERATION = "generation_config.json"
+
+
+def token_ids_of(tokenizer: Tokenizer, causal: bool) -> dict[str, int | list[int] | None]:
+    """The ids of special tokens by their names in transformers, for config.json. Several can end a text of a GPT."""
     ids = {name: getattr(tokenizer, f"{name}_id") for name in ("bos", "eos", "pad", "mask")}
-    return ids if causal else ids | {"cls": tokenizer.bos_id, "sep": tokenizer.eos_id}
+    if not causal:
+        return ids | {"cls": tokenizer.bos_id, "sep": tokenizer.eos_id}
+    ends = tokenizer.ends_in("config.json") or list(tokenizer.end_ids)
+    return ids | ({"eos": ends} if len(ends) > 1 else {})
 
 
 def _merged(

@@ -197,6 +197,8 @@ def modernize_manifest(manifest: dict, where: object = None) -> dict:
     found = dict(manifest)
     if isinstance(manifest.get("config"), dict):
         found["config"] = modernize(manifest["config"], said)
+        if "chat_template" not in found["config"].get("task", {"chat_template": ""}):
+            found["config"]["task"]["chat_template"] = "never"  # it was made when there were no templates
     if isinstance(manifest.get("model"), dict):
         found["model"] = modernize({"model": manifest["model"]})["model"]
     return found

@@ -74,6 +74,10 @@ class Task:
     """Column of the label in CoNLL files; -1 is the last."""
     template: str = "{input}"
     """Text around the input of an instruction; it must contain {input}."""
+    chat_template: Literal["auto", "always", "never"] = "auto"
+    """Whether the tokenizer's chat template writes the examples of instruction, of which the model learns what the
+    assistant says. auto: chats, not inputs and outputs. always: an input is what the user says, and an output the
+    answer. never: chats as lines ROLE: CONTENT. A tokenizer without a template gets one, which stays with the model."""
     max_length: PositiveCount = 128
     """Maximum number of tokens of an example. Longer sentences of token_classification and paragraphs of
     question_answering become several windows."""

@@ -23,7 +23,7 @@ class GenerateOptions:
     prompt: str = ""
     """The text to continue; empty begins a document. For a BERT, a text with <mask> where a token is wanted."""
     prompts: str | None = None
-    """File of prompts instead: one per line, or .jsonl with "prompt" in each object."""
+    """File of prompts instead: one per line, or .jsonl with "prompt" (or "messages") in each object."""
     output: str | None = None
     """File for the texts, .jsonl, one object each; by default they are printed."""
     max_tokens: PositiveCount = 64
@@ -49,6 +49,9 @@ class GenerateOptions:
     """How many texts are computed at a time."""
     mark_start: bool = True
     """Put the begin-of-document token before each prompt, as in training."""
+    chat: bool = False
+    """A prompt is what a user says in a chat: the tokenizer's chat template is put around it, and the answer is
+    written. An object of a .jsonl file can have "messages" instead of "prompt", which are a chat always."""
     tokenizer: str | None = None
     """Tokenizer folder; by default the one in the run's folder."""
     device: str = "cpu"

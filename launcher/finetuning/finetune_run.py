@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
+from ingot.data.tasks.instruction import end_ids
 from ingot.data.tasks.reader import TaskReader, fingerprint
 from ingot.data.tasks.task_data import TaskData, TaskSettings
 from ingot.data.tokenizers.tokenizer import Tokenizer
@@ -154,6 +155,7 @@ def task_settings(config: FinetuneConfig) -> TaskSettings:
         document_context=task.document_context,
         max_answer_tokens=task.max_answer_tokens,
         template=task.template,
+        chat_template=task.chat_template,
     )
 
 
@@ -292,17 +294,23 @@ def make_job(config: FinetuneConfig, mesh: Mesh, files: Files) -> Job:
             "task": None if task is None else asdict(task),
             "labels": train.labels,
         },
-        messages=[base.note, _describe_data(config, train), _describe_parameters(engine, config)],
+        messages=[base.note, _describe_data(config, train, tokenizer), _describe_parameters(engine, config)],
     )
 
 
-def _describe_data(config: FinetuneConfig, train: TaskData) -> str:
+def _describe_data(config: FinetuneConfig, train: TaskData, tokenizer: Tokenizer) -> str:
     lengths = [len(example.ids) for example in train.examples]
     text = f"{config.task.train}: {len(lengths):,} examples of {np.mean(lengths):.1f} tokens, at most {max(lengths)}"
     if train.num_truncated:
         text += f"; {train.num_truncated:,} longer than task.max_length {config.task.max_length}"
     if train.num_repaired_labels:
         text += f"; {train.num_repaired_labels:,} labels I- without an entity before them begin one, as in conlleval"
+    if task_kind(config.task.kind).head is None:
+        ends = end_ids(train.settings, tokenizer)
+        if not any(np.isin(example.target, ends).any() for example in train.examples):
+            text += (
+                f"; none is learned to end with one of the tokens {list(ends)}, so generated texts will not end either"
+            )
     labels = train.labels
     return text + (f"; labels: {', '.join(labels[:20])}{', ...' if len(labels) > 20 else ''}" if labels else "")
 

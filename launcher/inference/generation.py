@@ -2,17 +2,18 @@
 
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from itertools import product
-from pathlib import Path
 from typing import TextIO
 
+from ingot.data.tokenizers.chat import ChatEncoder
 from ingot.data.tokenizers.tokenizer import Tokenizer
 from ingot.launcher.config.generate import GenerateOptions
 from ingot.launcher.inference.prompt_files import read_prompts
 from ingot.launcher.loading.language_model import load_for_inference
 from ingot.launcher.runtime.device import in_dtype, open_device
+from ingot.model.config import ModelConfig
 from ingot.model.generation.generate import Sampling, check, complete, fill_mask, generate
 from ingot.model.transformer import LanguageModel
 
@@ -33,6 +34,10 @@ def generate_texts(options: GenerateOptions) -> None:
     records = [{"prompt": options.prompt}] if options.prompts is None else read_prompts(options.prompts)
     model, tokenizer = load_for_inference(options.checkpoint, options.tokenizer, open_device(options.device))
     model = in_dtype(model, options.dtype)
+    if any(is_chat(options, record) for record in records):
+        if not model.config.causal:
+            raise ValueError(f"{options.checkpoint} is a BERT, which fills masks and has no chats; leave out chat")
+        tokenizer.give_chat_template()
     # The first result is computed before the output is opened: an error leaves an older output unchanged.
     if not model.config.causal:
         results: Iterator[dict] = iter(fill(options, records, model, tokenizer))
@@ -43,19 +48,19 @@ def generate_texts(options: GenerateOptions) -> None:
         results = continue_texts(options, records, model, tokenizer)
     first = next(results)
     with nullcontext(sys.stdout) if options.output is None else open(options.output, "w", encoding="utf-8") as file:
-        write(first, file, options.output is not None)
+        write(options, first, file)
         for result in results:
             if options.output is None and "text" in result:
                 print(SEPARATOR)
-            write(result, file, options.output is not None)
+            write(options, result, file)
 
 
-def write(result: dict, file: TextIO, as_json: bool) -> None:
-    """Writes a result as a line of JSON, or as text for people."""
-    if as_json:
+def write(options: GenerateOptions, result: dict, file: TextIO) -> None:
+    """Writes a result as a line of JSON into a file, or as text for people."""
+    if options.output is not None:
         print(json.dumps(result, ensure_ascii=False), file=file, flush=True)
     elif "text" in result:
-        print(result["prompt"] + result["text"], file=file, flush=True)
+        print(shown_prompt(options, result) + result["text"], file=file, flush=True)
     else:
         for number, candidates in enumerate(result["masks"], start=1):
             words = ", ".join(f"{candidate['token']!r} {candidate['probability']:.3f}" for candidate in candidates)
@@ -66,14 +71,16 @@ def continue_texts(
     options: GenerateOptions, records: list[dict], model: LanguageModel, tokenizer: Tokenizer
 ) -> Iterator[dict]:
     """Each record num_samples times, with the keys sample, text, finish and num_tokens; batch after batch."""
-    sampling, decode = sampling_settings(options, tokenizer), decoder(tokenizer)
-    prompts = [prompt_ids(options, record, tokenizer) for record in records]
-    check(model, prompts, sampling, decode)  # all prompts, before any text is written
+    sampling, decode = sampling_settings(options, records, tokenizer), decoder(tokenizer)
+    prompts = prompt_ids(options, records, tokenizer)
+    limits = room_of(model.config, prompts, options.max_tokens)
+    check(model, prompts, sampling, decode, limits)  # all prompts, before any text is written
     texts = list(product(range(len(records)), range(options.num_samples)))
     for first in range(0, len(texts), options.batch_size):
         batch = texts[first : first + options.batch_size]
         ids, rows = [prompts[prompt] for prompt, _ in batch], range(first, first + len(batch))
-        completions = complete(model, ids, sampling, decode=decode, rows=rows)
+        room = [limits[prompt] for prompt, _ in batch]
+        completions = complete(model, ids, sampling, decode=decode, rows=rows, limits=room)
         for (prompt, sample), completion in zip(batch, completions, strict=True):
             yield {
                 **records[prompt],
@@ -86,17 +93,54 @@ def continue_texts(
 
 def stream(options: GenerateOptions, record: dict, model: LanguageModel, tokenizer: Tokenizer) -> None:
     """Prints one text, each token as soon as it is sampled."""
-    ids = prompt_ids(options, record, tokenizer)
-    pieces = generate(model, [ids], sampling_settings(options, tokenizer), decode=decoder(tokenizer))
-    print(record["prompt"], end="", flush=True)
+    ids, sampling = prompt_ids(options, [record], tokenizer), sampling_settings(options, [record], tokenizer)
+    limits = room_of(model.config, ids, options.max_tokens)
+    pieces = generate(model, ids, sampling, decode=decoder(tokenizer), limits=limits)
+    print(shown_prompt(options, record), end="", flush=True)
     for piece in pieces:
         if piece.text:
             print(piece.text, end="", flush=True)
     print()
 
 
-def sampling_settings(options: GenerateOptions, tokenizer: Tokenizer) -> Sampling:
+def room_of(
+    config: ModelConfig, prompts: Sequence[Sequence[int]], max_tokens: int, where: Sequence[str] = ()
+) -> list[int]:
+    """The most new tokens of each prompt: fewer where it leaves fewer learned positions, which stderr is told. A prompt
+    that leaves none keeps `max_tokens`, and is refused later.
+
+    Args:
+        where: names of the prompts; by default they are numbered.
+    """
+    if config.positions != "learned":
+        return [max_tokens] * len(prompts)
+    names = where or [f"prompt {number}" for number in range(1, len(prompts) + 1)]
+    rooms = [config.max_position_embeddings - len(prompt) for prompt in prompts]
+    limits = [min(max_tokens, room) if room > 0 else max_tokens for room in rooms]
+    short = [f"{name} ({limit})" for name, limit in zip(names, limits, strict=True) if limit < max_tokens]
+    if short:
+        shown = ", ".join(short[:5]) + (f" and {len(short) - 5} more" if len(short) > 5 else "")
+        print(
+            f"note: with the {config.max_position_embeddings} positions of the model, {len(short)} of {len(prompts)} "
+            f"prompts leave room for fewer than {max_tokens} new tokens: {shown}",
+            file=sys.stderr,
+        )
+    return limits
+
+
+def is_chat(options: GenerateOptions, record: dict) -> bool:
+    """Whether a prompt goes through the chat template."""
+    return options.chat or "messages" in record
+
+
+def shown_prompt(options: GenerateOptions, record: dict) -> str:
+    """What is printed before the text: the prompt that it continues; an answer stands alone."""
+    return "" if is_chat(options, record) else record["prompt"]
+
+
+def sampling_settings(options: GenerateOptions, records: Sequence[dict], tokenizer: Tokenizer) -> Sampling:
     """The settings of sampling, from the options of the command."""
+    chats = any(is_chat(options, record) for record in records)
     return Sampling(
         max_tokens=options.max_tokens,
         temperature=options.temperature,
@@ -106,7 +150,7 @@ def sampling_settings(options: GenerateOptions, tokenizer: Tokenizer) -> Samplin
         repetition_penalty=options.repetition_penalty,
         seed=options.seed,
         stop=tuple(options.stop),
-        eos_ids=tuple(sorted(eos_ids(options.checkpoint, tokenizer))),
+        eos_ids=ChatEncoder(tokenizer).end_ids if chats else tokenizer.end_ids,
     )
 
 
@@ -115,31 +159,26 @@ def decoder(tokenizer: Tokenizer) -> Callable[[list[int]], str]:
     return lambda ids: tokenizer.decode(i for i in ids if i < tokenizer.vocab_size)
 
 
-def eos_ids(checkpoint: str, tokenizer: Tokenizer) -> set[int]:
-    """The tokens that end a text: the tokenizer's, and those in generation_config.json of a Hugging Face folder.
+def prompt_ids(options: GenerateOptions, records: Sequence[dict], tokenizer: Tokenizer) -> list[list[int]]:
+    """The tokens of each prompt. With mark_start, and for an empty prompt, the token that begins a document comes first
+    (or, without one, the token that ends a document). A chat is as its template writes it.
 
     Raises:
-        ValueError: generation_config.json is not a JSON object.
+        ValueError: the chat template refuses the messages.
     """
-    ids = set() if tokenizer.eos_id is None else {tokenizer.eos_id}
-    settings = Path(checkpoint) / "generation_config.json"
-    if settings.is_file():
-        try:
-            named = json.loads(settings.read_text(encoding="utf-8")).get("eos_token_id")
-        except (ValueError, AttributeError) as error:
-            raise ValueError(f"{settings} is not a JSON object: {error}") from error
-        ids |= {i for i in (named if isinstance(named, list) else [named]) if isinstance(i, int)}
-    return ids
-
-
-def prompt_ids(options: GenerateOptions, record: dict, tokenizer: Tokenizer) -> list[int]:
-    """The tokens of a prompt. With mark_start, and for an empty prompt, the token that begins a document comes first
-    (or, without one, the token that ends a document)."""
-    ids = tokenizer.encode(record["prompt"])
-    if options.mark_start or not ids:
-        start_id = tokenizer.eos_id if tokenizer.bos_id is None else tokenizer.bos_id
-        ids = ids if start_id is None else [start_id, *ids]
-    return ids
+    chats = [
+        (record.get("messages") or [{"role": "user", "content": record["prompt"]}], f"prompt {number}")
+        for number, record in enumerate(records, start=1)
+        if is_chat(options, record)
+    ]
+    templated = ChatEncoder(tokenizer).prompts(chats) if chats else iter(())
+    start_id = tokenizer.eos_id if tokenizer.bos_id is None else tokenizer.bos_id
+    found = []
+    for record in records:
+        ids = next(templated).tolist() if is_chat(options, record) else tokenizer.encode(record["prompt"])
+        start = not ids or (options.mark_start and not is_chat(options, record))
+        found.append([start_id, *ids] if start and start_id is not None else ids)
+    return found
 
 
 def fill(options: GenerateOptions, records: list[dict], model: LanguageModel, tokenizer: Tokenizer) -> list[dict]:

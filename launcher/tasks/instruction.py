@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ingot.data.tasks.examples import Example
-from ingot.data.tasks.instruction import read_instruction
+from ingot.data.tasks.instruction import read_instruction, reference
 from ingot.data.tasks.task_data import TaskData, TaskSettings
 from ingot.data.tokenizers.tokenizer import Tokenizer
 from ingot.launcher.tasks.metrics import text_scores
@@ -40,10 +40,7 @@ class Instruction(TaskKind):
         raise AssertionError("a language model generates its predictions; see launcher/inference/prediction.py")
 
     def truth(self, data: TaskData) -> list[str]:
-        columns = data.settings.text_columns
-        if len(columns) == 1:
-            return [record.values[columns[0]][-1]["content"] for record in data.records]
-        return [record.values[columns[1]] for record in data.records]
+        return [reference(record, data.settings.text_columns) for record in data.records]
 
     def scores(self, predicted: list[str], true: list[str], labels: list[str]) -> dict[str, float]:
         """Scores of generated texts."""

@@ -40,9 +40,10 @@ def find_folder(path_or_name: str | Path, revision: str | None = None) -> Path:
     from huggingface_hub import snapshot_download
 
     fetch = lambda *patterns: Path(snapshot_download(path_or_name, revision=revision, allow_patterns=patterns))  # noqa: E731
+    texts = ("*.json", "*.txt", "*.model", "*.jinja")
     try:
-        folder = fetch("*.json", "*.txt", "*.model", "*.safetensors")
-        return folder if list(folder.glob("*.safetensors")) else fetch("*.json", "*.txt", "*.model", "*.bin")
+        folder = fetch(*texts, "*.safetensors")
+        return folder if list(folder.glob("*.safetensors")) else fetch(*texts, "*.bin")
     except Exception as error:  # the library raises many types of errors, which all mean that the download failed
         raise ValueError(f"{path_or_name} is not a folder, and cannot be downloaded from the hub: {error}") from error
 

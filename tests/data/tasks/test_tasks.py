@@ -218,12 +218,25 @@ def test_only_the_output_is_learned(tokenizer, write):
 def test_of_a_chat_what_the_assistant_says_is_learned(tokenizer, write):
     chat = [("user", "where ?"), ("assistant", "rome"), ("user", "who ?"), ("assistant", "anna")]
     path = write([{"messages": [{"role": role, "content": text} for role, text in chat]}])
-    settings = TaskSettings(["messages"])
+    for form, expected in (("auto", "rome [SEP] anna [SEP]"), ("never", "rome anna [SEP]")):
+        settings = TaskSettings(["messages"], chat_template=form)
+        (example,) = read_instruction(path, settings, tokenizer).examples
+        assert learned(tokenizer, example) == expected
+        (asked,) = read_instruction(path, settings, tokenizer, labelled=False).examples
+        assert asked.ids.tolist() == example.ids[: len(asked.ids)].tolist()
+        assert words(tokenizer, asked.ids).replace("[SEP] ", "").endswith("who ? a ##s ##s ##i ##s ##t ##a ##n ##t :")
+
+
+def test_an_input_can_be_what_a_user_says(tokenizer, write):
+    path = write([{"input": "the film", "output": "was good"}])
+    settings = TaskSettings(["input", "output"], template="film : {input} ?", chat_template="always")
     (example,) = read_instruction(path, settings, tokenizer).examples
-    assert learned(tokenizer, example) == "rome anna [SEP]"
-    (asked,) = read_instruction(path, settings, tokenizer, labelled=False).examples
-    assert asked.ids.tolist() == example.ids[: len(asked.ids)].tolist()
-    assert words(tokenizer, asked.ids).endswith("who ? a ##s ##s ##i ##s ##t ##a ##n ##t :")
+    chat = write(
+        [{"m": [{"role": "user", "content": "film : the film ?"}, {"role": "assistant", "content": "was good"}]}]
+    )
+    (same,) = read_instruction(chat, TaskSettings(["m"]), tokenizer).examples
+    assert example.ids.tolist() == same.ids.tolist()
+    assert learned(tokenizer, example) == "was good [SEP]"
 
 
 WRONG = {

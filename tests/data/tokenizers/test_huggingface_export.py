@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from ingot.data.tokenizers.chat import ChatEncoder
 from ingot.data.tokenizers.conversion import NORMAL, USER_DEFINED, read_model
 from ingot.data.tokenizers.huggingface_export import export_tokenizer
 from ingot.data.tokenizers.tokenizer import SentencePieceTokenizer, Tokenizer, load_tokenizer
@@ -106,6 +107,22 @@ def test_special_tokens_keep_their_roles_and_a_class_that_all_readers_know(bpe, 
     settings = json.loads((tmp_path / "tokenizer_config.json").read_text())
     assert settings["tokenizer_class"] == "PreTrainedTokenizerFast"
     assert (tmp_path / "tokenizer.model").read_bytes() == (bpe.folder / "tokenizer.model").read_bytes()
+
+
+def test_a_special_token_that_a_text_spells_is_text_for_us_and_for_transformers_when_asked(bpe, tmp_path):
+    theirs = exported(bpe, tmp_path, chats=True)
+    asked = transformers.AutoTokenizer.from_pretrained(tmp_path, split_special_tokens=True)
+    for text in ("</s>", "x <s> y", "<mask>", "a<pad>b</s>\n"):
+        ids = bpe.encode(text)
+        assert not set(ids) & bpe.special_ids
+        assert theirs(text, add_special_tokens=False, split_special_tokens=True)["input_ids"] == ids
+        assert asked(text, add_special_tokens=False)["input_ids"] == ids
+        assert set(theirs(text, add_special_tokens=False)["input_ids"]) & bpe.special_ids
+    chat = [{"role": "user", "content": "x"}]
+    ours = next(ChatEncoder(bpe).prompts([(chat, "here")])).tolist()
+    assert theirs.apply_chat_template(chat, add_generation_prompt=True)["input_ids"] == ours
+    # For chats it is not the way: the template's own tokens become text as well.
+    assert asked.apply_chat_template(chat, add_generation_prompt=True)["input_ids"] != ours
 
 
 def test_texts_stand_between_the_tokens_of_training(bpe, tmp_path):

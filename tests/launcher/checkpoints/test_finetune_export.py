@@ -1,12 +1,16 @@
 """What fine-tuning made opens elsewhere: classifiers in transformers, additions in peft, with equal logits."""
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 
 from ingot.launcher import export
+from ingot.launcher.finetuning.finetune_run import task_settings
 from ingot.launcher.loading.finetuned_model import open_finetuned
+from ingot.launcher.loading.language_model import load_for_inference
 from ingot.launcher.runtime.exit_codes import BadInput
 from tests.launcher.finetune_runs import CPU, run
 from tests.launcher.tiny_models import write_task
@@ -46,6 +50,41 @@ def test_an_exported_chooser_opens_in_transformers(bert, tmp_path):
         for model in (found.model, load(tmp_path / "out")):
             ours = model(ids, token_types_BT=types, attention_mask_BS=shown)
             torch.testing.assert_close(ours[:, 0], expected, atol=1e-5, rtol=0)
+
+
+def test_template_and_ends_travel_from_a_released_model_to_the_export(gpt2, tmp_path):
+    from transformers import AutoConfig, AutoTokenizer, GenerationConfig
+
+    shutil.copytree(gpt2, tmp_path / "base")
+    template = "{% for m in messages %}{{ m.role }} : {{ m.content }} [SEP]{% endfor %}"
+    template += "{% if add_generation_prompt %}assistant :{% endif %}"
+    ends = [3, 7]
+    texts = {
+        "chat_template.jinja": template,
+        "generation_config.json": json.dumps({"eos_token_id": ends, "temperature": 0.6, "do_sample": True}),
+        "additional_chat_templates/tools.jinja": "{{ tools }}",
+    }
+    (tmp_path / "base/additional_chat_templates").mkdir()
+    for name, text in texts.items():
+        (tmp_path / "base" / name).write_text(text)
+    config = json.loads((tmp_path / "base/config.json").read_text())
+    (tmp_path / "base/config.json").write_text(json.dumps({**config, "eos_token_id": ends}))
+    chat = [{"role": "user", "content": "the film ?"}, {"role": "assistant", "content": "good"}]
+    (tmp_path / "train.jsonl").write_text(json.dumps({"messages": chat}) + "\n")
+    task = ["--task.kind", "instruction", "--task.train", str(tmp_path / "train.jsonl")]
+    run(tmp_path / "base", tmp_path, [*task, "--task.text_columns", "[messages]"], "--run.steps", "1")
+    found = open_finetuned(str(tmp_path / "runs/run"), CPU)
+    assert found.tokenizer.end_ids == (3, 7)
+    data = found.kind.read(str(tmp_path / "train.jsonl"), task_settings(found.config), found.tokenizer)
+    theirs = AutoTokenizer.from_pretrained(tmp_path / "base").apply_chat_template(chat)["input_ids"]
+    assert data.examples[0].ids.tolist() == theirs
+    export.main(["--checkpoint", str(tmp_path / "runs/run"), "--output", str(tmp_path / "out")])
+    for name, text in texts.items():
+        assert (tmp_path / "out" / name).read_text() == text
+    assert AutoConfig.from_pretrained(tmp_path / "out").eos_token_id == ends
+    assert GenerationConfig.from_pretrained(tmp_path / "out").eos_token_id == ends
+    assert AutoTokenizer.from_pretrained(tmp_path / "out").apply_chat_template(chat)["input_ids"] == theirs
+    assert load_for_inference(str(tmp_path / "out"), None, CPU)[1].sha256 == found.tokenizer.sha256
 
 
 @pytest.mark.parametrize("family", ["bert", "gpt2"])

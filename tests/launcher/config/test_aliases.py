@@ -87,3 +87,10 @@ def test_a_manifest_keeps_everything_else():
     assert manifest["config"]["run"] == {"keep": 1}
     new = TrainConfig().to_dict()
     assert aliases.modernize(new) == new
+
+
+def test_a_checkpoint_from_before_chat_templates_keeps_its_form():
+    old, new = ({"task": {"kind": "instruction", **more}} for more in ({}, {"chat_template": "always"}))
+    forms = [aliases.modernize_manifest({"config": each})["config"]["task"]["chat_template"] for each in (old, new)]
+    assert forms == ["never", "always"]
+    assert "task" not in aliases.modernize_manifest({"config": {"run": {"steps": 3}}})["config"]

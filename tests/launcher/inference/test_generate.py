@@ -1,13 +1,15 @@
 """The generate command on a new run: texts to standard output or a file, and refused options."""
 
 import json
-from types import SimpleNamespace
 
 import pytest
 import torch
 
+import ingot
 from ingot.launcher import generate, pretrain
+from ingot.launcher.config.generate import GenerateOptions
 from ingot.launcher.inference import generation
+from ingot.launcher.loading.language_model import load_for_inference
 from ingot.launcher.runtime import exit_codes
 from tests.launcher.runs import launch, write_config
 
@@ -115,16 +117,30 @@ def test_type_and_start_reach_the_model(gpt, monkeypatch):
     assert seen == [(torch.float32, marked), (torch.bfloat16, marked), (torch.float32, unmarked)]
 
 
-def test_a_hugging_face_folder_names_more_ends(tmp_path):
-    tokenizer = SimpleNamespace(eos_id=3)
-    assert generation.eos_ids(str(tmp_path), tokenizer) == {3}
-    settings = tmp_path / "generation_config.json"
-    for named, ends in (("[4, 5]", {3, 4, 5}), ("6", {3, 6}), ("null", {3})):
-        settings.write_text(f'{{"eos_token_id": {named}}}')
-        assert generation.eos_ids(str(tmp_path), tokenizer) == ends
-    settings.write_text("[")
-    with pytest.raises(ValueError, match="is not a JSON object"):
-        generation.eos_ids(str(tmp_path), tokenizer)
+def test_a_chat_goes_through_the_template(gpt, tmp_path, capsys):
+    prompts, output = tmp_path / "prompts.jsonl", tmp_path / "out.jsonl"
+    chat = [{"role": "user", "content": "import os"}]
+    lines = [{"prompt": "import os"}, {"messages": chat}, {"prompt": "<s>user:\nimport os</s>\nassistant:\n"}]
+    prompts.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    common = ["--checkpoint", gpt, "--temperature", 0, "--max_tokens", 12, "--output", output]
+    run(*common, "--prompts", prompts)
+    _, chatted, _ = (json.loads(line)["text"] for line in output.read_text().splitlines())
+    run(*common, "--prompt", "import os", "--chat", "true")
+    assert json.loads(output.read_text())["text"] == chatted
+    model, tokenizer = load_for_inference(str(gpt), None, torch.device("cpu"))
+    tokenizer.give_chat_template()
+    plain, chat_ids, spelled = generation.prompt_ids(GenerateOptions(str(gpt)), lines, tokenizer)
+    assert tokenizer.decode(plain) == "import os"
+    assert tokenizer.decode(chat_ids) == "user:\nimport os\nassistant:\n"
+    assert (chat_ids.count(2), chat_ids.count(3)) == (1, 1)
+    assert (spelled.count(2), spelled.count(3)) == (1, 0), "a special token that a prompt spells is text"
+    assert tokenizer.decode(spelled) == lines[2]["prompt"]
+    assert ingot.generate(model, tokenizer, "import os", max_tokens=12, temperature=0, chat=True) == chatted
+    capsys.readouterr()
+    run(*common[:-2], "--prompt", "import os", "--chat", "true")
+    assert capsys.readouterr().out == chatted + "\n"
+    prompts.write_text('{"messages": [{"role": "user"}]}\n')
+    assert "line 1: the messages are" in refusal(*common, "--prompts", prompts)
 
 
 def test_masks_are_filled(bert, tmp_path, capsys):
@@ -166,10 +182,21 @@ def test_what_is_refused(gpt, bert, tmp_path):
     assert output.read_text() == "older\n"
 
 
-def test_a_prompt_beyond_learned_positions_is_refused(corpus, tmp_path):
+def test_a_prompt_beyond_learned_positions_is_refused_and_a_long_one_leaves_the_others_alone(corpus, tmp_path, capsys):
     config = write_config(tmp_path, corpus)
     arguments = ["--config", config, "--parallel.engine", "fsdp", "--run.steps", 1, "--model.positions", "learned"]
     assert pretrain.main([str(argument) for argument in arguments]) == exit_codes.DONE
     common = ["--checkpoint", tmp_path / "runs/tiny", "--max_tokens", 10, "--prompt"]
     assert "exceed the 64 positions of the model" in refusal(*common, "one two " * 100)
     run(*common, "one two")
+    prompts, output = tmp_path / "prompts.txt", tmp_path / "out.jsonl"
+    prompts.write_text("def\n" + "def " * 9 + "\nimport\n")
+    common = ["--checkpoint", tmp_path / "runs/tiny", "--temperature", 0, "--max_tokens", 50, "--output", output]
+    run(*common, "--prompts", prompts)
+    assert "2 of 3" not in capsys.readouterr().err
+    together = [json.loads(line) for line in output.read_text().splitlines()]
+    assert [each["num_tokens"] == 50 or each["finish"] == "eos" for each in together] == [True, False, True]
+    for each in together:
+        run(*common, "--prompt", each["prompt"])
+        assert json.loads(output.read_text()) == each
+    assert "1 of 1 prompts leave room for fewer than 50 new tokens: prompt 1 (" in capsys.readouterr().err

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from ingot.data.tokenizers.tokenizer import DEFAULT_CHAT_TEMPLATE
 from ingot.launcher import predict
 from ingot.launcher.runtime.exit_codes import BadInput
 from tests.launcher.finetune_runs import run
@@ -70,6 +71,38 @@ def test_labels_are_not_needed(kind, bert, gpt2, tmp_path, capsys):
         assert line["predicted"] in TEXTS[kind][1]
     else:
         assert isinstance(line["predicted"], str if kind == "instruction" else list)
+
+
+def test_a_score_asks_what_a_prediction_asks(gpt2, tmp_path, capsys):
+    """Also of chats with several turns: the last answer is predicted, from all turns before it."""
+    turns = [("user", "the film ?"), ("assistant", "good"), ("user", "the music ?"), ("assistant", "bad")]
+    talks = [[{"role": role, "content": text} for role, text in turns[: 2 + 2 * (n % 2)]] for n in range(4)]
+    long = [*talks[0][:1], talks[0][1] | {"content": "good " * 40}, *talks[1][2:]]
+    files = {"with": [*talks, long], "without": [talk[:-1] for talk in [*talks, long]]}
+    for name, chats in files.items():
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps({"messages": chat}) + "\n" for chat in chats))
+    task = ["--task.kind", "instruction", "--task.train", str(tmp_path / "with.jsonl")]
+    task += ["--task.text_columns", "[messages]", "--task.max_length", "64"]
+    # The answers are learned by heart, so that the right prompt is needed to give them.
+    run(gpt2, tmp_path, task, "--run.steps", 60, "--optimizer.learning_rate", "1e-2", "--batch.global_size", 5)
+    assert (tmp_path / "runs/run/tokenizer/chat_template.jinja").read_text() == DEFAULT_CHAT_TEMPLATE
+    given = ["--checkpoint", str(tmp_path / "runs/run"), "--max_tokens", "20"]
+    found = {}
+    for name, more in (("with", []), ("without", []), ("with", ["--score", "true"])):
+        capsys.readouterr()
+        predict.main([*given, "--input", str(tmp_path / f"{name}.jsonl"), "--output", str(tmp_path / "o.jsonl"), *more])
+        found[name, *more] = (tmp_path / "o.jsonl").read_text().replace("without.jsonl", "with.jsonl")
+    said = capsys.readouterr()
+    assert len(set(found.values())) == 1
+    lines = [json.loads(line) for line in found["with",].splitlines()]
+    assert [line["predicted"].strip() for line in lines[:4]] == ["good", "bad", "good", "bad"]
+    assert {line["finish"] for line in lines[:4]} == {"eos"}
+    assert json.loads(said.out.splitlines()[0])["exact_match"] >= 0.8
+    # The long chat has lost its beginning, which is said, and the others are as without it.
+    assert "note: 1 of 5 prompts are longer than the 63 tokens that the model can read" in said.err
+    assert "with.jsonl, line 5 (" in said.err
+    with pytest.raises(BadInput, match="line 1: the last message is of the role 'user', and a score needs an answer"):
+        predict.main([*given, "--input", str(tmp_path / "without.jsonl"), "--score", "true"])
 
 
 def test_what_does_not_fit_the_task_is_refused(bert, tmp_path):
