@@ -38,7 +38,11 @@ def run_main(main: Callable[[list[str]], int]) -> None:
     """Runs a command and exits with its code. With INGOT_TRACEBACK=1 a BadInput has a traceback."""
     if lost := watch_launcher():
         with suppress(OSError):  # the output may have been a pipe to the launcher
-            print(f"rank {os.environ.get('RANK', '?')}: {lost} has died before this process began; stopping", file=sys.stderr, flush=True)
+            print(
+                f"rank {os.environ.get('RANK', '?')}: {lost} has died before this process began; stopping",
+                file=sys.stderr,
+                flush=True,
+            )
         exit_process(REQUEUE)
     try:
         code = main(sys.argv[1:])
