@@ -133,7 +133,7 @@ def test_an_answer_ends_with_what_the_template_or_the_settings_name(gpt2_like, t
     (tmp_path / "t/generation_config.json").write_text(json.dumps({"eos_token_id": [7, 0]}))
     assert load_tokenizer(tmp_path / "t").end_ids == (7, 0)
     (tmp_path / "t/generation_config.json").write_text("[")
-    with pytest.raises(ValueError, match=r"generation_config.json is not a JSON object"):
+    with pytest.raises(ValueError, match=r"generation_config.json is not (JSON|a JSON object)"):
         print(load_tokenizer(tmp_path / "t").end_ids)
 
 
@@ -166,7 +166,8 @@ def test_a_template_cannot_run_code_or_without_end(name, tokenizer, tmp_path, mo
     template, message = HOSTILE[name]
     tokenizer.save(tmp_path)
     (tmp_path / "chat_template.jinja").write_text(template)
-    monkeypatch.setattr(chats, "SECONDS", 1)
+    if "more than 1 s" in message:  # the others end by themselves
+        monkeypatch.setattr(chats, "SECONDS", 1)
     with pytest.raises(ValueError, match=message):
         list(ChatEncoder(load_tokenizer(tmp_path)).prompts([(TALK, "line 5")]))
 
