@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
-MAX_BYTES = 4_000_000
+MAX_BYTES = 1_000_000
 MAX_DEPTH = 50
 MAX_ALIASES = 16
 """With so few aliases the whole grows to 300 times the text at most, whatever they contain."""
@@ -98,7 +98,8 @@ def _parse(text: str, place: Callable[[int], str], places: Places) -> object:
     import yaml
 
     try:
-        return _Builder(yaml.SafeLoader(text), place, places).document()
+        loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the one in C is 20 times as fast, where it is there
+        return _Builder(loader(str(text)), place, places).document()
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         problem = " ".join(part for part in (error.context, error.problem) if part)
@@ -147,7 +148,7 @@ class _Builder:
         if event.tag not in (None, "!", "tag:yaml.org,2002:str"):
             self._refuse(event, f"the tag {event.tag} is not read; leave it out")
         if isinstance(event, yaml.ScalarEvent):
-            value: object = Plain(event.value) if event.implicit[0] and event.style is None else event.value
+            value: object = Plain(event.value) if event.implicit[0] and not event.style else event.value
         elif isinstance(event, yaml.SequenceStartEvent):
             items: list[object] = []
             while not self.events.check_event(yaml.SequenceEndEvent):

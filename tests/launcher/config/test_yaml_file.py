@@ -36,9 +36,9 @@ def read(tmp_path, text: str | bytes) -> TrainConfig:
         ("run: {? [1] : 2}\n", r"line 1: a key must be the name of an option"),
         (b"run:\n  name: \xff\n", r"file.yaml, line 2: the file is not UTF-8 text"),
         (b"run:\n  name: \x00\n", r"file.yaml, line 1: "),
-        ("a: " + "[" * 10_000, r"line 1: more than 50 levels within each other"),
+        ("a: " + "[" * 10_000, r"line 1: (more than 50 levels|.* exceeded maximum nesting depth)"),
         ("[" * 60, r"more than 50 levels"),
-        ("#" * 5_000_000, r"file.yaml is larger than 4,000,000 bytes"),
+        ("#" * 1_000_001, r"file.yaml is larger than 1,000,000 bytes"),
     ],
 )
 def test_what_is_no_configuration_is_refused_with_its_place(text, message, tmp_path):
