@@ -268,19 +268,19 @@ class ModelConfig:
 
 
 _MAY_BE_ZERO = {"type_vocab_size", "position_offset"}
-_LARGEST = {"num_hidden_layers": 10_000, "num_attention_heads": 10_000, "num_key_value_heads": 10_000}
+_LARGEST = {"num_hidden_layers": 1000, "num_attention_heads": 10_000, "num_key_value_heads": 10_000}
 _LARGEST |= {"vocab_size": 10**8, "max_position_embeddings": 10**9, "sliding_window": 10**9}
 _LARGEST |= {"original_max_position_embeddings": 10**9}
 
 
-def limits_of(name: str, hint: type) -> tuple[float, float | None, bool, bool]:
-    """Limits of a number field: smallest, largest (None: no limit), and for each whether the limit itself is excluded.
+def limits_of(name: str, hint: type) -> tuple[float, float, bool, bool]:
+    """Limits of a number field: smallest, largest, and for each whether the limit itself is excluded.
 
-    The largest integers are larger than in any model, but small enough that a check of them does not fill the memory.
+    The largest are larger than in any model, but small enough that a check of them does not fill the memory.
     """
     if hint is int:
         return (0 if name in _MAY_BE_ZERO else 1), _LARGEST.get(name, 10**7), False, False
-    return (0, 1, False, True) if "dropout" in name else (0, None, True, False)
+    return (0, 1, False, True) if "dropout" in name else (0, 10**15, True, False)
 
 
 def _problems_of_fields(config: ModelConfig | RopeScaling) -> list[str]:
@@ -303,7 +303,6 @@ def _problems_of_fields(config: ModelConfig | RopeScaling) -> list[str]:
             problems += _problem_of_float(name, value)
         elif hint is int:
             smallest, largest, _, _ = limits_of(name, int)
-            assert largest is not None  # every int has an upper limit
             if isinstance(value, bool) or not isinstance(value, int) or not smallest <= value <= largest:
                 problems.append(
                     f"{name} is {value!r}; it must be an integer of at least {smallest} and at most {largest}"
@@ -316,7 +315,7 @@ def _problem_of_float(name: str, value: object) -> list[str]:
         return [f"{name} is {value!r}; it must be a number"]
     if "dropout" in name:
         return [] if 0 <= value < 1 else [f"{name} is {value}; it must be a probability of at least 0 and below 1"]
-    return [] if 0 < value < float("inf") else [f"{name} is {value}; it must be a positive number"]
+    return [] if 0 < value <= 10**15 else [f"{name} is {value}; it must be above 0 and at most 10^15"]
 
 
 def _divisors_near(number: int, target: int) -> str:

@@ -1,9 +1,9 @@
 """Options of launcher/classify.py."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
-from ingot.launcher.config.types import NonNegativeCount, Seed
+from ingot.launcher.config.types import NonNegativeCount, Range, Seed
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class ClassifyOptions:
     """Column of the true label. With it, the scores are printed too."""
     examples: str | None = None
     """File of labelled examples, with the same columns. Some of them are put before each text (few-shot)."""
-    shots: NonNegativeCount = 0
+    shots: Annotated[int, Range(0, 10**4)] = 0
     """Number of examples of each label before each text."""
     separator: str = "\n\n"
     """Text between two examples."""

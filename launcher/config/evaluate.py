@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from ingot.launcher.config.types import NonNegativeCount, OpenUnitInterval, PositiveCount, Seed
+from ingot.launcher.config.types import NonNegativeCount, OpenUnitInterval, Range, Seed, Size
 
 
 @dataclass(frozen=True)
@@ -19,10 +19,10 @@ class EvaluateOptions:
     """Split of the corpora."""
     text: list[str] = field(default_factory=list)
     """Text files instead of corpora, one document each, or .jsonl files with "text" in each object."""
-    sequence_length: PositiveCount | None = None
+    sequence_length: Size | None = None
     """Number of tokens in a sequence; by default as in training. For a Hugging Face folder the model's maximum, but at
     most 1024."""
-    stride: PositiveCount | None = None
+    stride: Size | None = None
     """Read each document in windows of sequence_length tokens; the next window starts stride tokens later. Each token
     is scored once, with at least sequence_length - stride tokens before it. By default half of sequence_length for text
     files. A corpus is by default read as in training, without windows."""
@@ -32,7 +32,7 @@ class EvaluateOptions:
     """For a BERT: share of the tokens that are masked; by default as in training, or 0.15."""
     seed: Seed | None = None
     """For a BERT: seed of the choice of masked tokens; by default as in training, or 1234."""
-    batch_size: PositiveCount = 8
+    batch_size: Annotated[int, Range(1, 10**5)] = 8
     """Number of sequences that are computed at a time."""
     output: str | None = None
     """File for the scores, .json; by default they are printed as one line of JSON."""

@@ -1,7 +1,7 @@
 """The typed tree of a fine-tuning run's configuration."""
 
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from ingot.launcher.config.distillation import Distillation
 from ingot.launcher.config.pretrain import Loss, Optimizer, Parallel, Run
@@ -11,7 +11,9 @@ from ingot.launcher.config.types import (
     NonNegativeFloat,
     PositiveCount,
     PositiveFloat,
+    Range,
     Seed,
+    Size,
     UnitIntervalBelowOne,
 )
 from ingot.launcher.tasks.registry import DEFAULT, names_where, task_kind
@@ -45,7 +47,7 @@ class Init:
     pretrained: bool = True
     """false takes only the shape and the tokenizer and starts from random weights, to compare: the difference is what
     pretraining gives."""
-    keep_layers: list[NonNegativeCount] = field(default_factory=list)
+    keep_layers: list[Annotated[int, Range(0, 1000)]] = field(default_factory=list)
     """Layers to keep, counted from 0: every second one for a student (Sanh et al. 2019). Empty keeps all."""
 
 
@@ -78,24 +80,24 @@ class Task:
     """Whether the tokenizer's chat template writes the examples of instruction, of which the model learns what the
     assistant says. auto: chats, not inputs and outputs. always: an input is what the user says, and an output the
     answer. never: chats as lines ROLE: CONTENT. A tokenizer without a template gets one, which stays with the model."""
-    max_length: PositiveCount = 128
+    max_length: Size = 128
     """Maximum number of tokens of an example. Longer sentences of token_classification and paragraphs of
     question_answering become several windows."""
     overlong: Literal["truncate", "refuse"] = "truncate"
     """What happens to a longer example: its end is dropped and the example counted, or the run stops with a message."""
-    doc_stride: NonNegativeCount = 64
+    doc_stride: Annotated[int, Range(0, 10**6)] = 64
     """Tokens by which the windows of a long paragraph overlap (question_answering)."""
-    document_context: NonNegativeCount = 0
+    document_context: Annotated[int, Range(0, 10**6)] = 0
     """Maximum number of tokens of the document that are added before and after a sentence, without labels, if
     task.max_length has room (token_classification of CoNLL files). Documents begin at -DOCSTART-."""
-    max_answer_tokens: PositiveCount = 30
+    max_answer_tokens: Size = 30
     """Maximum number of tokens of an answer (question_answering)."""
     pooling: Literal["first", "last", "mean"] | None = None
     """Which hidden state stands for a text: that of the first token (BERT), of the last (GPT), or the mean of all; null
     is the choice of the model's family."""
     dropout: UnitIntervalBelowOne | None = None
     """Dropout of the whole model while fine-tuning; null keeps that of the model's configuration."""
-    epochs: NonNegativeFloat = 3.0
+    epochs: Annotated[float, Range(0, 10**6)] = 3.0
     """Number of passes over the training file, if run.steps is 0."""
     best_metric: str | None = None
     """Score that chooses the best checkpoint; null takes the first score of the task's kind."""
@@ -116,11 +118,11 @@ class Method:
     """full: all parameters. linear_probe: only the head of the task. lora, adalora (Zhang et al. 2023) and ia3: small
     additions to the matrices, by the peft library. adapters: bottlenecks after attention and MLP (Houlsby et al. 2019).
     prompt_tuning, p_tuning and prefix_tuning: virtual tokens before the text. The head of the task learns with each."""
-    num_virtual_tokens: PositiveCount = 20
+    num_virtual_tokens: Annotated[int, Range(1, 10**5)] = 20
     """Number of virtual tokens of prompt_tuning, p_tuning and prefix_tuning."""
-    r: PositiveCount = 8
+    r: Annotated[int, Range(1, 10**5)] = 8
     """Rank of lora; width of adapters; mean rank at the end of adalora."""
-    init_r: PositiveCount = 12
+    init_r: Annotated[int, Range(1, 10**5)] = 12
     """Initial rank of each matrix of adalora."""
     lora_alpha: PositiveFloat = 16.0
     """Scale of lora: the product of its matrices is multiplied by lora_alpha / r (adalora: lora_alpha / init_r)."""
@@ -139,7 +141,7 @@ class Method:
     2020)."""
     adversarial_norm: NonNegativeFloat = 1.0
     """Norm of the perturbation of each example."""
-    adversarial_steps: PositiveCount = 3
+    adversarial_steps: Annotated[int, Range(1, 1000)] = 3
     """Number of ascent steps of freelb."""
     r_drop: NonNegativeFloat = 0.0
     """Weight of the divergence between two passes with different dropout (Liang et al. 2021); 0 computes one pass."""
@@ -157,9 +159,9 @@ class Method:
 class TaskBatch:
     """Batch sizes. The examples of a step are packed into rows without padding, equally many on each rank."""
 
-    global_size: PositiveCount = 32
+    global_size: Annotated[int, Range(1, 10**7)] = 32
     """Number of examples in one optimizer step, over all ranks."""
-    micro_tokens: PositiveCount = 4096
+    micro_tokens: Annotated[int, Range(1, 10**7)] = 4096
     """Maximum number of tokens that one rank computes at a time. It changes memory and speed, never the result."""
 
 

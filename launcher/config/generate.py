@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from ingot.launcher.config.types import (
     ClosedUnitInterval,
@@ -10,7 +10,9 @@ from ingot.launcher.config.types import (
     PositiveCount,
     PositiveFloat,
     PositiveShare,
+    Range,
     Seed,
+    Size,
 )
 
 
@@ -26,7 +28,7 @@ class GenerateOptions:
     """File of prompts instead: one per line, or .jsonl with "prompt" (or "messages") in each object."""
     output: str | None = None
     """File for the texts, .jsonl, one object each; by default they are printed."""
-    max_tokens: PositiveCount = 64
+    max_tokens: Size = 64
     """Maximum number of new tokens. A text ends earlier where the model ends the document."""
     temperature: NonNegativeFloat = 0.8
     """The logits are divided by this; 0 always takes the most likely token."""
@@ -41,11 +43,11 @@ class GenerateOptions:
     changes nothing."""
     stop: list[str] = field(default_factory=list)
     """Strings that end a text; they are not part of it: --stop Q: A:, or, as JSON, --stop '["\\n\\n", "[END]"]'."""
-    num_samples: PositiveCount = 1
+    num_samples: Size = 1
     """How many texts to write for each prompt."""
     seed: Seed = 0
     """Seed of the draws. Each text has its own random numbers, so the batch size has no influence."""
-    batch_size: PositiveCount = 16
+    batch_size: Annotated[int, Range(1, 10**5)] = 16
     """How many texts are computed at a time."""
     mark_start: bool = True
     """Put the begin-of-document token before each prompt, as in training."""

@@ -1,12 +1,14 @@
 """Options of launcher/images.py."""
 
 from dataclasses import dataclass, field
+from typing import Annotated
 
 from ingot.launcher.config.types import (
     NonNegativeCount,
-    NonNegativeFloat,
     PositiveCount,
+    Range,
     Seed,
+    Size,
     UnitIntervalBelowOne,
 )
 
@@ -24,17 +26,17 @@ class ImageOptions:
     folder; if they are there already, they are used."""
     labels: str | None = None
     """File of their labels in the idx format."""
-    patch: PositiveCount = 4
+    patch: Size = 4
     """Width and height of a patch in pixels."""
-    codes: PositiveCount = 512
+    codes: Size = 512
     """Maximum number of patches in the codebook."""
-    fit: PositiveCount = 10_000
+    fit: Size = 10_000
     """Number of images from which the codebook is made."""
     copies: NonNegativeCount = 0
     """Number of copies of each image that are added. Each copy is moved, turned and stretched a little."""
-    move: NonNegativeCount = 1
+    move: Annotated[int, Range(0, 1000)] = 1
     """Maximum distance in pixels by which a copy is moved, in each direction."""
-    turn: NonNegativeFloat = 0.0
+    turn: Annotated[float, Range(0, 360)] = 0.0
     """Maximum angle in degrees by which a copy is turned, in each direction."""
     stretch: UnitIntervalBelowOne = 0.0
     """Maximum share by which height and width of a copy grow or shrink, independently."""

@@ -116,7 +116,7 @@ class _Sources:
             new, _ = aliases.present(name, None, self.names)
             kind = self._kind(new)
             while rest and not equals and not rest[0].startswith("--"):
-                if values and not (kind and kind.type is list):
+                if values and not (kind and _takes_another(kind, values)):
                     break
                 values.append(rest.popleft())
             if name == "config":
@@ -127,7 +127,8 @@ class _Sources:
             elif not values and not (kind and kind.type is bool):
                 self._missing(name)
             else:
-                value = Words(map(Argument, values)) if kind and kind.type is list else Argument(*values or ["true"])
+                several = kind and kind.type in (list, tuple)
+                value = Words(map(Argument, values)) if several else Argument(*values or ["true"])
                 new = self._set(name, value, renamed, adds=adds)
                 self.places.pop(new, None)
         aliases.note("the command line", renamed)
@@ -225,7 +226,14 @@ class _Sources:
             return alike + (0.1 if own_section == section else 0)
 
         best = max(leaves, key=likeness, default="")
-        return f"; did you mean {best}?" if best and likeness(best) > 0.5 else ""
+        return f"; did you mean {best}?" if best and likeness(best) > 0.55 else ""
+
+
+def _takes_another(kind: Kind, words: list[str]) -> bool:
+    """Whether an option of the command line that has these words takes one more."""
+    if kind.type is tuple:
+        return len(words) < len(kind.items) and not words[0].startswith(("[", "(")) and "," not in words[0]
+    return kind.type is list
 
 
 def _is_null(value: object) -> bool:

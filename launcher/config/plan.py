@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from ingot.launcher.config.pretrain import TrainConfig
-from ingot.launcher.config.types import PositiveCount, PositiveFloat, Ranks
+from ingot.launcher.config.types import PositiveFloat, Ranks, Size
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Plan:
     """Bandwidth between devices of one machine, in 10^9 bytes per second and device."""
     network_gb_per_second: PositiveFloat = 40.0
     """Bandwidth between machines, in 10^9 bytes per second and device."""
-    top: PositiveCount = 12
+    top: Size = 12
     """How many layouts to print."""
 
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from ingot.launcher.config.types import PositiveCount
+from ingot.launcher.config.types import Size
 
 
 @dataclass(frozen=True)
@@ -26,9 +26,9 @@ class PredictOptions:
     int8: Literal["none", "weights", "dynamic"] = "none"
     """Compute with the matrices of the blocks in int8 (torchao). weights: only the weights. dynamic: activations
     too."""
-    micro_tokens: PositiveCount = 4096
+    micro_tokens: Size = 4096
     """Maximum number of tokens that are computed at a time."""
-    max_tokens: PositiveCount = 256
+    max_tokens: Size = 256
     """Maximum number of new tokens for an example, for tasks that generate text."""
     tokenizer: str | None = None
     """Tokenizer folder; by default the one in the run's folder."""

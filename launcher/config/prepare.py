@@ -14,15 +14,14 @@ from typing import Annotated, Literal
 from ingot.data.sources.file_parts import AUTO, FilePart
 from ingot.data.sources.ingest import HUB, Input
 from ingot.launcher.config.types import (
-    NonNegativeCount,
     NonNegativeInt,
     PositiveCount,
-    PositiveFloat,
     PositiveInt,
     PositiveShare,
     Range,
     Seed,
     UnitIntervalBelowOne,
+    Workers,
 )
 
 RECORD_FILES = ["*.jsonl", "*.jsonl.gz", "*.jsonl.zst", "*.parquet", "*.tar"]
@@ -106,9 +105,9 @@ class PrepareOptions:
     pieces in work."""
     seed: Seed = 0
     """Seed of the order of the documents."""
-    workers: NonNegativeCount = 0
+    workers: Workers = 0
     """Number of processes and threads that tokenize; 0: one per core. The result does not depend on it."""
-    timeout_seconds: PositiveFloat = 300.0
+    timeout_seconds: Annotated[float, Range(0, 10**7, open_low=True)] = 300.0
     """With several ranks: how long to wait for a rank that shows no sign of life."""
     overwrite: bool = False
     """Replace a corpus in the output folder, or unfinished pieces of one, that was made from other input or

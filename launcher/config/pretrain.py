@@ -1,7 +1,7 @@
 """The typed tree of a training run's configuration: read from one YAML file, overridden on the command line, strict."""
 
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from ingot.data.loader.batch_sharding import check_batch_sizes
 from ingot.launcher.config.distillation import Distillation
@@ -13,8 +13,11 @@ from ingot.launcher.config.types import (
     PositiveCount,
     PositiveFloat,
     PositiveInt,
+    Range,
     Ranks,
+    Seconds,
     Seed,
+    Size,
     Threads,
     UnitIntervalBelowOne,
 )
@@ -102,7 +105,7 @@ class Data:
     mixture_schedule: list[MixtureChange] = field(default_factory=list)
     """Weights of the corpora that change during the run, for a curriculum or for annealing: a list of {step,
     weights}."""
-    sequence_length: PositiveCount = 1024
+    sequence_length: Annotated[int, Range(1, 10**7)] = 1024
     """Number of tokens in a sequence. Several documents are packed into one sequence; attention and positions do not
     cross the end of a document."""
     packing: Literal["concatenate", "best_fit"] = "concatenate"
@@ -111,9 +114,9 @@ class Data:
     shuffle: Literal["full", "window"] = "full"
     """full: each epoch has a new order of all sequences. window: only a few shards are open at a time, for shards on
     remote storage."""
-    window_shards: PositiveCount = 64
+    window_shards: Size = 64
     """Number of shards in a window."""
-    partitions: PositiveCount = 1
+    partitions: Size = 1
     """With shuffle window: each epoch is split into so many parts that have their own shards. If it equals the number
     of data ranks, a rank reads only its part of the shards. It belongs to the run, not to the cluster: do not change it
     when the number of ranks changes."""
@@ -130,7 +133,7 @@ class Data:
     """Share of the documents that clm rearranges for fill-in-the-middle. The tokenizer must have the tokens for it."""
     threads: Threads = 2
     """Threads of each rank that read ahead. They have no influence on the order."""
-    prefetch: PositiveCount = 4
+    prefetch: Annotated[int, Range(1, 10**4)] = 4
     """Number of optimizer steps to read ahead."""
     cache_dir: str | None = None
     """Folder on this machine's disk for copies of remote shards. Without it they are read over the network each time.
@@ -153,7 +156,7 @@ class RampPhase:
 
     steps: PositiveCount
     """Number of optimizer steps in this phase."""
-    global_size: PositiveCount
+    global_size: Annotated[int, Range(1, 10**7)]
     """Number of sequences in each of these steps, over all ranks."""
 
 
@@ -161,9 +164,9 @@ class RampPhase:
 class Batch:
     """Batch sizes in sequences. Gradient accumulation is global_size / (micro_size x data ranks)."""
 
-    global_size: PositiveCount = 32
+    global_size: Annotated[int, Range(1, 10**7)] = 32
     """Number of sequences in one optimizer step, over all ranks."""
-    micro_size: PositiveCount = 8
+    micro_size: Size = 8
     """Number of sequences that one rank computes at a time."""
     ramp: list[RampPhase] = field(default_factory=list)
     """Other batch sizes at the start of the run, before global_size: a list of {steps, global_size}."""
@@ -261,9 +264,9 @@ class Parallel:
     bf16 if every rank's device has instructions for it, otherwise fp32; a dry run assumes bf16."""
     deepspeed: dict[str, Any] = field(default_factory=dict)
     """More DeepSpeed settings under DeepSpeed's names. Settings that follow from Ingot's options are refused."""
-    timeout_seconds: PositiveCount = 1800
+    timeout_seconds: Seconds = 1800
     """Time limit of a collective; after it the run fails."""
-    rendezvous_seconds: PositiveCount = 300
+    rendezvous_seconds: Seconds = 300
     """Time limit for the processes of all machines to find each other at the start."""
 
     def problems(self) -> list[str]:

@@ -57,18 +57,25 @@ NonNegativeCount = Annotated[int, Range(0, 10**9)]
 """A number of steps, examples or files, with 0."""
 PositiveCount = Annotated[int, Range(1, 10**9)]
 """A number of steps, examples or files, without 0."""
+Size = Annotated[int, Range(1, 10**6)]
+"""How much is computed or held at a time: sequences, tokens, texts, pixels."""
 Ranks = Annotated[int, Range(1, 10**6)]
 """A number of processes."""
 Threads = Annotated[int, Range(1, 1024)]
 """A number of threads of one process."""
+Workers = Annotated[int, Range(0, 1024)]
+"""A number of processes and threads, with 0 for one per core."""
+Seconds = Annotated[int, Range(1, 10**7)]
+"""A time limit; 10^7 seconds are 16 weeks."""
 ColumnNumber = Annotated[int, Range(-1000, 1000)]
 """A column of a file, counted from 0, or from the end: -1 is the last."""
 Seed = Annotated[int, Range(0, 2**28 - 1)]
 """A seed that, combined with any step and rank, fits into the 64 bits of a generator's seed."""
 
 # Real numbers.
-PositiveFloat = Annotated[float, Range(0, open_low=True)]
-NonNegativeFloat = Annotated[float, Range(0)]
+PositiveFloat = Annotated[float, Range(0, 10**15, open_low=True)]
+"""The limit is one that numbers of 32 bits hold, and so do their products."""
+NonNegativeFloat = Annotated[float, Range(0, 10**15)]
 ClosedUnitInterval = Annotated[float, Range(0, 1)]
 """A share, or a weight between two things: 0 and 1 are allowed."""
 OpenUnitInterval = Annotated[float, Range(0, 1, open_low=True, open_high=True)]

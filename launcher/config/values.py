@@ -66,7 +66,7 @@ def _read(kind: Kind, value: Any, name: str, default: Any, problems: list[Proble
     """The value of one option; None after a problem."""
     if isinstance(value, Words):
         if kind.type is not list:
-            value = value[0] if len(value) == 1 else Argument(" ".join(value))
+            value = value[0] if len(value) == 1 else [Plain(each) for each in value]
         elif len(value) == 1 and (value[0].lstrip().startswith(("[", "{")) or value[0] in (*NULLS[1:], "None")):
             value = value[0]
     if kind.optional and (value is None or (isinstance(value, Plain) and value in (*NULLS[1:], "None"))):
@@ -98,6 +98,9 @@ def _yaml(kind: Kind, text: str, name: str) -> Any:
         return [text]  # a text that may hold : or {
     if kind.type in (int, float, bool):
         return Plain(text.strip())
+    records = kind.is_record or (kind.type is list and kind.items[0].is_record)
+    if records and not text.lstrip().startswith(("[", "{")):
+        return Plain(text)  # a path that may hold : as well
     return parse_text(text, name)
 
 
@@ -106,7 +109,8 @@ def _shown(value: Any) -> str:
     if value is None or (isinstance(value, Plain) and value in NULLS):
         return "null"
     text = str(resolved(value)) if isinstance(value, dict | list) else str(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
+    text = text if len(text) <= 60 else f"{text[:57]}..."
+    return text.encode(errors="backslashreplace").decode()
 
 
 def _wrong(kind: Kind, value: Any, name: str, expected: str) -> Problem:
@@ -142,6 +146,8 @@ def _bool(kind: Kind, value: Any, name: str) -> bool:
 def _text(kind: Kind, value: Any, name: str) -> str:
     if not isinstance(value, str) or (isinstance(value, Plain) and not isinstance(value, Argument) and value in NULLS):
         raise _wrong(kind, value, name, "a text")
+    if not value.isprintable() and any("\ud800" <= letter <= "\udfff" or letter == "\0" for letter in value):
+        raise _wrong(kind, value, name, "a text in UTF-8, without zero bytes")
     return str(value)
 
 
@@ -162,7 +168,7 @@ def _dict(kind: Kind, value: Any, name: str) -> dict:
 
 def _list(kind: Kind, value: Any, name: str, problems: list[Problem]) -> list:
     [item] = kind.items
-    if isinstance(value, Plain) and value in NULLS:
+    if isinstance(value, Plain) and value in (*NULLS, "None"):
         value = []
     if isinstance(value, str) and value.lstrip().startswith("["):  # quoted, as the users of shells do
         try:
@@ -175,6 +181,8 @@ def _list(kind: Kind, value: Any, name: str, problems: list[Problem]) -> list:
 
 
 def _tuple(kind: Kind, value: Any, name: str, problems: list[Problem]) -> tuple:
+    if isinstance(value, str) and "," in value:  # 0.9, 0.95
+        value = [Plain(part.strip()) for part in value.strip("()[] ").split(",")]
     if not isinstance(value, list) or len(value) != len(kind.items):
         raise _wrong(kind, value, name, f"a list of {len(kind.items)}")
     each = zip(kind.items, value, strict=True)
@@ -185,7 +193,8 @@ def _section(kind: Kind, value: Any, name: str, default: Any, problems: list[Pro
     first = dataclasses.fields(kind.type)[0].name
     if isinstance(value, Plain) and value in NULLS:
         value = {}
-    if isinstance(value, str) and first == "path":  # data.train: [corpora/mine]
+    is_path = isinstance(value, str) and not (isinstance(value, Plain) and value.lower() in (*_TRUE, *_FALSE))
+    if is_path and first == "path":  # data.train: [corpora/mine]
         value = {first: value}
     if not isinstance(value, dict):
         names = ", ".join(field.name for field in dataclasses.fields(kind.type))

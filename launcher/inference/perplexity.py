@@ -104,6 +104,8 @@ class Scorer:
         """Scores the sequences that a training run would read; for a masked model with the run's rate of masks."""
         options, data = self.options, self.data
         corpora = self._corpora()
+        most = options.max_samples or max(corpus.num_tokens for corpus in corpora) // self.length + 1
+        size = min(options.batch_size, most)  # a larger batch would be filled up with rows of padding
         reader_options = ReaderOptions(
             sequence_length=self.length,
             objective="clm" if self.causal else "mlm",
@@ -112,8 +114,8 @@ class Scorer:
             mask_unit="token" if self.causal else data.get("mask_unit", "token"),
             sentence_pairs="none" if self.causal else data.get("sentence_pairs", "none"),
             fim_rate=data.get("fim_rate", 0.0) if self.causal else 0.0,
-            global_batch=options.batch_size,
-            micro_batch=options.batch_size,
+            global_batch=size,
+            micro_batch=size,
             seed=self.seed,
             shuffle=False,
             threads=1,

@@ -58,11 +58,14 @@ def test_all_mistakes_of_a_file_and_the_command_line_are_said_at_once(tmp_path):
         (["--run.steps", "nan"], "run.steps is nan; it must be a whole number"),
         (["--run.seed", "1000000000000"], "run.seed is 1000000000000; it must be a whole number from 0 to 2^28 - 1"),
         (["--run.dry_run_ranks", "0"], "it must be a whole number from 1 to 10^6 or null"),
-        (["--optimizer.learning_rate", "inf"], "optimizer.learning_rate is inf; it must be a number above 0"),
+        (
+            ["--optimizer.learning_rate", "inf"],
+            "optimizer.learning_rate is inf; it must be a number above 0 and at most 10^15",
+        ),
         (["--optimizer.momentum", "1"], "optimizer.momentum is 1; it must be a number of at least 0 and below 1"),
         (["--data.mlm_probability", "0"], "data.mlm_probability is 0; it must be a number above 0 and below 1"),
         (["--model.dropout", "1"], "model.dropout is 1; it must be a number of at least 0 and below 1"),
-        (["--model.num_hidden_layers", "1000000000000"], "it must be a whole number from 1 to 10000"),
+        (["--model.num_hidden_layers", "1000000000000"], "it must be a whole number from 1 to 1000"),
         (["--parallel.compile", "maybe"], "parallel.compile is maybe; it must be true or false"),
         (["--parallel.zero_stage", "4"], "parallel.zero_stage is 4; it must be one of 0, 1, 2, 3"),
         (["--parallel.deepspeed", "3"], "parallel.deepspeed is 3; it must be a mapping"),
@@ -75,6 +78,17 @@ def test_all_mistakes_of_a_file_and_the_command_line_are_said_at_once(tmp_path):
         (["--lr", "1"], "unknown option lr; did you mean optimizer.learning_rate?"),
         (["--model.d_model", "1"], "unknown option model.d_model; did you mean model.hidden_size?"),
         (["--run.epochs", "1"], "unknown option run.epochs; did you mean run.steps?"),
+        (["--optimizer.wd", "1"], "unknown option optimizer.wd; did you mean optimizer.weight_decay?"),
+        (["--model.n_layer", "1"], "unknown option model.n_layer; did you mean model.num_hidden_layers?"),
+        (["--model.max_seq_len", "1"], "did you mean model.max_position_embeddings?"),
+        (["--data.max_seq_len", "1"], "did you mean data.sequence_length?"),
+        (["--parallel.tp", "1"], "did you mean parallel.tensor?"),
+        (["--num_epochs", "1"], "did you mean run."),
+        (["--run.dry_run="], "run.dry_run is null; it must be true or false"),
+        (["--run.name", "a\udcff"], "run.name is a\\udcff; it must be a text in UTF-8, without zero bytes"),
+        (["--data.train", "[true]"], "data.train[0] is true; it must be a mapping of options: path, weight, split"),
+        (["--data.train", "{path: a}", "[b]"], "data.train[1] is ['b']; it must be a mapping of options"),
+        (["--optimizer.betas", "0.9", "0.95", "0.99"], "0.99 does not belong to an option"),
         (["--model.widht", "1"], "unknown option model.widht; did you mean model.hidden_size?"),
         (["--parallel.tensr", "1"], "unknown option parallel.tensr; did you mean parallel.tensor?"),
         (["--config", "no.yaml"], "cannot read the configuration no.yaml: No such file or directory"),
@@ -114,6 +128,28 @@ def test_lists_grow_and_sections_are_given_whole():
     config = parse(TrainConfig, lists + sections, "")
     assert [(source.path, source.weight) for source in config.data.train] == [("a", 1), ("b", 1), ("c", 1), ("d", 3)]
     assert (config.model.hidden_size, config.model.bias, config.run.dry_run) == (64, True, True)
+
+
+@pytest.mark.parametrize(
+    ("words", "paths"),
+    [
+        (["corpora/mine"], ["corpora/mine"]),
+        (["a", "{path: b}", "s3://c/d: e"], ["a", "b", "s3://c/d: e"]),
+        (["[a, {path: 'b: c'}]"], ["a", "b: c"]),
+        (["2024"], ["2024"]),
+        (["[]"], []),
+        (["null"], []),
+        (["None"], []),
+    ],
+)
+def test_paths_stand_for_records(words, paths):
+    assert [source.path for source in parse(TrainConfig, ["--data.train", *words], "").data.train] == paths
+
+
+@pytest.mark.parametrize("words", [["0.8", "0.9"], ["0.8,0.9"], ["(0.8, 0.9)"], ["[0.8, 0.9]"]])
+def test_two_numbers(words):
+    config = parse(TrainConfig, ["--optimizer.betas", *words, "--run.steps", "3"], "")
+    assert (config.optimizer.betas, config.run.steps) == ((0.8, 0.9), 3)
 
 
 def test_labels_may_look_like_numbers():
@@ -169,7 +205,7 @@ def test_any_value_is_read_or_refused(command):
                 continue
             kind = option.kind
             if kind.type in (int, float) and not (kind.optional and value in ("", "null")):
-                assert value in ("0", "-1", "1e30"), (option.name, value)
+                assert value in ("0", "-1"), (option.name, value)
                 assert float(value) in (kind.range or Range()), (option.name, value)
 
 
