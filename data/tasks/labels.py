@@ -9,10 +9,11 @@ from ingot.data.tasks.records import Record
 
 
 def find_labels(values: Iterable[str]) -> list[str]:
-    """All labels that occur, in numeric order if all are integers, otherwise in alphabetical order."""
+    """All labels that occur, in numeric order if all are integers ("01" before "1"), otherwise in alphabetical
+    order."""
     found = set(values)
     try:
-        return sorted(found, key=int)
+        return sorted(found, key=lambda label: (int(label), label))
     except ValueError:
         return sorted(found)
 
