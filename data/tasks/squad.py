@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,20 +12,29 @@ from ingot.data.sources.text_files import parse_json, read_text
 
 @dataclass(frozen=True)
 class Question:
-    """`answers` are (text, its first character in `context`), and none where the context has no answer."""
+    """`answers` are (text, its first character in `context`), and none where the context has no answer. Of
+    `num_stripped` of them white space around the text was left out."""
 
     id: str
     question: str
     context: str
     answers: list[tuple[str, int]]
     where: str
+    num_stripped: int = 0
+
+
+def strip_answers(answers: Sequence[tuple[str, int]]) -> tuple[list[tuple[str, int]], int]:
+    """The answers without white space around them, which belongs to no token, and how many had any."""
+    found = [(text.strip(), start + len(text) - len(text.lstrip())) for text, start in answers]
+    return found, sum(text != new for (text, _), (new, _) in zip(answers, found, strict=True))
 
 
 def read_squad(path: str | Path, labelled: bool = True) -> list[Question]:
     """The questions of a JSON file of SQuAD 1.1 (Rajpurkar et al. 2016) or 2.0 (Rajpurkar et al. 2018), in order.
 
-    Questions with `is_impossible`, or an empty list of answers, have none. An answer whose text is not at its
-    `answer_start` moves to the nearest position that has the text, of two equally near ones to the first.
+    Questions with `is_impossible`, or an empty list of answers, have none. White space around an answer is left out. An
+    answer whose text is not at its `answer_start` moves to the nearest position that has the text, of two equally near
+    ones to the first.
 
     Args:
         labelled: whether to read answers; without, no question has any, and the file may lack them.
@@ -39,12 +48,15 @@ def read_squad(path: str | Path, labelled: bool = True) -> list[Question]:
     name, questions = Path(path).name, []
     seen: dict[str, str] = {}
     for location, context, entry in _entries(root, str(path)):
+        name_of_it, asked = (_get(entry, key, str, location) for key in ("id", "question"))
+        answers, num_stripped = _answers(entry, context, location) if labelled else ([], 0)
         question = Question(
-            id=_get(entry, "id", str, location),
-            question=_get(entry, "question", str, location),
+            id=name_of_it,
+            question=asked,
             context=context,
-            answers=_answers(entry, context, location) if labelled else [],
+            answers=answers,
             where=name + location.removeprefix(str(path)),
+            num_stripped=num_stripped,
         )
         if question.id in seen:
             raise ValueError(f"{location}: the id {question.id!r} is also that of {seen[question.id]}")
@@ -65,21 +77,25 @@ def _entries(root: Any, path: str) -> Iterator[tuple[str, str, Any]]:
                 yield f"{location}, question {q}", context, entry
 
 
-def _answers(entry: dict, context: str, location: str) -> list[tuple[str, int]]:
+def _answers(entry: dict, context: str, location: str) -> tuple[list[tuple[str, int]], int]:
     if "is_impossible" in entry and _get(entry, "is_impossible", bool, location):
-        return []
-    answers = []
+        return [], 0
+    given = []
     for number, answer in enumerate(_get(entry, "answers", list, location), 1):
         text = _get(answer, "text", str, f"{location}, answer {number}")
         start = _get(answer, "answer_start", int, f"{location}, answer {number}")
         if not text.strip():
             raise ValueError(f"{location}, answer {number} has no text; a question without an answer has no answers")
+        given.append((text, start))
+    stripped, num_stripped = strip_answers(given)
+    answers = []
+    for number, (text, start) in enumerate(stripped, 1):
         if start < 0 or not context.startswith(text, start):
             start = _nearest(context, text, start)
         if start < 0:
             raise ValueError(f"{location}, answer {number}: {text!r} is not in the context")
         answers.append((text, start))
-    return answers
+    return answers, num_stripped
 
 
 def _nearest(context: str, text: str, start: int) -> int:

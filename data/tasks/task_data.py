@@ -24,6 +24,7 @@ class TaskSettings:
         doc_stride: tokens by which the windows of a long paragraph overlap.
         document_context: most tokens of its document that are added on either side of a sentence.
         max_answer_tokens: most tokens of an answer.
+        no_answer: whether a question may have no answer in its paragraph.
         template: a text with {input} where the input goes.
         chat_template: whether the tokenizer's chat template writes instructions: auto (chats only), always or never.
     """
@@ -38,6 +39,7 @@ class TaskSettings:
     doc_stride: int = 128
     document_context: int = 0
     max_answer_tokens: int = 30
+    no_answer: bool = True
     template: str = "{input}"
     chat_template: str = "auto"
 
@@ -53,6 +55,8 @@ class TaskData:
         labels: the set of labels; empty for tasks without one.
         num_truncated: examples that were longer than max_length.
         num_repaired_labels: labels I- that continue nothing, and are read as the beginning of an entity.
+        num_stripped_answers: answers that had white space around them.
+        num_lost_answers: questions whose answer is in no window as a whole; nothing is learned from them.
     """
 
     examples: list[Example]
@@ -61,6 +65,8 @@ class TaskData:
     labels: list[str] = field(default_factory=list)
     num_truncated: int = 0
     num_repaired_labels: int = 0
+    num_stripped_answers: int = 0
+    num_lost_answers: int = 0
 
 
 class ReadTask(Protocol):

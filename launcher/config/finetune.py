@@ -92,6 +92,9 @@ class Task:
     task.max_length has room (token_classification of CoNLL files). Documents begin at -DOCSTART-."""
     max_answer_tokens: Size = 30
     """Maximum number of tokens of an answer (question_answering)."""
+    no_answer: bool = True
+    """Whether a question may have no answer in its paragraph, as in SQuAD 2.0. false, as in SQuAD 1.1: each has one, so
+    that a question without is refused and a prediction is never empty (question_answering)."""
     pooling: Literal["first", "last", "mean"] | None = None
     """Which hidden state stands for a text: that of the first token (BERT), of the last (GPT), or the mean of all; null
     is the choice of the model's family."""

@@ -24,6 +24,7 @@ from ingot.launcher.loading.base_model import BaseModel, find_tokenizer, open_ba
 from ingot.launcher.loading.teacher import learn_from
 from ingot.launcher.runtime.exit_codes import DONE, bad_input
 from ingot.launcher.tasks.registry import task_kind
+from ingot.launcher.tasks.task_kind import TaskKind
 from ingot.launcher.training.batch_sizes import BatchSizes
 from ingot.launcher.training.build import build_engine
 from ingot.launcher.training.callbacks.best_checkpoint import BestCheckpoint, EarlyStopping
@@ -154,6 +155,7 @@ def task_settings(config: FinetuneConfig) -> TaskSettings:
         doc_stride=task.doc_stride,
         document_context=task.document_context,
         max_answer_tokens=task.max_answer_tokens,
+        no_answer=task.no_answer,
         template=task.template,
         chat_template=task.chat_template,
     )
@@ -243,6 +245,7 @@ def make_job(config: FinetuneConfig, mesh: Mesh, files: Files) -> Job:
     base, tokenizer, kind = open_model(config, files), files.tokenizer, task_kind(config.task.kind)
     model, task = base.model.config, getattr(base.model, "task", None)
     parts = [files.train] if files.validation is None else [files.train, files.validation]
+    paths = [config.task.train, config.task.validation]
     template = tokenizer.template(pair=False)
     train, *validation = (peft_methods.with_virtual_tokens(config.method, part, model, template) for part in parts)
     reader = task_reader(config, train, model, mesh, shuffle=True)
@@ -294,18 +297,26 @@ def make_job(config: FinetuneConfig, mesh: Mesh, files: Files) -> Job:
             "task": None if task is None else asdict(task),
             "labels": train.labels,
         },
-        messages=[base.note, _describe_data(config, train, tokenizer), _describe_parameters(engine, config)],
+        messages=[
+            base.note,
+            *(_describe_data(path, part, tokenizer, kind) for path, part in zip(paths, parts, strict=False)),
+            _describe_parameters(engine, config),
+        ],
     )
 
 
-def _describe_data(config: FinetuneConfig, train: TaskData, tokenizer: Tokenizer) -> str:
+def _describe_data(path: str | None, train: TaskData, tokenizer: Tokenizer, kind: TaskKind) -> str:
     lengths = [len(example.ids) for example in train.examples]
-    text = f"{config.task.train}: {len(lengths):,} examples of {np.mean(lengths):.1f} tokens, at most {max(lengths)}"
+    text = f"{path}: {len(lengths):,} examples of {np.mean(lengths):.1f} tokens, at most {max(lengths)}"
     if train.num_truncated:
-        text += f"; {train.num_truncated:,} longer than task.max_length {config.task.max_length}"
+        text += f"; {train.num_truncated:,} longer than task.max_length {train.settings.max_length}"
+    if train.num_stripped_answers:
+        text += f"; {train.num_stripped_answers:,} answers lost the white space around them"
+    if train.num_lost_answers:
+        text += f"; {train.num_lost_answers:,} questions are not learned, because no window has their whole answer"
     if train.num_repaired_labels:
         text += f"; {train.num_repaired_labels:,} labels I- without an entity before them begin one, as in conlleval"
-    if task_kind(config.task.kind).head is None:
+    if kind.head is None:
         ends = end_ids(train.settings, tokenizer)
         if not any(np.isin(example.target, ends).any() for example in train.examples):
             text += (

@@ -50,6 +50,10 @@ def predict(options: PredictOptions) -> None:
         data = found.kind.read(path, settings, found.tokenizer, labelled=options.score and not generates)
     if options.score:
         found.kind.truth(data)  # what is wrong with the labels is said before all is computed
+    if data.num_truncated:
+        became = "are read in several windows" if found.kind.has_windows else "lose their end"
+        length = f"longer than task.max_length {settings.max_length}"
+        print(f"note: {data.num_truncated:,} examples are {length}, and {became}", file=sys.stderr)
     if generates:
         data = _shortened(data, found, options.max_tokens)
     template = found.tokenizer.template(pair=False)

@@ -24,6 +24,7 @@ class QuestionAnswering(TaskKind):
     text_columns = ("question", "context")
     metrics = ("f1", "loss", "exact_match")
     head = Head("span", num_outputs=2)
+    has_windows = True
     attention = "bidirectional"
     transformers_class = "AutoModelForQuestionAnswering"
 
@@ -34,7 +35,7 @@ class QuestionAnswering(TaskKind):
         return logits
 
     def prediction(self, record: Question, windows: list[tuple[Example, np.ndarray]], data: TaskData) -> str:
-        return best_answer(record.context, windows, data.settings.max_answer_tokens)
+        return best_answer(record.context, windows, data.settings.max_answer_tokens, data.settings.no_answer)
 
     def truth(self, data: TaskData) -> list[list[str]]:
         return [[text for text, _ in question.answers] for question in data.records]
@@ -44,9 +45,10 @@ class QuestionAnswering(TaskKind):
         return answer_scores(numbered, {str(number): texts for number, texts in enumerate(true)})
 
 
-def best_answer(context: str, windows: list[tuple[Example, np.ndarray]], max_tokens: int) -> str:
-    """The passage with the highest sum of the logits of its first and last token over all windows; "" where the sum of
-    the first token of a window, which stands for no answer, is higher (Devlin et al. 2019, arXiv 1810.04805)."""
+def best_answer(context: str, windows: list[tuple[Example, np.ndarray]], max_tokens: int, may_be_none: bool) -> str:
+    """The passage with the highest sum of the logits of its first and last token over all windows. If there may be
+    none: "" where the sum of the first token of a window, which stands for no answer, is higher (Devlin et al. 2019,
+    arXiv 1810.04805)."""
     best, text, no_answer = -np.inf, "", np.inf
     for example, logits in windows:
         assert example.alignment is not None
@@ -62,4 +64,4 @@ def best_answer(context: str, windows: list[tuple[Example, np.ndarray]], max_tok
         if sums[row, column] > best:
             best = sums[row, column]
             text = context[example.alignment[starts[row], 0] : example.alignment[ends[column], 1]].strip()
-    return text if best > no_answer or no_answer == np.inf else ""
+    return text if best > no_answer or not may_be_none else ""

@@ -54,6 +54,7 @@ class TaskKind(ABC):
         adversarial: whether adversarial training and R-Drop are defined: both need one prediction per text.
         distillation: whether a teacher's predictions can be learned.
         same_teacher_labels: whether a teacher must have the labels of the task.
+        has_windows: whether a longer text than task.max_length becomes several examples; otherwise it loses its end.
         document_context: whether tokens of the document can be added around a text.
     """
 
@@ -71,6 +72,7 @@ class TaskKind(ABC):
     adversarial: bool = False
     distillation: bool = False
     same_teacher_labels: bool = True
+    has_windows: bool = False
     document_context: bool = False
 
     @abstractmethod

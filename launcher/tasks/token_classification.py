@@ -29,7 +29,7 @@ class TokenClassification(TaskKind):
     head = Head("token")
     transformers_class = "AutoModelForTokenClassification"
     has_label_set = True
-    label_smoothing = distillation = document_context = True
+    label_smoothing = distillation = document_context = has_windows = True
 
     def read(self, path: str, settings: TaskSettings, tokenizer: Tokenizer, *, labelled: bool = True) -> TaskData:
         return read_token_classification(path, settings, tokenizer, labelled=labelled)

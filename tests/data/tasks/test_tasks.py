@@ -1,7 +1,10 @@
 """From files of tasks to examples: framing, cutting, targets, and what is wrong with a file."""
 
 import json
+import os
 import re
+import subprocess
+import sys
 from itertools import pairwise
 
 import numpy as np
@@ -188,6 +191,41 @@ def test_a_long_paragraph_is_read_in_windows_that_overlap(tokenizer, write):
         read_question_answering(path, TaskSettings([], max_length=8, doc_stride=8), tokenizer)
 
 
+@pytest.mark.parametrize("form", ["train.json", "train.jsonl"])
+def test_white_space_around_an_answer_is_left_out_and_counted(form, tokenizer, write):
+    context, told = "anna lives in  rome \nand carl", {"text": [" \u2003rome \n"], "answer_start": [13]}
+    context = context.replace("  rome", " \u2003rome")
+    if form == "train.json":
+        content = json.loads(squad(context, "where ?", told["text"][0]))
+        path = write(json.dumps(content), form)
+    else:
+        path = write([{"question": "where ?", "context": context, "answers": told}], form)
+    data = read_question_answering(path, TaskSettings(["question", "context"], max_length=32, doc_stride=4), tokenizer)
+    (example,) = data.examples
+    start, end = example.target
+    assert words(tokenizer, example.ids[start : end + 1]) == "rome"
+    assert data.records[0].answers == [("rome", context.index("rome"))]
+    assert (data.num_stripped_answers, data.num_lost_answers) == (1, 0)
+
+
+def test_an_answer_that_fits_no_window_is_counted_and_not_learned_as_no_answer(tokenizer, write):
+    context = " ".join(["film"] * 20 + ["rome and music"] + ["music"] * 20)
+    path = write(squad(context, "where ?", "rome and music"), "train.json")
+    whole = read_question_answering(path, TaskSettings([], max_length=64, doc_stride=2), tokenizer)
+    assert whole.num_lost_answers == 0
+    found = read_question_answering(path, TaskSettings([], max_length=8, doc_stride=0), tokenizer)
+    assert found.num_lost_answers == 1
+    assert {(*example.target.tolist(), example.num_targets) for example in found.examples} == {(-100, -100, 0)}
+    none = read_question_answering(
+        write(squad(context, "?", None), "n.json"), TaskSettings([], doc_stride=2), tokenizer
+    )
+    assert [example.target.tolist() for example in none.examples] == [[0, 0]]
+    assert none.num_lost_answers == 0
+    settings = TaskSettings([], doc_stride=2, no_answer=False)
+    with pytest.raises(ValueError, match=r"question 1: the question has no answer, and task.no_answer is false"):
+        read_question_answering(write(squad(context, "?", None), "n.json"), settings, tokenizer)
+
+
 def test_no_answer_points_at_the_first_token(tokenizer, write):
     path = write(squad("anna lives in rome", "who ?", None), "train.json")
     (example,) = read_question_answering(path, TaskSettings([], doc_stride=2), tokenizer).examples
@@ -260,3 +298,19 @@ def test_a_number_that_is_none_and_a_label_outside_the_set(tokenizer, write):
         read_regression(path, TaskSettings(["text"]), tokenizer)
     with pytest.raises(ValueError, match=r"the label 'nan' is none of 'a', 'b'; set task.labels"):
         read_classification(path, TaskSettings(["text"], labels=["a", "b"]), tokenizer)
+
+
+@pytest.mark.parametrize("values", [["1", "01", "2", "001", "10"], ["b", "a", "B"]])
+def test_the_order_of_labels_does_not_depend_on_the_seed_of_hashes(values):
+    script = f"from ingot.data.tasks.labels import find_labels; print(find_labels({values}))"
+    printed = {
+        subprocess.run(
+            [sys.executable, "-c", script],
+            env={**os.environ, "PYTHONHASHSEED": str(seed)},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for seed in range(4)
+    }
+    assert printed == {f"{sorted(values, key=lambda v: (int(v), v) if v.isdigit() else v)}\n"}
