@@ -7,6 +7,7 @@ import re
 import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain, islice
@@ -18,6 +19,7 @@ import numpy as np
 from ingot.data.tokenizers.checked_files import MAX_FILE_BYTES, check_files, library_errors
 from ingot.data.tokenizers.conversion import convert, obstacles, read_model
 from ingot.data.tokenizers.identity import encoding_hash, hash_files, model_file_hash, whole_hash
+from ingot.data.tokenizers.sources import tokenizer_folder
 from ingot.safe_files import read_bytes, read_json
 
 SPECIAL_PIECES = ("<pad>", "<unk>", "<s>", "</s>", "<mask>")  # ids 0..4 of every vocabulary trained here
@@ -109,6 +111,8 @@ class Tokenizer(ABC):
     mask_id: int | None
     special_ids: frozenset[int]
     chat_template: str | None = None
+    keep: object = None
+    """What must live as long as the tokenizer: its temporary folder, if it has one."""
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -438,11 +442,25 @@ def _find(ids: list[int], part: list[int], begin: int) -> int:
     return next(i for i in range(begin, len(ids)) if ids[i : i + len(part)] == part)
 
 
-def load_tokenizer(folder: str | Path) -> Tokenizer:
-    """Open a tokenizer folder. Raises ValueError if there is no tokenizer, or one that cannot be read."""
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise ValueError(f"tokenizer folder {folder} does not exist")
+def load_tokenizer(source: str | Path) -> Tokenizer:
+    """Open a tokenizer.
+
+    Args:
+        source: a folder; as a text also a name on the hub; a file, or a folder of bare files (see sources.py).
+
+    Raises:
+        ValueError: there is no tokenizer, or one that cannot be read, or whose kind is not known.
+    """
+    made = tokenizer_folder(source, TOKENIZER_FILES)
+    if made is None:
+        return _open_folder(Path(source))
+    with ExitStack() as stack:
+        tokenizer = _open_folder(Path(stack.enter_context(made)))
+        tokenizer.keep = stack.pop_all()
+    return tokenizer
+
+
+def _open_folder(folder: Path) -> Tokenizer:
     names = {file.name for file in tokenizer_files(folder)}
     if names & {"tokenizer.json", "tokenizer_config.json", "vocab.json", "vocab.txt"}:
         return PretrainedTokenizer(folder)
@@ -450,7 +468,10 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
         try:
             return SentencePieceTokenizer(folder)
         except (RuntimeError, OSError) as error:
-            raise ValueError(f"{folder / 'tokenizer.model'} is not a readable SentencePiece model: {error}") from error
+            raise ValueError(
+                f"{folder / 'tokenizer.model'} is not a readable SentencePiece model: {error}; if it is a list of byte "
+                f"sequences (tiktoken, as of Llama 3), take the tokenizer.json of the same model"
+            ) from error
     raise ValueError(
         f"{folder} has no tokenizer: expected a SentencePiece tokenizer.model, or the files of a transformers "
         f"tokenizer (tokenizer.json, tokenizer_config.json, ...)"

@@ -43,7 +43,7 @@ class Init:
     """A run, a checkpoint, a Hugging Face folder or a name on its hub. The weights of the body are taken, and those of
     the head if it fits the task."""
     tokenizer: str | None = None
-    """Tokenizer folder; by default the one of the model."""
+    """Tokenizer: a folder, a name on the hub, or a file; by default the one of the model."""
     pretrained: bool = True
     """false takes only the shape and the tokenizer and starts from random weights, to compare: the difference is what
     pretraining gives."""

@@ -33,8 +33,9 @@ class TokenizerOptions:
     """The tokenizer: an existing one (path), or a new SentencePiece model that is trained on the training split."""
 
     path: str | None = None
-    """Folder of an existing tokenizer (SentencePiece or transformers). The other options of this section then have no
-    effect."""
+    """An existing tokenizer: a folder (SentencePiece or transformers), a name on the hub, or a file: tokenizer.json, a
+    .model of SentencePiece, vocab.json with merges.txt, encoder.json with vocab.bpe, vocab.txt. The other options of
+    this section then have no effect."""
     vocab_size: VocabularySize = 8192
     """Number of token ids, including special tokens."""
     model_type: Literal["bpe", "unigram"] = "bpe"

@@ -56,6 +56,12 @@ def run_rank_zero(options: PrepareOptions, ranks: RankCoordinator) -> Outcome:
     """The work of rank 0; all work if it is the only rank. Raises ValueError and OSError for what a user can fix."""
     output, timer = Path(options.output), PhaseTimer()
     existing = load_tokenizer(options.tokenizer.path) if options.tokenizer.path else None
+    if existing is not None and existing.bos_id is None and existing.eos_id is None:
+        print(
+            f"note: the tokenizer {options.tokenizer.path} names no token that begins or ends a text, so documents are "
+            f"not marked; a tokenizer_config.json with bos_token and eos_token names them",
+            file=sys.stderr,
+        )
     with ExitStack() as stack:
         if not ranks.is_single:  # the other ranks already look for the plan
             _open_shared_folder(ranks, stack, output, options)

@@ -157,7 +157,7 @@ def test_help_is_quick_and_complete():
         (["--input", "nowhere"], "nowhere does not exist"),
         (["--include", "*.nothing"], "no text in"),
         (["--tokenizer.vocab_size", "60000"], "largest possible value is"),
-        (["--tokenizer.path", "nowhere"], "tokenizer folder nowhere does not exist"),
+        (["--tokenizer.path", "nowhere"], "tokenizer nowhere does not exist: it is no folder or file"),
         (["--config", "nowhere.yaml"], "nowhere.yaml"),
     ],
 )
