@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ingot.data.tasks.records import Record
@@ -16,6 +16,22 @@ def find_labels(values: Iterable[str]) -> list[str]:
         return sorted(found, key=lambda label: (int(label), label))
     except ValueError:
         return sorted(found)
+
+
+def rename_labels(labels: Sequence[str], names: Mapping[str, str]) -> list[str]:
+    """The labels under the names that a user gave them; a label may have its name already.
+
+    Raises:
+        ValueError: a name for a label that there is not, or one name for two labels.
+    """
+    if unknown := sorted(label for label, name in names.items() if label not in labels and name not in labels):
+        raise ValueError(
+            f"task.label_names names {', '.join(map(repr, unknown))}, and the labels are {', '.join(map(repr, labels))}"
+        )
+    renamed = [names.get(label, label) for label in labels]
+    if twice := sorted({name for name in renamed if renamed.count(name) > 1}):
+        raise ValueError(f"task.label_names gives more than one label the name {', '.join(map(repr, twice))}")
+    return renamed
 
 
 def class_name(record: Record, column: str) -> str:

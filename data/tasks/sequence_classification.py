@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -10,7 +10,7 @@ import numpy as np
 from ingot.data.sequences.objectives import IGNORE_INDEX
 from ingot.data.tasks.encoding import TextEncoder, encode_records
 from ingot.data.tasks.examples import Example
-from ingot.data.tasks.labels import class_name, find_labels, label_names, number, number_of
+from ingot.data.tasks.labels import class_name, find_labels, label_names, number, number_of, rename_labels
 from ingot.data.tasks.records import Record, read_records
 from ingot.data.tasks.task_data import TaskData, TaskSettings
 from ingot.data.tokenizers.tokenizer import Tokenizer
@@ -22,9 +22,10 @@ def read_classification(path: str, settings: TaskSettings, tokenizer: Tokenizer,
     data = _read_texts(path, settings, tokenizer, [column] if labelled else [])
     if not labelled:
         return _with_targets(data, np.array(IGNORE_INDEX), labels or [])
-    if labels is None:
-        labels = find_labels(class_name(record, column) for record in data.records)
-    targets = [np.array(number_of(class_name(record, column), labels, record.where)) for record in data.records]
+    found, names = [class_name(record, column) for record in data.records], settings.label_names
+    labels = rename_labels(find_labels(found) if labels is None else labels, names)
+    pairs = zip(found, data.records, strict=True)
+    targets = [np.array(number_of(names.get(label, label), labels, record.where)) for label, record in pairs]
     return _with_targets(data, targets, labels)
 
 
@@ -37,7 +38,9 @@ def read_multi_label(path: str, settings: TaskSettings, tokenizer: Tokenizer, *,
         return _with_targets(data, np.full(len(labels or []), np.nan), labels or [])
     if labels is None:
         labels = find_labels(name for record in data.records for name in label_names(record, column))
-    return _with_targets(data, [_indicators(record, column, labels) for record in data.records], labels)
+    labels = rename_labels(labels, settings.label_names)
+    targets = [_indicators(record, column, labels, settings.label_names) for record in data.records]
+    return _with_targets(data, targets, labels)
 
 
 def read_regression(path: str, settings: TaskSettings, tokenizer: Tokenizer, *, labelled: bool = True) -> TaskData:
@@ -72,8 +75,8 @@ def _with_targets(data: TaskData, targets: list[np.ndarray] | np.ndarray, labels
     return replace(data, examples=examples, labels=list(labels))
 
 
-def _indicators(record: Record, column: str, labels: Sequence[str]) -> np.ndarray:
+def _indicators(record: Record, column: str, labels: Sequence[str], names: Mapping[str, str]) -> np.ndarray:
     target = np.zeros(len(labels))
-    for name in label_names(record, column):
-        target[number_of(name, labels, record.where)] = 1
+    for label in label_names(record, column):
+        target[number_of(names.get(label, label), labels, record.where)] = 1
     return target

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -18,6 +18,7 @@ class TaskSettings:
         text_columns: columns of the text, or of the two texts of a pair; what else they are, each reader says.
         label_column: column of the label; regression may have several, with commas between.
         labels: the set of labels; None finds them in the file.
+        label_names: other names for labels of the file.
         conll_word_column, conll_label_column: of CoNLL files.
         max_length: most tokens of an example.
         refuse_overlong: whether a longer example is an error; otherwise it is truncated.
@@ -32,6 +33,7 @@ class TaskSettings:
     text_columns: Sequence[str]
     label_column: str = "label"
     labels: list[str] | None = None
+    label_names: Mapping[str, str] = field(default_factory=dict)
     conll_word_column: int = 0
     conll_label_column: int = -1
     max_length: int = 512

@@ -16,7 +16,7 @@ from ingot.data.sequences.objectives import IGNORE_INDEX
 from ingot.data.tasks.conll import TaggedSentence, read_conll, to_bio_counted
 from ingot.data.tasks.encoding import TextEncoder
 from ingot.data.tasks.examples import Example
-from ingot.data.tasks.labels import find_labels, number_of
+from ingot.data.tasks.labels import find_labels, number_of, rename_labels
 from ingot.data.tasks.records import ENDINGS, Record, read_records
 from ingot.data.tasks.task_data import TaskData, TaskSettings
 from ingot.data.tokenizers.tokenizer import Tokenizer
@@ -36,8 +36,17 @@ def read_token_classification(
     sentences = _read_sentences(path, settings, labelled)
     encoder, labels, num_repaired = TextEncoder(tokenizer, settings), settings.labels or [], 0
     if labelled:
-        sentences, num_repaired = _in_iob2(sentences)
-        labels = labels or find_labels(label for sentence in sentences for label in sentence.labels)
+        given = find_labels(label for sentence in sentences for label in sentence.labels)
+        names = settings.label_names
+        if settings.labels is None:
+            rename_labels(given, names)  # what is wrong with the names
+        sentences, num_repaired = _in_iob2(
+            [replace(each, labels=[names.get(label, label) for label in each.labels]) for each in sentences]
+        )
+        used = {label for sentence in sentences for label in sentence.labels}
+        # Labels keep the order that they have in the file, such as that of their numbers, and new ones come behind.
+        kept = [name for name in (names.get(label, label) for label in given) if name in used] if names else []
+        labels = labels or [*kept, *find_labels(used - {*kept})]
     examples: list[Example] = []
     encoded = tokenizer.encode_with_offsets([" ".join(sentence.words) for sentence in sentences])
     context = _Context(sentences, [ids for ids, _ in encoded], settings.document_context)

@@ -70,6 +70,9 @@ class Task:
     """Column of the label; for regression several, with commas between them."""
     labels: list[str] | None = None
     """The set of labels; null takes all that the training file has."""
+    label_names: list[str] = field(default_factory=list)
+    """Other names for labels of the files, as LABEL=NAME: 0=negative 1=positive. Predictions, reports and the exported
+    model have the names."""
     conll_word_column: ColumnNumber = 0
     """Column of the word in CoNLL files, counted from 0."""
     conll_label_column: ColumnNumber = -1
@@ -261,6 +264,8 @@ def _kind_problems(config: FinetuneConfig) -> list[str]:
     if task.document_context and not kind.document_context:
         names = names_where("document_context")
         problems.append(f"task.document_context is for {names}; set it to 0 for {kind.name}")
+    if task.label_names and not kind.has_label_set:
+        problems.append(f"task.label_names is for {names_where('has_label_set')}, not {kind.name}; leave it out")
     if task.best_metric is not None and task.best_metric not in kind.metrics:
         problems.append(f"task.best_metric is {task.best_metric}; {kind.name} has {', '.join(kind.metrics)}")
     return problems
@@ -274,6 +279,10 @@ def _task_problems(config: FinetuneConfig) -> list[str]:
         problems.append("task.early_stopping_patience needs task.validation and run.eval_every above 0")
     if task.best_metric is not None and task.validation is None:
         problems.append(f"task.best_metric {task.best_metric} chooses nothing without task.validation; name a file")
+    if wrong := [part for part in task.label_names if not all(part.partition("="))]:
+        problems.append(f"task.label_names has {', '.join(map(repr, wrong))}; give each as LABEL=NAME")
+    if len({part.partition("=")[0] for part in task.label_names}) < len(task.label_names):
+        problems.append(f"task.label_names {task.label_names} names a label twice; name each once")
     if len(set(task.seeds)) < len(task.seeds):
         problems.append(f"task.seeds {task.seeds} has one twice, which would be the same run")
     if not config.run.steps and not task.epochs:

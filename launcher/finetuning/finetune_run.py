@@ -148,6 +148,7 @@ def task_settings(config: FinetuneConfig) -> TaskSettings:
         text_columns=task.text_columns or task_kind(task.kind).text_columns,
         label_column=task.label_column,
         labels=task.labels,
+        label_names=dict(part.split("=", 1) for part in task.label_names),
         conll_word_column=task.conll_word_column,
         conll_label_column=task.conll_label_column,
         max_length=task.max_length,

@@ -72,6 +72,33 @@ def test_numbers_are_labels_in_their_order(tokenizer, write):
     assert read_classification(path, TaskSettings(["text"]), tokenizer).labels == ["2", "9", "10"]
 
 
+def test_labels_get_other_names_in_their_own_order(tokenizer, write):
+    path = write([{"text": "film", "label": label} for label in (10, 9, 2, 10)])
+    names = {"2": "two", "10": "a ten"}
+    found = read_classification(path, TaskSettings(["text"], label_names=names), tokenizer)
+    assert found.labels == ["two", "9", "a ten"]
+    assert [int(example.target) for example in found.examples] == [2, 1, 0, 2]
+    settings = TaskSettings(["text"], labels=found.labels, label_names=names)  # of a second file
+    again = read_classification(path, settings, tokenizer)
+    assert [int(example.target) for example in again.examples] == [2, 1, 0, 2]
+    path = write([{"text": "film", "label": "b,a"}])
+    several = read_multi_label(path, TaskSettings(["text"], label_names={"b": "B"}), tokenizer)
+    assert (several.labels, several.examples[0].target.tolist()) == (["a", "B"], [1, 1])
+    path = write([{"words": ["anna", "bertha", "lives", "rome"], "label": [1, 2, 0, 3]}])
+    names = {"0": "O", "1": "B-PER", "2": "I-PER", "3": "I-LOC"}
+    tags = read_token_classification(path, TaskSettings(["words"], label_names=names), tokenizer)
+    assert tags.labels == ["O", "B-PER", "I-PER", "B-LOC"]
+    assert tags.records[0].labels == ["B-PER", "I-PER", "O", "B-LOC"]
+    second = write([{"words": ["anna"], "label": [1]}])
+    settings = TaskSettings(["words"], labels=tags.labels, label_names=names)
+    assert read_token_classification(second, settings, tokenizer).records[0].labels == ["B-PER"]
+    path = write([{"words": ["anna", "lives"], "label": [1, 0]}])
+    with pytest.raises(ValueError, match=r"task.label_names names 'x', and the labels are '0', '1'"):
+        read_token_classification(path, TaskSettings(["words"], label_names={"x": "y"}), tokenizer)
+    with pytest.raises(ValueError, match="more than one label the name 'O'"):
+        read_token_classification(path, TaskSettings(["words"], label_names={"1": "O", "0": "O"}), tokenizer)
+
+
 def test_several_labels_and_numbers(tokenizer, write):
     path = write([{"text": "film", "l": ["b", "a"], "n": 1, "m": 0.5}, {"text": "film", "l": "", "n": -2, "m": 3}])
     found = read_multi_label(path, TaskSettings(["text"], "l"), tokenizer)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ingot.launcher import export
+from ingot.launcher import export, predict
 from ingot.launcher.finetuning.finetune_run import task_settings
 from ingot.launcher.loading.finetuned_model import open_finetuned
 from ingot.launcher.loading.language_model import load_for_inference
@@ -16,15 +16,17 @@ from tests.launcher.finetune_runs import CPU, run
 from tests.launcher.tiny_models import write_task
 
 
-def test_an_exported_classifier_opens_in_transformers_with_its_labels(bert, tmp_path):
+def test_an_exported_classifier_opens_in_transformers_with_its_labels(bert, tmp_path, capsys):
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-    task = write_task("classification", tmp_path)
+    task = [*write_task("classification", tmp_path), "--task.label_names", '["negative=bad one"]']
     run(bert, tmp_path, task, "--run.steps", "5")
     export.main(["--checkpoint", str(tmp_path / "runs/run"), "--output", str(tmp_path / "out")])
     model, info = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out", output_loading_info=True)
     assert not any(info.values()), info
-    assert model.config.id2label == {0: "negative", 1: "positive"}
+    assert model.config.id2label == {0: "bad one", 1: "positive"}
+    predict.main(["--checkpoint", str(tmp_path / "runs/run"), "--input", task[5], "--score", "true"])
+    assert "bad one" in capsys.readouterr().out
     check_logits(model.eval(), AutoTokenizer.from_pretrained(tmp_path / "out"), tmp_path / "runs/run")
 
 
