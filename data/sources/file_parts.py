@@ -1,7 +1,8 @@
-"""Reads the documents of a file part: a whole text file, or a part of a file with many records.
+"""Reads the documents of a file part: a whole text file, or a part of a file with many documents.
 
-The name of a file gives its kind: text (the file is a document), lines (JSON lines, plain or .gz or .zst), parquet,
-arrow (as Hugging Face `datasets` saves), tar (webdataset samples of KEY.txt or KEY.json).
+The name of a file gives its kind: text (the file is a document), lines (JSON lines), parquet, arrow (as Hugging Face
+`datasets` saves), tar (webdataset samples of KEY.txt or KEY.json). A text file that is divided into documents is of
+kind texts. Text and lines may be compressed (.gz, .xz, .zst).
 """
 
 from __future__ import annotations
@@ -10,12 +11,16 @@ import contextlib
 import hashlib
 import json
 import os
+import sys
 from collections.abc import Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, cast
+from typing import IO, TYPE_CHECKING
 
+from ingot.data.sources.compressed import ENDINGS as COMPRESSED
+from ingot.data.sources.compressed import open_decompressed
+from ingot.data.sources.cutting import cut_documents, cut_text
 from ingot.data.sources.documents import TRAIN, Document, Skipped, split_of
 from ingot.data.sources.filters import Filter, lookup, parse_filter
 from ingot.data.sources.tars import members_of
@@ -24,9 +29,11 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 AUTO = "auto"  # the name of each document decides its split
-MAX_RECORD_BYTES = 256_000_000  # of a JSON line or a member of a tar; longer ones are an error
+MAX_RECORD_BYTES = 256_000_000  # of a JSON line or a member of a tar; longer ones are broken records
+CUT = "cut at max_document_bytes"
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 ENDINGS = {
-    "lines": (".jsonl", ".json", ".jsonl.gz", ".json.gz", ".jsonl.zst", ".json.zst"),
+    "lines": tuple(name + end for name in (".jsonl", ".json") for end in ("", *COMPRESSED)),
     "parquet": (".parquet",),
     "arrow": (".arrow",),
     "tar": (".tar",),
@@ -35,19 +42,23 @@ ENDINGS = {
 
 @dataclass(frozen=True)
 class FilePart:
-    """A text file, or a part of a file of records. The attributes after `kind` are for files of records.
+    """A text file, or a part of a file of many documents. The attributes after `kind` are for the latter.
 
     Attributes:
         name: name of the part, inside the input.
-        size: bytes.
-        sha256: of the bytes, in hex.
+        size: bytes; of compressed text its bytes as text.
+        sha256: of the bytes, in hex; for texts that of the whole file.
         split: name of the split, or auto.
         file: name of the whole file.
-        start, stop: range of the part: bytes of lines, row groups of parquet, record batches of arrow. stop 0: all.
-        first_row: number of its first record, from 1.
+        start, stop: range of the part: bytes of lines and texts, row groups of parquet, record batches of arrow. stop
+            0: all.
+        first_row: number of its first document, from 1.
         modified: modification time of the file in ns.
         limit: the part ends after so many bytes of text; 0: no limit.
         where: filters on other columns.
+        separator: what is between two documents of texts; empty: nothing.
+        max_document_bytes: a longer document is cut into several; 0: no limit.
+        num_rows: number of documents of texts.
     """
 
     name: str
@@ -64,6 +75,9 @@ class FilePart:
     limit: int = 0
     text_column: str = "text"
     where: tuple[str, ...] = ()
+    separator: str = ""
+    max_document_bytes: int = 0
+    num_rows: int = 0
 
     def split_of(self, document: Document, validation_fraction: float) -> str:
         return split_of(document.name, validation_fraction) if self.split == AUTO else self.split
@@ -75,6 +89,8 @@ class FilePart:
         if self.kind != "text":
             values += [self.kind, self.file, self.start, self.stop, self.first_row, self.limit]
             values += [self.text_column, list(self.where)]
+        if self.kind == "texts":
+            values += [self.separator, self.max_document_bytes]
         return values
 
 
@@ -98,15 +114,51 @@ def read_documents(
     for part in parts:
         if part.kind == "text":
             yield _read_text(part)
+        elif part.kind == "texts":
+            yield from _read_texts(part, skipped)
         else:
             yield from _read_records(part, skipped, refuse_bad)
 
 
 def _read_text(part: FilePart) -> Document:
-    content = Path(part.path).read_bytes()
+    with open_decompressed(part.path) as file:
+        content = file.read(part.size + 1)
     if len(content) != part.size or hashlib.sha256(content).hexdigest() != part.sha256:
         raise ValueError(_changed(part))
     return Document(part.name, content.decode("utf-8-sig"))
+
+
+def _read_texts(part: FilePart, skipped: Skipped) -> Iterator[Document]:
+    _check_unchanged(part)
+    taken, row = 0, part.first_row
+    with open_decompressed(part.path) as file:
+        skip(file, part.start)
+        left = part.stop - part.start if part.stop else None
+        for piece in cut_documents(file, part.separator.encode(), part.max_document_bytes, left):
+            at_start = not part.start and row == part.first_row
+            text = (piece.content.removeprefix(_BYTE_ORDER_MARK) if at_start else piece.content).decode()
+            if not text or text.isspace():
+                skipped.add("empty", f"{part.file}:{row}")
+            else:
+                yield Document(part.file, text, row)
+                taken += len(piece.content)
+            row += 1
+            if part.limit and taken >= part.limit:
+                return
+
+
+def skip(file: IO[bytes], left: int) -> None:
+    """Go forward by `left` bytes in a file that was just opened, which may be one that cannot seek."""
+    if file.seekable():
+        file.seek(left)
+        return
+    while left and (chunk := file.read(min(left, 1 << 20))):
+        left -= len(chunk)
+
+
+def _check_unchanged(part: FilePart) -> None:
+    if part.modified and os.stat(part.path).st_mtime_ns != part.modified:
+        raise ValueError(_changed(part))
 
 
 class BrokenRecord(Exception):
@@ -125,9 +177,7 @@ def _filter(where: tuple[str, ...]) -> Filter:
 
 
 def _read_records(part: FilePart, skipped: Skipped, refuse_bad: bool) -> Iterator[Document]:
-    status = os.stat(part.path)
-    if part.modified and status.st_mtime_ns != part.modified:
-        raise ValueError(_changed(part))
+    _check_unchanged(part)
     condition, read = _filter(part.where), _READERS[part.kind]
     column, file = part.text_column, part.file or part.name
     taken = num_texts = 0
@@ -142,7 +192,7 @@ def _read_records(part: FilePart, skipped: Skipped, refuse_bad: bool) -> Iterato
                     continue
                 text = _text_of(record, column)
                 num_texts += 1
-                num_bytes = len(text.encode()) if text else 0
+                content = text.encode() if text else b""
             except (BrokenRecord, UnicodeEncodeError) as error:
                 if isinstance(error, _MissingColumn):
                     without = without or (where, error.columns)
@@ -154,8 +204,11 @@ def _read_records(part: FilePart, skipped: Skipped, refuse_bad: bool) -> Iterato
             if not text or text.isspace():
                 skipped.add("empty", f"{file}:{row}")
                 continue
-            yield Document(file, text, row)
-            taken += num_bytes
+            texts = cut_text(text, content, part.max_document_bytes)
+            skipped.add(CUT, f"{file}:{row}", int(len(texts) > 1))
+            for each in texts:
+                yield Document(file, each, row)
+            taken += len(content)
             if part.limit and taken >= part.limit:
                 return
     if without and not num_texts:
@@ -175,7 +228,7 @@ def _text_of(record: Mapping, column: str) -> str | None:
 
 
 def _read_lines(part: FilePart, condition: Filter) -> Generator[tuple[str, Mapping | BrokenRecord]]:
-    with open_lines(part.path) as file:
+    with open_decompressed(part.path) as file:
         if part.start:
             file.seek(part.start)
         row, left = part.first_row, (part.stop - part.start) or None
@@ -186,28 +239,30 @@ def _read_lines(part: FilePart, condition: Filter) -> Generator[tuple[str, Mappi
                 raise ValueError(f"{part.path} is damaged at line {row}: {error}") from error
             if not line:
                 return
-            if len(line) > MAX_RECORD_BYTES:
-                raise ValueError(
-                    f"{part.path}, line {row} has more than {MAX_RECORD_BYTES:,} bytes, the limit for a record"
-                )
-            left = left and left - len(line)
-            if row == 1:
-                line = line.removeprefix(b"\xef\xbb\xbf")
-            yield f"line {row}", _parse(line) if line.strip() else {part.text_column: None}
+            size = len(line)
+            if size > MAX_RECORD_BYTES:
+                size += skip_line(file)
+                yield f"line {row}", _too_large(size)
+            else:
+                if row == 1:
+                    line = line.removeprefix(_BYTE_ORDER_MARK)
+                yield f"line {row}", _parse(line) if line.strip() else {part.text_column: None}
+            left = left and left - size
             row += 1
 
 
-def open_lines(path: Path) -> IO[bytes]:
-    """Open a file of lines; it is decompressed if its name ends in .gz or .zst."""
-    if str(path).lower().endswith(".gz"):
-        import gzip
+def skip_line(file: IO[bytes]) -> int:
+    """Go to the end of the line. Returns the number of bytes."""
+    size = 0
+    while chunk := file.readline(1 << 20):
+        size += len(chunk)
+        if chunk.endswith(b"\n"):
+            break
+    return size
 
-        return cast("IO[bytes]", gzip.open(path, "rb"))
-    if str(path).lower().endswith(".zst"):
-        from ingot.data.sources.zstd import open_zstd
 
-        return open_zstd(path)
-    return open(path, "rb")
+def _too_large(size: int) -> BrokenRecord:
+    return BrokenRecord(f"it has {size:,} bytes, more than the {MAX_RECORD_BYTES:,} that a record may have")
 
 
 def _parse(line: bytes) -> Mapping | BrokenRecord:
@@ -257,19 +312,26 @@ def _read_tar(part: FilePart, condition: Filter) -> Generator[tuple[str, Mapping
     Their columns are those of KEY.json; KEY.txt is the text."""
     with open(part.path, "rb") as file:
         key = None
-        sample: dict[str, bytes] = {}
-        for member in members_of(file, Path(part.path), ("txt", "json"), MAX_RECORD_BYTES):
+        sample: dict[str, bytes | BrokenRecord] = {}
+        for member in members_of(file, Path(part.path), ("txt", "json"), max_bytes=sys.maxsize):
             if member.key != key and sample:
                 yield f"sample {key}", _sample(sample, part.text_column)
                 sample = {}
             key = member.key
+            if member.size > MAX_RECORD_BYTES:
+                sample[member.extension] = _too_large(member.size)
+                continue
             file.seek(member.offset)
             sample[member.extension] = file.read(member.size)
         if sample:
             yield f"sample {key}", _sample(sample, part.text_column)
 
 
-def _sample(parts: dict[str, bytes], text_column: str) -> Mapping | BrokenRecord:
+def _sample(found: dict[str, bytes | BrokenRecord], text_column: str) -> Mapping | BrokenRecord:
+    parts = {extension: content for extension, content in found.items() if isinstance(content, bytes)}
+    for content in found.values():
+        if isinstance(content, BrokenRecord):
+            return content
     if not parts.keys() & {"txt", "json"}:
         return BrokenRecord(f"neither .txt nor .json, only .{', .'.join(parts)}")
     record = _parse(parts["json"]) if "json" in parts else {}

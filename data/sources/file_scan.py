@@ -5,14 +5,18 @@ The borders of the parts depend only on the file and the wanted size, not on the
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ingot.data.sources.compressed import is_compressed, open_decompressed
+from ingot.data.sources.cutting import cut_documents
 from ingot.data.sources.documents import Skipped
-from ingot.data.sources.file_parts import AUTO, FilePart, kind_of, table_columns
+from ingot.data.sources.file_parts import AUTO, CUT, FilePart, kind_of, table_columns
 from ingot.data.sources.filters import parse_filter
 
 if TYPE_CHECKING:
@@ -30,16 +34,21 @@ def scan_file(
     text_column: str = "text",
     where: Sequence[str] = (),
     split: str = AUTO,
+    separator: str = "",
+    max_document_bytes: int = 0,
     progress: Progress = lambda num_bytes: None,
 ) -> list[FilePart]:
     """The parts of a file, which is read once. A file that is not text, empty or unreadable has no parts.
 
-    Plain JSON lines are divided at the first line end after each `part_bytes` bytes. Tables are divided between row
-    groups (or record batches) when their data reaches that size. Compressed lines and tars are one part.
+    Plain JSON lines are divided at the first line end after each `part_bytes` bytes, plain text of many documents at
+    the end of one. Tables are divided between row groups (or record batches) when their data reaches that size. What is
+    compressed, and tars, are one part.
 
     Args:
         skipped: counts a file without parts.
         where: filters on other columns.
+        separator: what is between two documents of a text file; empty: a text file is one document.
+        max_document_bytes: a longer document is cut into several; 0: no limit.
         progress: gets the number of bytes that were read.
 
     Raises:
@@ -50,7 +59,10 @@ def scan_file(
         raise ValueError(f"{path} is one document and has no columns to filter: name it as an input without where")
     try:
         if kind == "text":
-            return _whole_text(name, path, split, skipped, progress)
+            whole = _whole_text(name, path, split, skipped, progress)
+            if whole is None or (not separator and (not max_document_bytes or whole.size <= max_document_bytes)):
+                return [] if whole is None else [whole]
+            return _texts(whole, part_bytes, separator, max_document_bytes, skipped)
         stamp = os.stat(path)
         if stamp.st_size == 0:
             skipped.add("empty", name)
@@ -76,23 +88,61 @@ def scan_file(
             modified=stamp.st_mtime_ns,
             text_column=text_column,
             where=tuple(where),
+            max_document_bytes=max_document_bytes,
         )
         for number, (start, stop, first_row, size, sha256) in enumerate(parts)
     ]
 
 
-def _whole_text(name: str, path: Path, split: str, skipped: Skipped, progress: Progress) -> list[FilePart]:
-    content = path.read_bytes()
-    progress(len(content))
+def _whole_text(name: str, path: Path, split: str, skipped: Skipped, progress: Progress) -> FilePart | None:
+    decoder, digest = codecs.getincrementaldecoder("utf-8-sig")(), hashlib.sha256()
+    size, empty = 0, True
     try:
-        empty = not content.decode("utf-8-sig").strip()
+        with open_decompressed(path) as file:
+            while chunk := file.read(1 << 20):
+                digest.update(chunk)
+                size += len(chunk)
+                text = decoder.decode(chunk)
+                empty = empty and not text.strip()
+                progress(0 if is_compressed(path) else len(chunk))
+        decoder.decode(b"", final=True)
     except UnicodeDecodeError:
         skipped.add("not UTF-8", name)
-        return []
+        return None
+    except Exception as error:  # each compression has its own classes of errors
+        if not is_compressed(path) or isinstance(error, PermissionError | ValueError):
+            raise
+        raise ValueError(f"{path} is damaged: {error}") from error
+    if is_compressed(path):
+        progress(os.stat(path).st_size)
     if empty:
         skipped.add("empty", name)
-        return []
-    return [FilePart(name, path, len(content), hashlib.sha256(content).hexdigest(), split)]
+        return None
+    return FilePart(name, path, size, digest.hexdigest(), split)
+
+
+def _texts(
+    whole: FilePart, part_bytes: int, separator: str, max_document_bytes: int, skipped: Skipped
+) -> list[FilePart]:
+    """The parts of a text file of many documents."""
+    whole = replace(whole, kind="texts", file=whole.name, separator=separator, max_document_bytes=max_document_bytes)
+    whole = replace(whole, modified=os.stat(whole.path).st_mtime_ns)
+    parts: list[FilePart] = []
+    start = stop = rows = 0
+    first_row, is_rest = 1, False
+    with open_decompressed(whole.path) as file:
+        for piece in cut_documents(file, separator.encode(), max_document_bytes):
+            stop, rows = stop + piece.size, rows + 1
+            skipped.add(CUT, f"{whole.name}:{first_row + rows - 1}", int(piece.is_cut and not is_rest))
+            is_rest = piece.is_cut
+            if (stop - start >= part_bytes and not is_compressed(whole.path)) or stop == whole.size:
+                name, size = f"{whole.name}#{len(parts):05d}", stop - start
+                part = replace(whole, name=name, size=size, start=start, stop=stop, first_row=first_row, num_rows=rows)
+                parts.append(part)
+                start, first_row, rows = stop, first_row + rows, 0
+    if stop != whole.size:
+        raise ValueError(f"{whole.path} changed while it was read: run the command again")
+    return parts if len(parts) > 1 else [replace(parts[0], name=whole.name)]
 
 
 Range = tuple[int, int, int, int, str]  # start, stop, first row, bytes, sha256
@@ -114,7 +164,7 @@ def _digest(path: Path, progress: Progress) -> tuple[int, str]:
 
 
 def _lines(path: Path, part_bytes: int, columns: Sequence[str], progress: Progress) -> Iterator[Range]:
-    if str(path).lower().endswith((".gz", ".zst")):
+    if is_compressed(path):
         yield from _whole(path, part_bytes, columns, progress)
         return
     start, row = 0, 1
@@ -127,10 +177,10 @@ def _lines(path: Path, part_bytes: int, columns: Sequence[str], progress: Progre
                 num_lines += chunk.count(b"\n")
             if not size:
                 return
-            if not chunk.endswith(b"\n") and (rest := file.readline()):
-                digest.update(rest)
-                size += len(rest)
-                num_lines += 1
+            while not chunk.endswith(b"\n") and (chunk := file.readline(1 << 20)):  # a line may have any length
+                digest.update(chunk)
+                size += len(chunk)
+                num_lines += chunk.endswith(b"\n")
             progress(size)
             yield start, start + size, row, size, digest.hexdigest()
             start, row = start + size, row + num_lines

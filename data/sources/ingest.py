@@ -19,6 +19,7 @@ from ingot.data.sources.documents import TRAIN, VALIDATION, Skipped, hash64
 from ingot.data.sources.file_parts import AUTO, FilePart
 from ingot.data.sources.file_scan import scan_file
 from ingot.data.sources.filters import parse_filter
+from ingot.data.sources.held_out import hold_out_end
 
 HUB = "hf:"
 _SPLIT = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.]{0,63}")
@@ -164,6 +165,8 @@ def scan(
     max_bytes: int = 0,
     seed: int = 0,
     part_bytes: int = 64_000_000,
+    separator: str = "",
+    max_document_bytes: int = 0,
     threads: int = 1,
     progress: Callable[[int], None] = lambda num_bytes: None,
 ) -> tuple[list[FilePart], Skipped]:
@@ -175,7 +178,7 @@ def scan(
     Args:
         max_bytes: keep the fewest first parts that have at least so many bytes; of a last part with records keep only
             the records that are needed. 0: keep all.
-        part_bytes: size of a part, see `scan_file`.
+        part_bytes, separator, max_document_bytes: see `scan_file`.
         progress: gets the number of bytes that were read.
 
     Returns:
@@ -202,6 +205,8 @@ def scan(
             text_column=file.given.text_column,
             where=file.given.where,
             split=file.split,
+            separator=separator,
+            max_document_bytes=max_document_bytes,
             progress=progress,
         )
         return parts, file_skipped
@@ -216,7 +221,7 @@ def scan(
     kept = _limit_bytes(sorted(kept, key=order), max_bytes)
     if not kept:
         raise ValueError(_no_text_message(inputs, include, exclude, skipped))
-    return assign_splits(kept, validation_fraction), skipped
+    return assign_splits(hold_out_end(kept, validation_fraction), validation_fraction), skipped
 
 
 def _limit_bytes(parts: list[FilePart], max_bytes: int) -> list[FilePart]:

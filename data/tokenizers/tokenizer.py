@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import chain, islice
+from itertools import chain, groupby
 from pathlib import Path
 from typing import cast
 
@@ -67,6 +67,7 @@ DEFAULT_CHAT_TEMPLATE = """\
 # Long texts are encoded in runs of lines of at least so many characters: the time of the encoder grows faster than the
 # length of its text.
 RUN_OF_LINES = 400
+RUNS_AT_ONCE = 2_000_000  # characters of such runs
 
 
 @dataclass(frozen=True)
@@ -307,19 +308,12 @@ class SentencePieceTokenizer(Tokenizer):
     def encode_arrays(self, texts: Sequence[str], dtype: np.dtype, threads: int = 1) -> list[np.ndarray]:
         if not self._newlines_stand_alone:
             return super().encode_arrays(texts, dtype, threads)
-        runs: list[str] = []
-        num_runs = []
-        for text in texts:
-            before = len(runs)
-            runs.extend(_runs_of_lines(text))
-            num_runs.append(len(runs) - before)
-        encoded = iter(self._model.encode(runs, num_threads=threads))
-        result = []
-        for number in num_runs:
-            parts = list(islice(encoded, number))
-            ids = parts[0] if number == 1 else list(chain.from_iterable(parts))
-            result.append(np.array(ids, dtype=dtype))
-        return result
+        found: list[list[np.ndarray]] = [[] for _ in texts]
+        for batch in _batches((number, run) for number, text in enumerate(texts) for run in _runs_of_lines(text)):
+            encoded = self._model.encode([run for _, run in batch], num_threads=threads)
+            for number, group in groupby(zip(batch, encoded, strict=True), key=lambda item: item[0][0]):
+                found[number].append(np.array(list(chain.from_iterable(ids for _, ids in group)), dtype=dtype))
+        return [parts[0] if len(parts) == 1 else np.concatenate(parts) for parts in found]
 
     @cached_property
     def _newlines_stand_alone(self) -> bool:
@@ -347,6 +341,20 @@ def _runs_of_lines(text: str) -> Iterator[str]:
         yield text[begin:end]
         begin = end
     yield text[begin:]
+
+
+def _batches(runs: Iterable[tuple[int, str]]) -> Iterator[list[tuple[int, str]]]:
+    """Groups of about RUNS_AT_ONCE characters: a list of ids needs ten times the memory of their text."""
+    batch: list[tuple[int, str]] = []
+    size = 0
+    for run in runs:
+        batch.append(run)
+        size += len(run[1])
+        if size >= RUNS_AT_ONCE:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
 
 
 class PretrainedTokenizer(Tokenizer):

@@ -15,7 +15,6 @@ from ingot.data.sources.file_parts import AUTO, FilePart
 from ingot.data.sources.ingest import HUB, Input
 from ingot.launcher.config.types import (
     NonNegativeInt,
-    PositiveCount,
     PositiveInt,
     PositiveShare,
     Range,
@@ -24,8 +23,14 @@ from ingot.launcher.config.types import (
     Workers,
 )
 
-RECORD_FILES = ["*.jsonl", "*.jsonl.gz", "*.jsonl.zst", "*.parquet", "*.tar"]
+COMPRESSED_FILES = [f"*.{name}.{end}" for name in ("txt", "jsonl") for end in ("gz", "xz", "zst")]
+TEXT_FILES = ["*.txt", "*.md", "*.rst", "*.py"]
+RECORD_FILES = ["*.jsonl", "*.parquet", "*.tar"]
 VocabularySize = Annotated[int, Range(1, 10**7)]
+# A bundle ends with the document that fills it, and its tokens, of four bytes each, may have 2^30 bytes.
+BundleTokens = Annotated[int, Range(1, 50_000_000)]
+MAX_DOCUMENT_BYTES = 10_000_000
+DocumentBytes = Annotated[int, Range(1_000, 200_000_000)]
 
 
 @dataclass(frozen=True)
@@ -72,11 +77,12 @@ class PrepareOptions:
     output: str
     """Corpus folder to make. A corpus that was made from the same input and settings is kept as it is."""
     input: list[str] = field(default_factory=list)
-    """Folders and files to read. A text file is one document; .jsonl, .parquet and .tar hold many."""
+    """Folders and files to read. A text file is one document; .jsonl, .parquet and .tar hold many. Text and .jsonl may
+    be compressed: .gz, .xz, .zst."""
     inputs: list[InputOptions] = field(default_factory=list)
     """Inputs with options for each, for configuration files: a list of {path, split, text_column, where, include,
     exclude}."""
-    include: list[str] = field(default_factory=lambda: ["*.txt", "*.md", "*.rst", "*.py", *RECORD_FILES])
+    include: list[str] = field(default_factory=lambda: [*TEXT_FILES, *RECORD_FILES, *COMPRESSED_FILES])
     """Globs of files to take from folders. They are matched with the file's name and with its path below the folder."""
     exclude: list[str] = field(default_factory=lambda: [".*"])
     """Globs of files and folders to leave out."""
@@ -84,8 +90,15 @@ class PrepareOptions:
     """Column of the text in files of records."""
     where: list[str] = field(default_factory=list)
     """Filters of records, such as lang=en or score>=0.5 (also !=, <, <=, >); all must hold."""
+    split_documents: str | None = None
+    """Text that separates documents inside a text file, such as <|endoftext|>; \\n is a new line, so \\n\\n divides at
+    blank lines. Null: a text file is one document."""
+    max_document_bytes: DocumentBytes = MAX_DOCUMENT_BYTES
+    """A longer document, of any kind of file, is cut into several, at the end of a line if there is one. The report
+    counts these. The memory of a worker is up to 50 times this size."""
     bad_records: Literal["skip", "refuse"] = "skip"
-    """What to do with a broken record (no JSON, or no text). skip: count it. refuse: name the first one and stop."""
+    """What to do with a broken record (no JSON, no text, or more than 256 MB). skip: count it. refuse: name the first
+    one and stop."""
     deduplicate: Literal["none", "exact", "near"] = "none"
     """Which duplicate documents to remove. exact: the same text except for case and white space. near: also similar
     text."""
@@ -94,12 +107,13 @@ class PrepareOptions:
     tokenizer: TokenizerOptions = field(default_factory=TokenizerOptions)
     """The tokenizer to use or train."""
     validation_fraction: UnitIntervalBelowOne = 0.01
-    """Share of the documents in the validation split, chosen by a hash of their names; 0 makes no such split."""
+    """Share of the documents in the validation split, chosen by a hash of their names; 0 makes no such split. Of a text
+    file that is alone it is the end."""
     max_bytes: NonNegativeInt = 0
     """Stop after so many bytes of text, an even sample of all files; 0: no limit."""
     shard_bytes: PositiveInt = 256_000_000
     """Target size of a tar in bytes."""
-    bundle_tokens: PositiveCount = 1_000_000
+    bundle_tokens: BundleTokens = 1_000_000
     """Target size of a bundle (one sample of a tar) in tokens."""
     piece_bytes: PositiveInt = 64_000_000
     """Target size of a piece in bytes of input. One worker does a piece at a time, and a killed run loses at most the
@@ -131,6 +145,8 @@ def check(options: PrepareOptions) -> None:
     problems = []
     if not options.input and not options.inputs:
         problems.append("input is empty: name at least one folder or file")
+    if options.split_documents == "":
+        problems.append("split_documents is empty: give the text that separates documents, or null")
     if not options.include:
         problems.append("include is empty: give at least one glob")
     for given in inputs_of(options):
@@ -178,7 +194,17 @@ def settings(options: PrepareOptions) -> dict:
         del values["tokenizer"]["path"]
     if options.deduplicate != "near":
         del values["near_threshold"]
+    # Corpora that were made before these options are up to date where they have no effect.
+    if options.split_documents is None:
+        del values["split_documents"]
+    if options.max_document_bytes == MAX_DOCUMENT_BYTES:
+        del values["max_document_bytes"]
     return values
+
+
+def separator_of(options: PrepareOptions) -> str:
+    """The text between two documents of a text file; empty if such a file is one document."""
+    return (options.split_documents or "").replace("\\n", "\n").replace("\\t", "\t")
 
 
 def asked(options: PrepareOptions) -> str:

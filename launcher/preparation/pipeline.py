@@ -24,7 +24,16 @@ from ingot.data.tokenizers.tokenizer import Tokenizer, load_tokenizer, tokenizer
 from ingot.data.writing import deduplication
 from ingot.data.writing.pieces import PLAN, PreparationPlan, assemble, finished_piece, group_into_pieces
 from ingot.data.writing.writer import CorpusWriter, check_output, is_disk_full, locked_for_writing, publish_corpus
-from ingot.launcher.config.prepare import PrepareOptions, asked, cores, fingerprint, inputs_of, own_places, settings
+from ingot.launcher.config.prepare import (
+    PrepareOptions,
+    asked,
+    cores,
+    fingerprint,
+    inputs_of,
+    own_places,
+    separator_of,
+    settings,
+)
 from ingot.launcher.preparation.rank_coordinator import RankCoordinator, read_text_or_empty
 from ingot.launcher.preparation.vocabulary import make_tokenizer, tokenizer_is_ready
 from ingot.launcher.preparation.worker_pool import ProgressBar, process_pieces
@@ -247,6 +256,8 @@ def _scan(options: PrepareOptions) -> tuple[list[FilePart], Skipped]:
             max_bytes=options.max_bytes,
             seed=options.seed,
             part_bytes=options.piece_bytes,
+            separator=separator_of(options),
+            max_document_bytes=options.max_document_bytes,
             threads=cores(options),
             progress=bar.add,
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from ingot.data.sources.documents import VALIDATION
 from ingot.data.writing.writer import sibling_path
 from ingot.launcher.config.prepare import PrepareOptions, check
 from ingot.launcher.preparation.pipeline import run_other_rank, run_rank_zero
@@ -30,7 +31,14 @@ class Summary:
                 f"{split['text_bytes']:>14,} bytes ({ratio:.3f} tokens per byte), "
                 f"unigram entropy {split['unigram_entropy']:.4f} nats per token"
             )
-        lines.append(f"  vocabulary {self.manifest['tokenizer']['vocab_size']:,}; skipped: {self.skipped or 'none'}")
+        vocab_size = self.manifest["tokenizer"]["vocab_size"]
+        lines.append(f"  vocabulary {vocab_size:,}; skipped or cut: {self.skipped or 'none'}")
+        wanted = self.manifest.get("settings", {}).get("validation_fraction")
+        if wanted and VALIDATION not in self.manifest["splits"]:
+            lines.append(
+                f"  there is no validation split, as no document was chosen for it: set validation_fraction, which is "
+                f"{wanted}, higher, or name another corpus in data.validation when you train"
+            )
         phases = ", ".join(f"{name} {value:.1f}" for name, value in self.seconds.items())
         lines.append(f"  {sum(self.seconds.values()):.1f} seconds ({phases})")
         return "\n".join(lines)

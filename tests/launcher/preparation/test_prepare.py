@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -45,16 +46,69 @@ def test_same_bytes_for_any_number_of_workers_and_any_place(tmp_path, text_folde
     assert {"manifest.json", "tokenizer/tokenizer.model", "train-000001.tar", "validation-000000.json"} <= set(one)
 
 
+def documents_of(folder, split):
+    """The texts of a split."""
+    tokenizer, found = load_tokenizer(folder / "tokenizer"), []
+    corpus = Corpus.open(folder, split)
+    for number, shard in enumerate(corpus.shards):
+        tokens, starts = corpus.read(number, 0, shard.tokens)
+        ends = [*starts[1:], shard.tokens]
+        found += [tokenizer.decode(tokens[a:b]) for a, b in zip(starts, ends, strict=True)]
+    return found
+
+
+@pytest.mark.parametrize("separator", [None, "|x|"])
+def test_a_file_that_is_alone_has_both_splits_for_any_number_of_workers(tmp_path, texts, separator):
+    whole = (separator or "").join(texts)
+    (tmp_path / "one.txt").write_text(whole)
+    most = 20_000 if separator else 2000
+    changes = {"max_document_bytes": most, "piece_bytes": 5000, "split_documents": separator}
+    summaries = [
+        prepare(options(tmp_path / "one.txt", tmp_path / str(n), workers=n, validation_fraction=0.1, **changes))
+        for n in (1, 2)
+    ]
+    assert contents(tmp_path / "1") == contents(tmp_path / "2")
+    train, validation = (documents_of(tmp_path / "1", split) for split in ("train", "validation"))
+    assert all(0 < len(text) <= most for text in train + validation)
+    if separator is None:
+        assert "".join(train) + "".join(validation) == whole
+        assert "skipped or cut: 1 cut at max_document_bytes (first: one.txt:1)" in str(summaries[0])
+    else:
+        assert sorted(train + validation) == sorted(texts)
+    assert "no validation split" not in str(summaries[0])
+
+
+def test_a_corpus_without_a_validation_split_says_so_at_once(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": "%s"}\n' % ("word and word " * 400) * 2)
+    wanted = options(tmp_path / "a.jsonl", tmp_path / "c", tokenizer=TokenizerOptions(vocab_size=270))
+    wanted = replace(wanted, validation_fraction=0.001, include=["*"])
+    assert "there is no validation split" in str(prepare(wanted))
+    assert "there is no validation split" not in str(prepare(replace(wanted, validation_fraction=0, overwrite=True)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "megabytes", "most"), [("sentencepiece", 200, 600), ("gpt2", 60, 900)])
+def test_a_document_of_any_size_needs_little_memory(tmp_path, texts, gpt2_like, kind, megabytes, most):
+    """It needed 32 to 46 times its size. The bound is for 10 MB, where a document is cut, and the libraries."""
+    text = "".join(texts)
+    with (tmp_path / "one.txt").open("w") as file:
+        for _ in range(megabytes * 10**6 // len(text) + 1):
+            file.write(text)
+    line = [sys.executable, ROOT / "launcher/prepare.py", "--input", tmp_path / "one.txt", "--output", tmp_path / "c"]
+    line += ["--tokenizer.path", gpt2_like] if kind == "gpt2" else ["--tokenizer.vocab_size", 340]
+    code = (
+        "import resource, subprocess, sys; code = subprocess.run(sys.argv[1:]).returncode; "
+        "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss // 1000); sys.exit(code)"
+    )
+    line = [sys.executable, "-c", code, *map(str, line), "--workers", "1"]
+    done = subprocess.run(line, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout.splitlines()[-1]) < most
+
+
 def test_documents_arrive_whole(tmp_path, text_folder, texts):
     summary = prepare(options(text_folder, tmp_path / "c"))
-    tokenizer = load_tokenizer(tmp_path / "c" / "tokenizer")
-    found = []
-    for split in ("train", "validation"):
-        corpus = Corpus.open(tmp_path / "c", split)
-        for number, shard in enumerate(corpus.shards):
-            tokens, starts = corpus.read(number, 0, shard.tokens)
-            ends = [*starts[1:], shard.tokens]
-            found += [tokenizer.decode(tokens[a:b]) for a, b in zip(starts, ends, strict=True)]
+    found = documents_of(tmp_path / "c", "train") + documents_of(tmp_path / "c", "validation")
     assert sorted(found) == sorted(texts)
     assert summary.manifest["num_documents"] == len(texts)
     assert summary.manifest["tokenizer"]["vocab_size"] == 340
