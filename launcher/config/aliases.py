@@ -87,6 +87,7 @@ SYNONYMS = {
         ("ffn_dim", "d_ff", "ffn_hidden_size", "n_inner", "ffn_size"): ("intermediate_size",),
         ("block_size", "seq_length", "seq_len", "context_length"): ("sequence_length", "max_length"),
         ("max_seq_length", "max_seq_len"): ("sequence_length", "max_position_embeddings", "max_length"),
+        ("model_type", "architecture", "arch", "family"): ("preset",),
         ("batch_size", "train_batch_size"): ("global_size",),
         ("per_device_train_batch_size", "micro_batch_size", "gradient_accumulation_steps"): (
             "micro_size",

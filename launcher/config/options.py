@@ -11,6 +11,13 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 
 from ingot.launcher.config.types import Range
 from ingot.model.config import ModelConfig, RopeScaling, limits_of
+from ingot.model.huggingface.families.presets import PRESETS
+
+PRESET = "preset"
+PRESET_MEANING = (
+    "Sets the other options of the model as this family of transformers has them, all but the size. Options that are "
+    "given, in a file or on the command line, win. The configuration of a run holds what it has set, and not its name."
+)
 
 
 @dataclass(frozen=True)
@@ -115,6 +122,8 @@ def options(cls: type, prefix: str = "", start: object = None) -> Iterator[Optio
     Args:
         start: an instance with the defaults, where they are other than the dataclass's own.
     """
+    if cls is ModelConfig:
+        yield Option(f"{prefix}{PRESET}", Kind(Literal, choices=tuple(PRESETS), optional=True), None, PRESET_MEANING)
     said = meanings(cls)
     for field in dataclasses.fields(cls):
         if not field.init:

@@ -9,9 +9,10 @@ from typing import Any, TypeVar
 
 from ingot.launcher.config import aliases, yaml_file
 from ingot.launcher.config.help_text import help_text
-from ingot.launcher.config.options import Kind, Option, options
-from ingot.launcher.config.values import Argument, Problem, Words, build
+from ingot.launcher.config.options import PRESET, Kind, Option, options
+from ingot.launcher.config.values import Argument, Problem, Words, build, read_value
 from ingot.launcher.runtime.exit_codes import BadInput
+from ingot.model.huggingface.families.presets import PRESETS
 
 T = TypeVar("T")
 
@@ -144,10 +145,19 @@ class _Sources:
             BadInput: all problems.
         """
         aliases.count_window(self.tree)
+        self._apply_preset("model")
         found = build(self.cls, self.tree, self.problems)
         if self.problems:
             raise BadInput("; ".join(self._said(problem) for problem in self.problems))
         return found
+
+    def _apply_preset(self, section: str) -> None:
+        """Puts the values of a family below those that are given."""
+        given, option = self.tree.get(section), self.names.get(f"{section}.{PRESET}")
+        if option is not None and isinstance(given, dict) and PRESET in given:
+            given = dict(given)
+            chosen = read_value(option.kind, given.pop(PRESET), option.name, self.problems)
+            self.tree[section] = {**PRESETS.get(chosen, {}), **given}
 
     def _kind(self, name: str) -> Kind | None:
         option = self.names.get(name)

@@ -62,6 +62,11 @@ def build(cls: type[T], tree: dict, problems: list[Problem], *, name: str = "", 
     return None if len(problems) > before else cls(**values)
 
 
+def read_value(kind: Kind, value: Any, name: str, problems: list[Problem]) -> Any:
+    """The value of one option without a section; None after a problem, which `problems` gets."""
+    return _read(kind, value, name, MISSING, problems)
+
+
 def _read(kind: Kind, value: Any, name: str, default: Any, problems: list[Problem]) -> Any:
     """The value of one option; None after a problem."""
     if isinstance(value, Words):

@@ -38,6 +38,7 @@ from ingot.model.config import ModelConfig
 from ingot.model.costs.flops import flops_per_token
 from ingot.model.finetuning.adversarial import add_regularizer
 from ingot.model.finetuning.task_model import TaskModel
+from ingot.model.huggingface.families.registry import export_note
 from ingot.model.tensor_plan import tensor_plan, tensor_problems
 from ingot.parallel.engines.engine import Engine
 from ingot.parallel.mesh import Mesh
@@ -300,6 +301,7 @@ def make_job(config: FinetuneConfig, mesh: Mesh, files: Files) -> Job:
         },
         messages=[
             base.note,
+            export_note(model, task),
             *(_describe_data(path, part, tokenizer, kind) for path, part in zip(paths, parts, strict=False)),
             _describe_parameters(engine, config),
         ],

@@ -9,6 +9,7 @@ from ingot.launcher.config.pretrain import TrainConfig
 from ingot.launcher.planning.footprint import counted_precision, footprint_of, layout_of
 from ingot.launcher.runtime.exit_codes import DONE
 from ingot.model.costs.flops import flops_per_token, summary
+from ingot.model.huggingface.families.registry import export_note
 from ingot.model.tensor_plan import tensor_plan
 from ingot.model.transformer import LanguageModel
 from ingot.parallel import mesh as meshes
@@ -35,6 +36,7 @@ def dry_run(config: TrainConfig, world_size: int) -> int:
     tokens = config.batch.global_size * config.data.sequence_length
     flops = tokens * flops_per_token(config.model, config.data.sequence_length) / world_size
     print(summary(config.model))
+    print(export_note(config.model))
     checkpointing = f"activation_checkpointing {config.parallel.activation_checkpointing}"
     print(f"{layout.name}, {layout.precision}, {checkpointing}, on {mesh.describe()}")
     print(f"built for rank 0: {held:,} parameters")

@@ -11,7 +11,7 @@ from typing import Any
 
 from ingot.model.config import ModelConfig
 from ingot.model.finetuning.task_model import TaskConfig
-from ingot.model.huggingface.mapping.family import KINDS, Family
+from ingot.model.huggingface.mapping.family import KINDS, Family, kind_of_task
 
 # In this order a family is chosen for a model that several could express.
 MODULES = ("gpt2", "llama", "qwen2", "qwen3", "bert", "roberta", "modernbert")
@@ -50,6 +50,16 @@ def kind_of(family: Family, values: Mapping[str, Any], kind: str | None) -> str:
             return kind
     supported = ", ".join(head.architecture for head in family.heads.values())
     raise ValueError(f"architectures is {values.get('architectures')!r}; supported are {supported}; or pass kind")
+
+
+def export_note(config: ModelConfig, task: TaskConfig | None = None) -> str:
+    """A line that says as what a model opens in transformers once it is exported, or why it does not."""
+    kind = ("pretraining" if config.pair_head else "language") if task is None else kind_of_task(task)
+    try:
+        family = choose_family(config, kind, task, None)
+    except ValueError as error:
+        return f"it cannot be exported to transformers: {error}. To export it, change these, or set model.preset"
+    return f"exported, it opens in transformers as {family.heads[kind].architecture} ({family.model_type})"
 
 
 def choose_family(config: ModelConfig, kind: str, task: TaskConfig | None, name: str | None) -> Family:

@@ -9,7 +9,7 @@ from ingot.launcher.config.classify import ClassifyOptions
 from ingot.launcher.config.finetune import FinetuneConfig
 from ingot.launcher.config.generate import GenerateOptions
 from ingot.launcher.config.options import kinds, options
-from ingot.launcher.config.parser import parse
+from ingot.launcher.config.parser import parse, to_yaml
 from ingot.launcher.config.predict import PredictOptions
 from ingot.launcher.config.prepare import PrepareOptions
 from ingot.launcher.config.pretrain import Optimizer, TrainConfig
@@ -128,6 +128,24 @@ def test_lists_grow_and_sections_are_given_whole():
     config = parse(TrainConfig, lists + sections, "")
     assert [(source.path, source.weight) for source in config.data.train] == [("a", 1), ("b", 1), ("c", 1), ("d", 3)]
     assert (config.model.hidden_size, config.model.bias, config.run.dry_run) == (64, True, True)
+
+
+def test_a_preset_sets_what_is_not_given(tmp_path):
+    """Wherever it stands, and whatever comes after it. A printed configuration has its values and not its name."""
+    (tmp_path / "a.yaml").write_text("model: {preset: bert, hidden_size: 64, activation: relu}\n")
+    config = parse(TrainConfig, ["--config", str(tmp_path / "a.yaml"), "--model.norm_eps", "1e-3"], "").model
+    assert (config.causal, config.norm_placement, config.type_vocab_size) == (False, "post", 2)
+    assert (config.hidden_size, config.activation, config.norm_eps) == (64, "relu", 1e-3)
+    later = parse(TrainConfig, ["--config", str(tmp_path / "a.yaml"), "--model.preset", "modernbert"], "").model
+    assert (later.norm_placement, later.activation, later.sliding_window) == ("pre", "relu", 64)
+    (tmp_path / "b.yaml").write_text(to_yaml(TrainConfig(model=later)))
+    assert parse(TrainConfig, ["--config", str(tmp_path / "b.yaml")], "").model == later
+    assert parse(TrainConfig, ["--model", "{preset: llama, bias: true}"], "").model.norm == "rmsnorm"
+    assert parse(TrainConfig, ["--model.preset", "null"], "") == TrainConfig()
+    families = "gpt2, llama, qwen2, qwen3, bert, roberta, modernbert"
+    assert (
+        refusal(TrainConfig, "--model.preset", "lama") == f"model.preset is lama; it must be one of {families} or null"
+    )
 
 
 @pytest.mark.parametrize(

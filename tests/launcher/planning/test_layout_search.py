@@ -57,6 +57,7 @@ def test_a_dry_run_builds_for_more_ranks_than_there_are(tmp_path):
     assert "data_replicate 1 x data_shard 128 x tensor 8" in result.stdout
     assert "70,553,706,496 parameters" in result.stdout
     assert "fits into 80 GB" in result.stdout
+    assert "in transformers" in result.stdout
     held = int(result.stdout.split("built for rank 0: ")[1].split()[0].replace(",", ""))
     assert held == pytest.approx(70_553_706_496 / 1024, rel=0.01)  # norms are on all tensor ranks
     smaller = command(tmp_path, "pretrain", *dry, "8", "--run.steps", "100").stdout

@@ -174,6 +174,7 @@ def test_metrics_keep_the_contract(reference):
     (evaluation,) = records(run, "eval")
     assert evaluation["loss"] < evaluation["unigram_entropy"] + 1.0
     assert [line["step"] for line in records(run, "checkpoint")] == [10, 20]
+    assert "exported, it opens in transformers as LlamaForCausalLM (llama)" in (run / "log.txt").read_text()
     for name in ("config.yaml", "log.txt", "tokenizer", "checkpoints/LATEST"):
         assert (run / name).exists()
 
