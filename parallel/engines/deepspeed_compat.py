@@ -13,12 +13,14 @@ import os
 import warnings
 from collections.abc import Sequence
 from functools import reduce
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import nn
 
+from ingot.parallel.mesh import sum_over_ranks
 from ingot.parallel.private_interfaces import PrivateInterface
 
 READ_FROM = "0.19.8"
@@ -178,11 +180,25 @@ def cpu_communication_builder() -> Any:
 
 
 def init_distributed() -> None:
-    """Tells DeepSpeed that the default process group is there. `initialize` does it too, but `partition` is earlier."""
+    """Tells DeepSpeed that the default process group is there. `initialize` does it too, but `partition` is earlier.
+
+    On a CPU each rank makes a shared buffer of 66 MB in /dev/shm, which DeepSpeed never removes (`shared_close` in its
+    csrc/cpu/comm/shm.cpp has no caller). Once all ranks have opened all buffers the names are not needed any more:
+    the memory is freed with the last process, however that ends.
+    """
     import deepspeed
     from deepspeed.accelerator import get_accelerator
 
     deepspeed.init_distributed(get_accelerator().communication_backend_name(), dist_init_required=False)
+    sum_over_ranks([0])  # each rank comes here with all buffers open
+    with contextlib.suppress(OSError):  # there is none on a GPU, or another user's
+        shared_buffer(dist.get_rank()).unlink()
+
+
+def shared_buffer(rank: int) -> Path:
+    """The name of a rank's shared buffer, as `shm_initialize` in csrc/cpu/comm/shm.cpp makes it."""
+    address, port = os.environ.get("MASTER_ADDR", ""), os.environ.get("MASTER_PORT", "")
+    return Path(f"/dev/shm/deepspeed_allreduce_buffer_{os.getuid()}_{address}_{port}_{rank}")
 
 
 def partition(

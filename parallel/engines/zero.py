@@ -153,8 +153,8 @@ class ZeroEngine(Engine):
         dtype = torch.bfloat16 if low_precision else torch.float32
         with contextlib.redirect_stdout(io.StringIO()):  # it prints memory reports at every log level
             build_communication()
+            compat.init_distributed()
             if stage == 3:
-                compat.init_distributed()
                 self._materialize_in_parts(config, groups, dtype)
             else:
                 materialize(module, mesh.device, dtype)

@@ -1,5 +1,6 @@
 """What Ingot uses of DeepSpeed beyond its documented interface is there, and takes the same arguments."""
 
+import os
 import re
 import tomllib
 from pathlib import Path
@@ -10,7 +11,7 @@ from torch import nn
 
 from ingot.parallel import mesh as meshes
 from ingot.parallel.engines import deepspeed_compat
-from tests.parallel.toy import build
+from tests.parallel.toy import build, train
 from tests.ranks import run_ranks
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -34,6 +35,27 @@ def attributes_of_engines() -> list[str]:
 @pytest.mark.distributed
 def test_real_engines_have_the_attributes():
     assert run_ranks(attributes_of_engines, 1) == [[]]
+
+
+def buffers_of_engines() -> list[bool]:
+    """Whether this rank had a shared buffer, and whether it is still there after training."""
+    os.environ["LOCAL_SIZE"] = os.environ["WORLD_SIZE"]  # from the deepspeed launcher; without it there are no buffers
+    was_made, make = [], deepspeed_compat.shared_buffer
+
+    def look(rank: int) -> Path:
+        was_made.append(make(rank).exists())
+        return make(rank)
+
+    deepspeed_compat.shared_buffer = look
+    engine = build("zero-1", meshes.start("cpu"))
+    train(engine, 0, 2)
+    meshes.stop()
+    return [was_made == [True], make(int(os.environ["RANK"])).exists()]
+
+
+@pytest.mark.distributed
+def test_no_shared_memory_is_left_behind():
+    assert run_ranks(buffers_of_engines, 2) == [[True, False]] * 2
 
 
 def test_a_missing_attribute_is_named():
