@@ -13,6 +13,7 @@ import os
 from ingot.launcher.config.finetune import FinetuneConfig
 from ingot.launcher.config.parser import parse
 from ingot.launcher.runtime.exit_codes import bad_input, run_main
+from ingot.launcher.runtime.loading_note import say_loading
 from ingot.launcher.tasks.registry import described
 
 
@@ -21,6 +22,7 @@ def main(argv: list[str]) -> int:
         config = parse(FinetuneConfig, argv, f"{__doc__}\n{described()}")
         config.check(int(os.environ.get("WORLD_SIZE", 1)))
     # torch and all the rest only now: --help and mistakes are answered at once
+    say_loading("torch, transformers and DeepSpeed" if config.parallel.engine == "zero" else "torch and transformers")
     from ingot.launcher.finetuning.finetune_run import finetune
 
     return finetune(config)

@@ -13,6 +13,7 @@ if not __package__:  # run as a file
 from ingot.launcher.config.parser import parse
 from ingot.launcher.config.pretrain import TrainConfig
 from ingot.launcher.runtime.exit_codes import bad_input, run_main
+from ingot.launcher.runtime.loading_note import say_loading
 
 
 def main(argv: list[str]) -> int:
@@ -21,6 +22,7 @@ def main(argv: list[str]) -> int:
         world_size = int(os.environ.get("WORLD_SIZE", 1))
         config.check(config.run.dry_run_ranks or world_size if config.run.dry_run else world_size)
     # torch and all the rest only now: --help and mistakes are answered at once
+    say_loading("torch and DeepSpeed" if config.parallel.engine == "zero" and not config.run.dry_run else "torch")
     if config.run.dry_run:
         from ingot.launcher.planning.dry_run import dry_run
 

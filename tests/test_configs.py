@@ -35,7 +35,7 @@ def test_a_run_is_valid_for_one_and_two_ranks_and_builds(path):
 def test_a_run_says_what_matters_instead_of_leaving_it_to_defaults(path):
     """Sections are complete but for options that have no effect there, which these few lists name."""
     silent = {
-        "run": {"dry_run", "dry_run_ranks", "device_memory_gb", "init_from"},
+        "run": {"dry_run", "dry_run_ranks", "device_memory_gb", "init_from", "epochs", "tokens"},
         "model": {"head_dim", "num_key_value_heads", "rope_theta", "qk_norm", "type_vocab_size", "embedding_norm",
                   "head_transform", "head_bias", "pair_head", "attention_dropout", "first_norm", "qkv_bias",
                   "output_bias", "mlp_bias", "norm_bias", "position_offset", "local_rope_theta", "rope_scaling",

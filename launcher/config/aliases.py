@@ -93,10 +93,11 @@ SYNONYMS = {
             "micro_size",
             "micro_tokens",
         ),
-        ("num_train_epochs", "num_epochs", "epochs"): ("epochs", "steps"),
+        ("num_train_epochs", "num_epochs"): ("epochs",),
         ("max_steps", "train_steps", "num_train_steps", "max_iters", "num_steps", "total_steps", "iterations"): (
             "steps",
         ),
+        ("max_train_tokens", "num_tokens", "train_tokens", "total_tokens"): ("tokens",),
         ("save_steps", "save_interval", "checkpoint_every"): ("save_every",),
         ("eval_steps", "eval_interval"): ("eval_every",),
         ("logging_steps", "log_interval"): ("log_every",),

@@ -239,6 +239,8 @@ def _start_problems(config: FinetuneConfig, world_size: int) -> list[str]:
         problems.append("run.dry_run is for pretraining; leave it out")
     if run.init_from is not None:
         problems.append("run.init_from is for pretraining; init.model says where fine-tuning starts")
+    if run.epochs is not None or run.tokens is not None:
+        problems.append("run.epochs and run.tokens are for pretraining; set task.epochs or run.steps")
     if run.eval_samples:
         problems.append("run.eval_samples is for pretraining; shorten task.validation instead")
     return problems

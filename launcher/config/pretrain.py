@@ -42,8 +42,14 @@ class Run:
     """Folder that holds the folders of runs."""
     seed: Seed = 1234
     """Seed of the initial weights, data order, masks and dropout."""
-    steps: PositiveCount = 1000
-    """Number of optimizer steps in total, including those before a resume."""
+    steps: PositiveCount | None = None
+    """Number of optimizer steps in total, including those before a resume; by default 1000, unless run.epochs or
+    run.tokens says it."""
+    epochs: Annotated[float, Range(0, 10**6, open_low=True)] | None = None
+    """Number of passes over data.train, instead of run.steps: the run ends when it has read as many sequences as all
+    corpora together have, so many times. The configuration of the run then holds run.steps."""
+    tokens: PositiveInt | None = None
+    """Number of tokens to train on, instead of run.steps. The configuration of the run then holds run.steps."""
     log_every: PositiveCount = 10
     """Steps between two train lines in metrics.jsonl."""
     eval_every: NonNegativeCount = 100
@@ -70,6 +76,17 @@ class Run:
     device_memory_gb: PositiveFloat | None = None
     """Memory of a device in 10^9 bytes. The dry run says whether the job fits into it; by default the memory of the GPU
     in this machine."""
+
+    @property
+    def num_steps(self) -> int:
+        """`steps` of a run that has begun (launcher/training/run_length.py)."""
+        assert self.steps is not None
+        return self.steps
+
+    def length_problems(self) -> list[str]:
+        """More than one way in which the length of the run is given."""
+        given = [f"run.{name}" for name in ("steps", "epochs", "tokens") if getattr(self, name) is not None]
+        return [f"{' and '.join(given)} are given; give one of them, and set the others to null"] if given[1:] else []
 
 
 @dataclass(frozen=True)
@@ -324,6 +341,7 @@ class TrainConfig:
             ValueError: all problems at once, each with its numbers and a remedy.
         """
         problems = [
+            *self.run.length_problems(),
             *_model_problems(self),
             *_batch_problems(self, world_size),
             *self.parallel.problems(),

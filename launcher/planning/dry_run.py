@@ -8,6 +8,7 @@ from torch.distributed.tensor import DTensor
 from ingot.launcher.config.pretrain import TrainConfig
 from ingot.launcher.planning.footprint import counted_precision, footprint_of, layout_of
 from ingot.launcher.runtime.exit_codes import DONE
+from ingot.launcher.training.run_length import with_steps
 from ingot.model.costs.flops import flops_per_token, summary
 from ingot.model.huggingface.families.registry import export_note
 from ingot.model.tensor_plan import tensor_plan
@@ -47,8 +48,9 @@ def dry_run(config: TrainConfig, world_size: int) -> int:
     print(table(need))
     print(f"  sent a step: {sent.data / 1e9:.4g} GB to data ranks, {sent.tensor / 1e9:.4g} GB to tensor ranks")
     print(_verdict(need, config.run.device_memory_gb))
-    for note in config.optimizer.warmup_notes(config.run.steps):
-        print(f"  {note}")
+    if config.run.epochs is None:  # a dry run opens no corpora
+        for note in config.optimizer.warmup_notes(with_steps(config, []).run.num_steps):
+            print(f"  {note}")
     return DONE
 
 

@@ -37,6 +37,14 @@ class BatchSizes:
             ramped = before + steps
         return total + self.final * max(0, done - ramped)
 
+    def steps_for(self, slots: int) -> int:
+        """The number of steps after which at least `slots` slots are read."""
+        left, steps = slots, 0
+        for _, most, size in self._phases():
+            needed = min(most, -(-max(0, left) // size))
+            left, steps = left - needed * size, steps + needed
+        return steps + -(-max(0, left) // self.final)
+
     def _phases(self) -> Iterator[tuple[int, int, int]]:
         """For each phase of the ramp: the steps before it, its number of steps, and its size."""
         before = 0

@@ -14,6 +14,7 @@ from ingot.launcher.training.branch import Branch, choose_branch
 from ingot.launcher.training.callbacks.callback import Callbacks
 from ingot.launcher.training.pretrain_run import files_of, make_job, open_data
 from ingot.launcher.training.run import build_and_resume
+from ingot.launcher.training.run_length import with_steps
 from ingot.launcher.training.setup import (
     RunLock,
     checkpoint_metadata,
@@ -56,6 +57,7 @@ class Training:
                 self._run_lock = RunLock(run_folder(self.config))
                 stack.callback(self._run_lock.close)
                 data = open_data(self.config)
+                self.config = with_steps(self.config, data.train)
                 mesh, self.config = start_mesh(self.config, watchdog, files_of(self.config, data))
             self._job, self._resumed = build_and_resume(self.config, lambda: make_job(self.config, mesh, data))
             self.progress, self.notes = self._resumed.progress, self._resumed.notes
@@ -67,7 +69,7 @@ class Training:
             )
             bad_data.start(self.progress.quarantine)
             self._train_step = TrainStep(self._job, self.progress, bad_data)
-            self._batches = self._train_step.batches(self.config.run.steps)
+            self._batches = self._train_step.batches(self.config.run.num_steps)
             stack.callback(self._batches.close)
             self._stack = stack.pop_all()
 

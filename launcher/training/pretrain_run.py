@@ -16,6 +16,7 @@ from ingot.launcher.training.common_values import start_files
 from ingot.launcher.training.job import Job, RunContext
 from ingot.launcher.training.resume import checkpoints_to_try, data_stamp
 from ingot.launcher.training.run import run
+from ingot.launcher.training.run_length import with_steps
 from ingot.launcher.training.setup import RunLock, rank_group, run_folder, start_mesh
 from ingot.launcher.training.validation import validation_scores
 from ingot.model.costs.flops import flops_per_token, summary
@@ -44,6 +45,7 @@ def pretrain(config: TrainConfig) -> int:
         with bad_input():  # first the checks that need no other rank
             run_lock = RunLock(run_folder(config))
             data = open_data(config)
+            config = with_steps(config, data.train)
             mesh, config = start_mesh(config, watchdog, files_of(config, data))
         return run(config, mesh, run_lock, lambda: make_job(config, mesh, data)).code
 

@@ -162,17 +162,17 @@ def open_callbacks(
         BadInput: on all ranks, if a logger cannot open its file.
     """
     callbacks = Callbacks()
-    found = on_main_rank(mesh, lambda: loggers(run_folder(config), steps=config.run.steps, step=progress.step))
+    found = on_main_rank(mesh, lambda: loggers(run_folder(config), steps=config.run.num_steps, step=progress.step))
     callbacks.add(*(found or []))
     messages = [*messages, f"{engine_name(config)} on {mesh.describe()}"]
-    messages += config.optimizer.warmup_notes(config.run.steps)
+    messages += config.optimizer.warmup_notes(config.run.num_steps)
     if config.parallel.precision == "bf16" and not computes_in_bf16(mesh.device):
         messages.append("this device has no instructions for bf16; it is faster with parallel.precision fp32")
     for text in messages:
         callbacks.message(text)
     for note in notes:
         callbacks.event(progress.step, note)
-    callbacks.event(progress.step, "start", steps=config.run.steps, samples=progress.cursor, tokens=progress.tokens)
+    callbacks.event(progress.step, "start", steps=config.run.num_steps, samples=progress.cursor, tokens=progress.tokens)
     return callbacks
 
 

@@ -118,7 +118,7 @@ class TrainStep:
             peak=options.learning_rate,
             schedule=options.schedule,
             warmup_steps=options.warmup_steps,
-            lr_decay_steps=options.lr_decay_steps or self.job.config.run.steps,
+            lr_decay_steps=options.lr_decay_steps or self.job.config.run.num_steps,
             min_lr_ratio=options.min_lr_ratio,
             lr_decay_ratio=options.lr_decay_ratio,
         )

@@ -86,7 +86,7 @@ class Trainer:
     def _run(self) -> int:
         run, progress, timer = self.run_options, self.progress, StepTimer()
         self.engine.module.train()
-        last = progress.step if self.callbacks.train_start(progress.step) else run.steps
+        last = progress.step if self.callbacks.train_start(progress.step) else run.num_steps
         for batch in self.train_step.batches(last):
             data_seconds = timer.lap()
             record, stop = self._step(batch)
@@ -98,7 +98,7 @@ class Trainer:
                 )
                 self._finish_saving()  # of an earlier step
                 return exit_codes.GIVE_UP
-            if progress.step % run.log_every == 0 or progress.step == run.steps or stop:
+            if progress.step % run.log_every == 0 or progress.step == run.num_steps or stop:
                 self._report(record, timer)
             is_over = False
             if self.job.evaluate and run.eval_every and progress.step % run.eval_every == 0:

@@ -20,6 +20,6 @@ def loggers(folder: Path, *, steps: int, step: int) -> list[Callback]:
     return [
         MetricsFile(folder, step),
         TensorBoard(folder, step),
-        LogFile(folder),
+        LogFile(folder, steps),
         Terminal(steps, step),
     ]

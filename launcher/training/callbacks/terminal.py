@@ -6,7 +6,7 @@ from typing import Any
 from tqdm import tqdm
 
 from ingot.launcher.training.callbacks.callback import Callback, Kind
-from ingot.launcher.training.callbacks.text import format_record
+from ingot.launcher.training.callbacks.text import format_record, speed
 
 
 class Terminal(Callback):
@@ -18,6 +18,7 @@ class Terminal(Callback):
     """
 
     def __init__(self, steps: int, step: int):
+        self._steps = steps
         self._bar = tqdm(total=steps, initial=step, unit="step", disable=None, dynamic_ncols=True)
 
     def on_step_end(self, step: int) -> None:
@@ -25,10 +26,9 @@ class Terminal(Callback):
 
     def on_log(self, kind: Kind, record: dict[str, Any]) -> None:
         if kind == "train" and not self._bar.disable:
-            speed = f"loss {record['loss']:.3f} {record['tokens_per_second']:,.0f} tok/s"
-            self._bar.set_postfix_str(speed, refresh=False)
+            self._bar.set_postfix_str(f"loss {record['loss']:.3f}, {speed(record)}", refresh=False)
         else:
-            self.on_message(format_record(kind, record))
+            self.on_message(format_record(kind, record, self._steps))
 
     def on_message(self, text: str) -> None:
         tqdm.write(text, file=sys.stderr)

@@ -114,7 +114,7 @@ def test_checkpoints_of_another_model_or_other_data(corpus, config, tmp_path):
         r"made by another model: .*\[32, 32\] there and \[48, 48\] here.*hidden_size was 32 and is 48", result.stderr
     )
     result = launch("python", *common, 4, "--data.sequence_length", 16, code=2)
-    assert_matches("sequence_length was 32 and is 16.*data.allow_changed", result.stderr)
+    assert_matches("^loading torch ...\n.*sequence_length was 32 and is 16.*data.allow_changed", result.stderr)
     result = launch("python", *common, 4, "--run.resume", "never", code=2)
     assert_matches("already holds checkpoints up to step-00000002", result.stderr)
     assert (tmp_path / "runs/tiny/config.yaml").read_text() == before

@@ -54,7 +54,7 @@ def test_all_mistakes_of_a_file_and_the_command_line_are_said_at_once(tmp_path):
     [
         (["--run.steps", "2.5"], "run.steps is 2.5; it must be a whole number from 1 to 10^9"),
         (["--run.steps", "true"], "run.steps is true; it must be a whole number"),
-        (["--run.steps", "null"], "run.steps is null; it must be a whole number"),
+        (["--run.log_every", "null"], "run.log_every is null; it must be a whole number"),
         (["--run.steps", "nan"], "run.steps is nan; it must be a whole number"),
         (["--run.seed", "1000000000000"], "run.seed is 1000000000000; it must be a whole number from 0 to 2^28 - 1"),
         (["--run.dry_run_ranks", "0"], "it must be a whole number from 1 to 10^6 or null"),
@@ -77,7 +77,7 @@ def test_all_mistakes_of_a_file_and_the_command_line_are_said_at_once(tmp_path):
         (["--model.rope_scaling", "{kind: magic}"], "model.rope_scaling.rope_type is magic; it must be one of linear"),
         (["--lr", "1"], "unknown option lr; did you mean optimizer.learning_rate?"),
         (["--model.d_model", "1"], "unknown option model.d_model; did you mean model.hidden_size?"),
-        (["--run.epochs", "1"], "unknown option run.epochs; did you mean run.steps?"),
+        (["--run.num_epochs", "1"], "unknown option run.num_epochs; did you mean run.epochs?"),
         (["--optimizer.wd", "1"], "unknown option optimizer.wd; did you mean optimizer.weight_decay?"),
         (["--model.n_layer", "1"], "unknown option model.n_layer; did you mean model.num_hidden_layers?"),
         (["--model.max_seq_len", "1"], "did you mean model.max_position_embeddings?"),

@@ -89,9 +89,13 @@ def test_metrics_file_has_a_json_object_per_record_and_null_for_nan(tmp_path):
     assert (evaluation["kind"], evaluation["step"], evaluation["loss"]) == ("eval", 2, 0.25)
 
 
+SPEED = {"step_seconds": 20.0, "tflops_per_device": 0.12345, "mfu": None}
+
+
 def test_log_file_has_a_line_with_time_per_record_and_message(tmp_path):
-    logger = LogFile(tmp_path)
-    logger.on_log("train", {"step": 3, **TRAIN})
+    logger = LogFile(tmp_path, 400)
+    logger.on_log("train", {"step": 3, **TRAIN, **SPEED})
+    logger.on_log("train", {"step": 400, **TRAIN, **SPEED, "mfu": 0.4321})
     logger.on_log("eval", {"step": 3, "loss": 2.0, "seconds": 1.5, "count": 7})
     logger.on_log("checkpoint", {"step": 3, "path": "a/b", "seconds": 0.125})
     logger.on_log("event", {"step": 3, "event": "start", "steps": 9})
@@ -100,7 +104,8 @@ def test_log_file_has_a_line_with_time_per_record_and_message(tmp_path):
     lines = (tmp_path / "log.txt").read_text().splitlines()
     assert all(line[4] == "-" and line[13] == ":" for line in lines)  # 2026-01-31 12:00:00
     assert [line[20:] for line in lines] == [
-        "step 3  loss 2.5000  lr 1.00e-03  norm 0.50  1,234 tokens/s",
+        "step 3/400 (1%)  loss 2.5000  lr 1.00e-03  norm 0.50  1,234 tokens/s, 0.123 TFLOP/s  left 2:12:20",
+        "step 400/400 (100%)  loss 2.5000  lr 1.00e-03  norm 0.50  1,234 tokens/s, MFU 43.2%  left 0:00:00",
         "step 3  validation: loss 2.0000",
         "step 3  checkpoint a/b, training waited 0.12 s",
         "step 3  start  steps 9",
@@ -110,7 +115,7 @@ def test_log_file_has_a_line_with_time_per_record_and_message(tmp_path):
 
 def test_a_line_without_its_end_does_not_swallow_the_next_one(tmp_path):
     (tmp_path / "log.txt").write_text("the end is mis")
-    LogFile(tmp_path).on_message("next")
+    LogFile(tmp_path, 1).on_message("next")
     first, second = (tmp_path / "log.txt").read_text().splitlines()
     assert (first, second[20:]) == ("the end is mis", "next")
     whole, torn = '{"kind": "train", "step": 1, "loss": 0.5}', '{"kind": "eval", "st'
@@ -135,7 +140,7 @@ def full_disk(bytes_of_a_file: int):
 
 def test_a_full_disk_stops_no_logger_for_ever_and_leaves_no_part_of_a_line(tmp_path, capfd):
     recorder = Recorder()
-    callbacks = Callbacks([MetricsFile(tmp_path, 0), LogFile(tmp_path), TensorBoard(tmp_path, 0), recorder])
+    callbacks = Callbacks([MetricsFile(tmp_path, 0), LogFile(tmp_path, 9), TensorBoard(tmp_path, 0), recorder])
     callbacks.log("train", {"step": 1, **TRAIN})
     with full_disk((tmp_path / "metrics.jsonl").stat().st_size + 10):
         for step in (2, 3, 4):
@@ -228,12 +233,12 @@ def test_tensorboard_drops_the_steps_that_a_resumed_run_repeats(tmp_path):
 def test_without_a_terminal_each_record_is_a_line_on_standard_error(capsys):
     logger = Terminal(steps=5, step=0)
     logger.on_step_end(1)
-    logger.on_log("train", {"step": 1, **TRAIN})
+    logger.on_log("train", {"step": 1, **TRAIN, **SPEED})
     logger.on_message("for people")
     logger.close()
     said = capsys.readouterr()
     assert said.out == ""
-    assert "step 1  loss 2.5000" in said.err
+    assert "step 1/5 (20%)  loss 2.5000" in said.err
     assert "for people\n" in said.err
 
 

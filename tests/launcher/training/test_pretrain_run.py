@@ -102,8 +102,9 @@ def test_bert_trains_under_the_same_commands_with_the_same_masks(reference, corp
 def test_sentence_pairs_add_their_mean_loss_to_that_of_the_masks(reference, corpus, tmp_path):
     config = write_config(tmp_path, corpus, objective="mlm")
     pairs = ["--data.sentence_pairs", "nsp", "--model.pair_head", "true", "--model.type_vocab_size", "2"]
-    fp32 = ["--parallel.engine", "fsdp", "--parallel.precision", "fp32", "--run.steps", "2"]
-    launch("python", "--config", config, *fp32, *pairs)
+    length = ["--run.steps", "null", "--run.tokens", 2 * 8 * 32]
+    launch("python", "--config", config, "--parallel.engine", "fsdp", *length, *pairs)
+    assert "  steps: 2\n  epochs: null\n  tokens: null\n" in (tmp_path / "runs/tiny/config.yaml").read_text()
     plain = losses(reference("fp32", "mlm"))[0]
     assert losses(tmp_path / "runs/tiny")[0] == pytest.approx(plain + math.log(2), abs=0.15)  # a guess
     log = (tmp_path / "runs/tiny/log.txt").read_text()
