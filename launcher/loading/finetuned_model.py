@@ -103,10 +103,12 @@ def merge(model: nn.Module) -> None:
     Raises:
         ValueError: adapters or virtual tokens, which do not belong to a matrix.
     """
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
     if any(isinstance(module, AdaptedLinear | PromptedEmbedding) for module in model.modules()):
         raise ValueError("adapters and virtual tokens are not part of a matrix of the model and cannot be merged")
+    if not additions(model):
+        return  # peft takes seconds to import, and warns of what it finds
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
     for name, module in list(model.named_modules()):
         if isinstance(module, BaseTunerLayer):
             module.merge()
@@ -116,8 +118,15 @@ def merge(model: nn.Module) -> None:
 
 def quantize(model: nn.Module, how: str) -> None:
     """Converts the matrices of the blocks to int8 with torchao: `weights` only, which are converted back where they are
-    used, or `dynamic`, which also quantizes the activations of each token."""
-    from torchao.quantization import Int8DynamicActivationInt8WeightConfig, Int8WeightOnlyConfig, quantize_
+    used, or `dynamic`, which also quantizes the activations of each token.
+
+    Raises:
+        ValueError: torchao is not installed.
+    """
+    try:
+        from torchao.quantization import Int8DynamicActivationInt8WeightConfig, Int8WeightOnlyConfig, quantize_
+    except ImportError:
+        raise ValueError(f"int8 {how} needs the package torchao: pip install torchao") from None
 
     chosen = Int8WeightOnlyConfig() if how == "weights" else Int8DynamicActivationInt8WeightConfig()
     quantize_(model.blocks, chosen)

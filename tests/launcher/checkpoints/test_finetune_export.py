@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -16,12 +17,17 @@ from tests.launcher.finetune_runs import CPU, run
 from tests.launcher.tiny_models import write_task
 
 
-def test_an_exported_classifier_opens_in_transformers_with_its_labels(bert, tmp_path, capsys):
+def test_an_exported_classifier_opens_in_transformers_with_its_labels(bert, tmp_path, capsys, monkeypatch):
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
     task = [*write_task("classification", tmp_path), "--task.label_names", '["negative=bad one"]']
     run(bert, tmp_path, task, "--run.steps", "5")
-    export.main(["--checkpoint", str(tmp_path / "runs/run"), "--output", str(tmp_path / "out")])
+    with monkeypatch.context() as without:  # what nothing was added to needs neither
+        for package in ("peft", "peft.tuners.tuners_utils", "torchao", "torchao.quantization"):
+            without.setitem(sys.modules, package, None)
+        export.main(["--checkpoint", str(tmp_path / "runs/run"), "--output", str(tmp_path / "out")])
+        with pytest.raises(BadInput, match="int8 weights needs the package torchao: pip install torchao"):
+            predict.main(["--checkpoint", str(tmp_path / "runs/run"), "--text", "film", "--int8", "weights"])
     model, info = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out", output_loading_info=True)
     assert not any(info.values()), info
     assert model.config.id2label == {0: "bad one", 1: "positive"}
