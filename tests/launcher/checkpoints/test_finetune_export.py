@@ -1,6 +1,7 @@
 """What fine-tuning made opens elsewhere: classifiers in transformers, additions in peft, with equal logits."""
 
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -58,6 +59,37 @@ def test_an_exported_chooser_opens_in_transformers(bert, tmp_path):
         for model in (found.model, load(tmp_path / "out")):
             ours = model(ids, token_types_BT=types, attention_mask_BS=shown)
             torch.testing.assert_close(ours[:, 0], expected, atol=1e-5, rtol=0)
+
+
+def test_a_pipeline_finds_the_same_entities_with_the_settings_of_the_docs(bert, tmp_path):
+    """docs/export.md: "first" where words have no punctuation inside; else the label of each word's first token."""
+    from seqeval.metrics.sequence_labeling import get_entities
+    from transformers import pipeline
+
+    task = write_task("token_classification", tmp_path)
+    run(bert, tmp_path, task, "--run.steps", 60, "--optimizer.learning_rate", "1e-2")
+    source = ["--checkpoint", str(tmp_path / "runs/run")]
+    export.main([*source, "--output", str(tmp_path / "out")])
+    plain = ["anna lives in rome with carlo", "bertha emilia was very zzz in cairo quito", "gustavs music dora"]
+    inner = ["an.na lives in rome:dora with c,arl", "u.s. dora: x.y.z emil, romes .a"]
+    found = {}
+    for text in plain + inner:
+        predict.main([*source, "--text", text, "--output", str(tmp_path / "o.jsonl")])
+        labels = json.loads((tmp_path / "o.jsonl").read_text())["predicted"]
+        words = [match.span() for match in re.finditer("[^ ]+", text)]
+        entities = [(kind, words[one][0], words[last][1]) for kind, one, last in get_entities(labels)]
+        found[text] = dict(zip([begin for begin, _ in words], labels, strict=True)), entities
+    assert sum(len(entities) for _, entities in found.values()) > 8
+    theirs = pipeline("token-classification", model=str(tmp_path / "out"))
+    firsts = {
+        text: [(e["entity_group"], e["start"], e["end"]) for e in theirs(text, aggregation_strategy="first")]
+        for text in found
+    }
+    assert all(firsts[text] == found[text][1] for text in plain)
+    assert any(firsts[text] != found[text][1] for text in inner), "the docs could promise more"
+    for text, (labels, _) in found.items():
+        tokens = theirs(text, aggregation_strategy="none", ignore_labels=[])
+        assert {token["start"]: token["entity"] for token in tokens if token["start"] in labels} == labels
 
 
 def test_template_and_ends_travel_from_a_released_model_to_the_export(gpt2, tmp_path):
