@@ -102,6 +102,8 @@ class Tokenizer(ABC):
         pad_id, mask_id: as their names say. Each of the four ids is None if the vocabulary has no such token.
         special_ids: all special tokens.
         files_sha256: of the tokenizer's files, in hex: for copies that must be complete.
+        settings_folder: where generation_config.json and config.json are; a model that was given another tokenizer sets
+            its own folder.
         chat_template: how a chat becomes a text, a Jinja template; None if the tokenizer has none.
     """
 
@@ -116,7 +118,7 @@ class Tokenizer(ABC):
     """What must live as long as the tokenizer: its temporary folder, if it has one."""
 
     def __init__(self, folder: Path):
-        self.folder = folder
+        self.folder = self.settings_folder = folder
         self.files = tokenizer_files(folder)
         self.files_sha256 = hash_files(self.files)
 
@@ -147,10 +149,10 @@ class Tokenizer(ABC):
         return tuple(dict.fromkeys([*found, *([] if self.eos_id is None else [self.eos_id])]))
 
     def ends_in(self, name: str) -> list[int]:
-        """The tokens that a file of the folder names as eos_token_id; none without such a file."""
-        if not (self.folder / name).is_file():
+        """The tokens that a file of settings_folder names as eos_token_id; none without such a file."""
+        if not (self.settings_folder / name).is_file():
             return []
-        value = _json_object(self.folder / name).get("eos_token_id")
+        value = _json_object(self.settings_folder / name).get("eos_token_id")
         return [i for i in (value if isinstance(value, list) else [value]) if type(i) is int and i >= 0]
 
     @property
@@ -235,6 +237,9 @@ class Tokenizer(ABC):
         folder.mkdir(parents=True, exist_ok=True)
         for file in self.files:
             shutil.copyfile(file, folder / file.name)
+        settings = self.settings_folder / "generation_config.json"
+        if settings.is_file():
+            shutil.copyfile(settings, folder / settings.name)
         for more in sorted((self.folder / MORE_TEMPLATES).glob("*.jinja")):
             (folder / MORE_TEMPLATES).mkdir(exist_ok=True)
             shutil.copyfile(more, folder / MORE_TEMPLATES / more.name)

@@ -46,7 +46,10 @@ def find_tokenizer(path: str, tokenizer: str | None) -> Tokenizer:
         ValueError: there is none.
     """
     if tokenizer is not None:
-        return load_tokenizer(tokenizer)
+        found = load_tokenizer(tokenizer)
+        if not _is_own(path):
+            found.settings_folder = find_folder(path)
+        return found
     if _is_own(path):
         folder = newest_or_best(path)
         return open_tokenizer(folder, read_manifest(folder), None)

@@ -32,6 +32,7 @@ def load_for_inference(path: str, tokenizer: str | None, device: torch.device) -
         if not isinstance(model, LanguageModel):
             raise ValueError(f"{path} holds a model with a {model.task.kind} head, which is not a language model")
         found = load_tokenizer(tokenizer if tokenizer is not None else path)
+        found.settings_folder = Path(path)
         if found.vocab_size > model.config.vocab_size:
             raise ValueError(
                 f"tokenizer {found.folder} has {found.vocab_size} ids, and the model in {path} knows "

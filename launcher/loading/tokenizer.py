@@ -13,6 +13,8 @@ def open_tokenizer(folder: Path, manifest: dict, path: str | None) -> Tokenizer:
     """
     own = folder.parents[1] / "tokenizer"
     found = load_tokenizer(path if path is not None else own)
+    if own.is_dir():
+        found.settings_folder = own
     if "tokenizer_sha256" not in manifest or _is_named(found, manifest):
         return found
     if path is not None and own.is_dir():  # of an older checkpoint, only the run's own tokenizer says what it is

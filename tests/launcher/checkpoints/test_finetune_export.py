@@ -9,8 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from ingot.data.tasks.instruction import end_ids
+from ingot.data.tokenizers.tokenizer import Tokenizer, load_tokenizer
 from ingot.launcher import export, predict
 from ingot.launcher.finetuning.finetune_run import task_settings
+from ingot.launcher.loading.base_model import find_tokenizer
 from ingot.launcher.loading.finetuned_model import open_finetuned
 from ingot.launcher.loading.language_model import load_for_inference
 from ingot.launcher.runtime.exit_codes import BadInput
@@ -92,11 +95,13 @@ def test_a_pipeline_finds_the_same_entities_with_the_settings_of_the_docs(bert, 
         assert {token["start"]: token["entity"] for token in tokens if token["start"] in labels} == labels
 
 
-def test_template_and_ends_travel_from_a_released_model_to_the_export(gpt2, tmp_path):
+@pytest.mark.parametrize(("turn_end", "expected"), [("[SEP]", [3, 7]), ("[MASK]", [3, 7, 4])])
+def test_template_and_ends_travel_from_a_released_model_to_the_export(turn_end, expected, gpt2, tmp_path):
+    """Unchanged, unless the template ends a turn with a token that the settings do not name."""
     from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
     shutil.copytree(gpt2, tmp_path / "base")
-    template = "{% for m in messages %}{{ m.role }} : {{ m.content }} [SEP]{% endfor %}"
+    template = "{% for m in messages %}{{ m.role }} : {{ m.content }} " + turn_end + "{% endfor %}"
     template += "{% if add_generation_prompt %}assistant :{% endif %}"
     ends = [3, 7]
     texts = {
@@ -115,16 +120,31 @@ def test_template_and_ends_travel_from_a_released_model_to_the_export(gpt2, tmp_
     run(tmp_path / "base", tmp_path, [*task, "--task.text_columns", "[messages]"], "--run.steps", "1")
     found = open_finetuned(str(tmp_path / "runs/run"), CPU)
     assert found.tokenizer.end_ids == (3, 7)
+    assert end_ids(task_settings(found.config), found.tokenizer) == tuple(expected)
     data = found.kind.read(str(tmp_path / "train.jsonl"), task_settings(found.config), found.tokenizer)
     theirs = AutoTokenizer.from_pretrained(tmp_path / "base").apply_chat_template(chat)["input_ids"]
     assert data.examples[0].ids.tolist() == theirs
     export.main(["--checkpoint", str(tmp_path / "runs/run"), "--output", str(tmp_path / "out")])
     for name, text in texts.items():
-        assert (tmp_path / "out" / name).read_text() == text
-    assert AutoConfig.from_pretrained(tmp_path / "out").eos_token_id == ends
-    assert GenerationConfig.from_pretrained(tmp_path / "out").eos_token_id == ends
+        if expected == ends or name != "generation_config.json":
+            assert (tmp_path / "out" / name).read_text() == text
+    assert AutoConfig.from_pretrained(tmp_path / "out").eos_token_id == expected
+    generation = GenerationConfig.from_pretrained(tmp_path / "out")
+    assert (generation.eos_token_id, generation.temperature) == (expected, 0.6)
     assert AutoTokenizer.from_pretrained(tmp_path / "out").apply_chat_template(chat)["input_ids"] == theirs
     assert load_for_inference(str(tmp_path / "out"), None, CPU)[1].sha256 == found.tokenizer.sha256
+
+
+def test_another_tokenizer_does_not_lose_the_ends_of_the_model(gpt2, tmp_path):
+    shutil.copytree(gpt2, tmp_path / "base")
+    (tmp_path / "base/generation_config.json").write_text('{"eos_token_id": [7, 3]}')
+    load_tokenizer(gpt2).save(tmp_path / "other")
+    given: list[Tokenizer] = [find_tokenizer(str(tmp_path / "base"), str(tmp_path / "other"))]
+    given.append(load_for_inference(str(tmp_path / "base"), str(tmp_path / "other"), CPU)[1])
+    for tokenizer in given:
+        assert tokenizer.end_ids == (7, 3)
+        tokenizer.save(tmp_path / "saved")
+        assert load_tokenizer(tmp_path / "saved").end_ids == (7, 3)
 
 
 @pytest.mark.parametrize("family", ["bert", "gpt2"])
