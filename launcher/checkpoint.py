@@ -6,7 +6,8 @@ checkpoint.py verify CKPT...                           compares every byte with 
 checkpoint.py diff A B                                 exit code 0 if they are equal, 1 if they differ
 checkpoint.py average A B... --output RUN              a run folder with the mean of their weights
 checkpoint.py export CKPT --output DIR                 a Hugging Face folder; with --format dcp, torch's format
-checkpoint.py import DIR --config FILE --output RUN    from DeepSpeed ZeRO or torch DCP, with the optimizer
+checkpoint.py import DIR --config FILE --output RUN    from DeepSpeed ZeRO, torch DCP or transformers' Trainer, with
+                                                       the optimizer; --family names whose model it is
 checkpoint.py plan CKPT --config FILE --ranks N        whether it can be loaded into another layout
 
 CKPT is a run folder, which means its newest intact checkpoint, or the folder of a checkpoint.
@@ -60,11 +61,16 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("checkpoint", type=Path)
     command.add_argument("--output", type=Path, required=True)
     command.add_argument("--format", choices=["huggingface", "dcp"], default="huggingface")
-    command = add("import", "A run folder from a checkpoint of DeepSpeed ZeRO or of torch.distributed.checkpoint.")
-    command.add_argument("source", type=Path, help="the folder of a tag of DeepSpeed, or a DCP folder")
+    command = add("import", "A run folder from a checkpoint of DeepSpeed ZeRO, torch DCP or transformers' Trainer.")
+    command.add_argument("source", type=Path, help="a folder of DeepSpeed, of DCP, or a checkpoint-N of the Trainer")
+    command.add_argument(
+        "--family",
+        help="whose names the source has: a model_type of transformers (gpt2, llama, qwen2, qwen3, bert, roberta, "
+        "modernbert), or torchtitan for its Llama; the default is Ingot's own",
+    )
     command.add_argument("--config", type=Path, required=True, help="configuration of the run, whose model must fit")
     command.add_argument("--output", type=Path, required=True, help="a new run folder")
-    command.add_argument("--step", type=int, default=0, help="number of optimizer steps that were done")
+    command.add_argument("--step", type=int, help="number of optimizer steps that were done, if the source is silent")
     command = add("plan", "Whether a checkpoint can be loaded with a configuration, and how much each rank would read.")
     command.add_argument("checkpoint", type=Path)
     command.add_argument("--config", type=Path, required=True)

@@ -12,12 +12,14 @@ from tqdm import tqdm
 
 from ingot.launcher.checkpoints.export import export as export_huggingface
 from ingot.launcher.checkpoints.foreign_formats import STATES, read_foreign
+from ingot.launcher.checkpoints.foreign_names import check_config, foreign_model
 from ingot.launcher.config.aliases import modernize_manifest
 from ingot.launcher.config.export import ExportOptions
 from ingot.launcher.config.parser import parse
 from ingot.launcher.config.pretrain import TrainConfig
 from ingot.launcher.planning.footprint import footprint_of, layout_of
 from ingot.launcher.runtime.exit_codes import BAD_INPUT, DONE
+from ingot.model.huggingface.files import read_config
 from ingot.model.transformer import LanguageModel
 from ingot.parallel.checkpoint import CheckpointError, committed, read_manifest, resolve, step_name
 from ingot.parallel.checkpoint.format import stored_shards
@@ -224,15 +226,24 @@ def _whole(opened: OpenCheckpoint, name: str) -> torch.Tensor:
 
 
 def import_checkpoint(options: argparse.Namespace) -> int:
+    _check_new(options.output)
     config = parse(TrainConfig, ["--config", str(options.config)], "")
-    with torch.device("meta"):
-        model = LanguageModel(config.model)
-    shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
-    others = {name for name, _ in model.named_parameters(remove_duplicate=False)} - shapes.keys()
+    model = foreign_model(config.model, options.family)
+    for folder in (options.source, options.source.parent):
+        if (folder / "config.json").exists():
+            check_config(config.model, model, read_config(folder), str(folder / "config.json"))
+            break
     metadata = {"cursor": 0, "tokens": 0, "config": config.to_dict(), "imported": str(options.source)}
-    with read_foreign(options.source, shapes, others) as shards:
-        _new_run(options.output, options.step, shards, metadata)
-    print(f"{options.output}: {len(shapes)} parameters with {' and '.join(STATES)}, at step {options.step}")
+    with read_foreign(options.source, model) as found:
+        step = options.step if options.step is not None else found.step or 0
+        _new_run(options.output, step, found.shards, metadata)
+        if found.has_moments:
+            print(f"{options.output}: {len(model.shapes)} parameters with {' and '.join(STATES)}, at step {step}")
+        else:
+            print(
+                f"{options.output}: {len(model.shapes)} parameters. {options.source} has weights alone, without an "
+                "optimizer: a run starts from them with run.init_from, and cannot be resumed from them"
+            )
     return DONE
 
 
