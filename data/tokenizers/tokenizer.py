@@ -6,7 +6,7 @@ import json
 import re
 import shutil
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,6 +19,7 @@ import numpy as np
 from ingot.data.tokenizers.checked_files import MAX_FILE_BYTES, check_files, library_errors
 from ingot.data.tokenizers.conversion import convert, obstacles, read_model
 from ingot.data.tokenizers.identity import encoding_hash, hash_files, model_file_hash, whole_hash
+from ingot.data.tokenizers.segments import can_be_divided, segments
 from ingot.data.tokenizers.sources import tokenizer_folder
 from ingot.safe_files import read_bytes, read_json
 
@@ -67,7 +68,7 @@ DEFAULT_CHAT_TEMPLATE = """\
 # Long texts are encoded in runs of lines of at least so many characters: the time of the encoder grows faster than the
 # length of its text.
 RUN_OF_LINES = 400
-RUNS_AT_ONCE = 2_000_000  # characters of such runs
+ENCODED_AT_ONCE = 1_000_000  # characters
 
 
 @dataclass(frozen=True)
@@ -192,6 +193,17 @@ class Tokenizer(ABC):
         """`encode_batch` with one array for each text. Corpora are tokenized with this."""
         return [np.array(ids, dtype=dtype) for ids in self.encode_batch(texts, threads)]
 
+    def _encode_in_parts(
+        self, texts: Sequence[str], divide: Callable[[str], Iterable[str]], dtype: np.dtype, threads: int
+    ) -> list[np.ndarray]:
+        """`encode_arrays` of texts in parts, which have the same ids, and of which a few are encoded at once."""
+        found: list[list[np.ndarray]] = [[] for _ in texts]
+        for batch in _batches((number, part) for number, text in enumerate(texts) for part in divide(text)):
+            encoded = self.encode_batch([part for _, part in batch], threads)
+            for number, group in groupby(zip(batch, encoded, strict=True), key=lambda item: item[0][0]):
+                found[number].append(np.array(list(chain.from_iterable(ids for _, ids in group)), dtype=dtype))
+        return [parts[0] if len(parts) == 1 else np.concatenate(parts) for parts in found]
+
     def decode(self, ids: Iterable[int]) -> str:
         """The text of `ids`, without special tokens. Raises ValueError for ids outside the vocabulary."""
         ids = [int(i) for i in ids]
@@ -313,12 +325,7 @@ class SentencePieceTokenizer(Tokenizer):
     def encode_arrays(self, texts: Sequence[str], dtype: np.dtype, threads: int = 1) -> list[np.ndarray]:
         if not self._newlines_stand_alone:
             return super().encode_arrays(texts, dtype, threads)
-        found: list[list[np.ndarray]] = [[] for _ in texts]
-        for batch in _batches((number, run) for number, text in enumerate(texts) for run in _runs_of_lines(text)):
-            encoded = self._model.encode([run for _, run in batch], num_threads=threads)
-            for number, group in groupby(zip(batch, encoded, strict=True), key=lambda item: item[0][0]):
-                found[number].append(np.array(list(chain.from_iterable(ids for _, ids in group)), dtype=dtype))
-        return [parts[0] if len(parts) == 1 else np.concatenate(parts) for parts in found]
+        return self._encode_in_parts(texts, _runs_of_lines, dtype, threads)
 
     @cached_property
     def _newlines_stand_alone(self) -> bool:
@@ -348,14 +355,14 @@ def _runs_of_lines(text: str) -> Iterator[str]:
     yield text[begin:]
 
 
-def _batches(runs: Iterable[tuple[int, str]]) -> Iterator[list[tuple[int, str]]]:
-    """Groups of about RUNS_AT_ONCE characters: a list of ids needs ten times the memory of their text."""
+def _batches(parts: Iterable[tuple[int, str]]) -> Iterator[list[tuple[int, str]]]:
+    """Groups of about ENCODED_AT_ONCE characters: lists of ids need many times the memory of their text."""
     batch: list[tuple[int, str]] = []
     size = 0
-    for run in runs:
-        batch.append(run)
-        size += len(run[1])
-        if size >= RUNS_AT_ONCE:
+    for part in parts:
+        batch.append(part)
+        size += len(part[1])
+        if size >= ENCODED_AT_ONCE:
             yield batch
             batch, size = [], 0
     if batch:
@@ -443,6 +450,10 @@ class PretrainedTokenizer(Tokenizer):
         if not texts:
             return []
         return self._encode(texts)["input_ids"]
+
+    def encode_arrays(self, texts: Sequence[str], dtype: np.dtype, threads: int = 1) -> list[np.ndarray]:
+        divide = segments if can_be_divided(self._tokenizer) else lambda text: [text]
+        return self._encode_in_parts(texts, divide, dtype, threads)
 
     def _decode(self, ids: list[int]) -> str:
         with library_errors(self.folder):

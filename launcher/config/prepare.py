@@ -95,7 +95,7 @@ class PrepareOptions:
     blank lines. Null: a text file is one document."""
     max_document_bytes: DocumentBytes = MAX_DOCUMENT_BYTES
     """A longer document, of any kind of file, is cut into several, at the end of a line if there is one. The report
-    counts these. The memory of a worker is up to 50 times this size."""
+    counts these. A tokenizer of transformers may need 100 times this size."""
     bad_records: Literal["skip", "refuse"] = "skip"
     """What to do with a broken record (no JSON, no text, or more than 256 MB). skip: count it. refuse: name the first
     one and stop."""
