@@ -7,7 +7,6 @@ and on its content. It does not depend on where the folder is or which other fil
 from __future__ import annotations
 
 import fnmatch
-import json
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -20,8 +19,10 @@ from ingot.data.sources.file_parts import AUTO, FilePart
 from ingot.data.sources.file_scan import scan_file
 from ingot.data.sources.filters import parse_filter
 from ingot.data.sources.held_out import hold_out_end
+from ingot.safe_files import read_json
 
 HUB = "hf:"
+MAX_DATASET_BYTES = 2**27  # of the files that describe a saved dataset
 _SPLIT = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.]{0,63}")
 
 
@@ -131,12 +132,27 @@ def find_input_files(
 def _saved_dataset(folder: Path) -> list[tuple[str, Path, str]] | None:
     """(name, file, split) of a folder that `datasets` saved; None for any other folder."""
     if (folder / "dataset_dict.json").is_file():
-        splits = json.loads((folder / "dataset_dict.json").read_text())["splits"]
+        splits = _entries(folder / "dataset_dict.json", "splits")
+        if odd := [split for split in splits if not isinstance(split, str) or not _SPLIT.fullmatch(split)]:
+            raise ValueError(f"{folder / 'dataset_dict.json'} names the split {str(odd[0])[:80]!r}: save it again")
         return [(f"{split}/{n}", p, split) for split in splits for n, p, _ in _saved_dataset(folder / split) or []]
     if (folder / "state.json").is_file() and (folder / "dataset_info.json").is_file():
-        files = json.loads((folder / "state.json").read_text())["_data_files"]  # the format of save_to_disk
-        return [(Path(f["filename"]).name, folder / Path(f["filename"]).name, AUTO) for f in files]
+        files = _entries(folder / "state.json", "_data_files")  # the format of save_to_disk
+        names = [file.get("filename") if isinstance(file, dict) else None for file in files]
+        right = [Path(name).name for name in names if isinstance(name, str) and Path(name).name]
+        if len(right) != len(names):
+            raise ValueError(f"{folder / 'state.json'} has an entry without the name of a file: save it again")
+        return [(name, folder / name, AUTO) for name in right]
     return None
+
+
+def _entries(path: Path, key: str) -> list:
+    """The list under a key of a JSON file. Raises ValueError if there is none."""
+    values = read_json(path, max_bytes=MAX_DATASET_BYTES)
+    found = values.get(key) if isinstance(values, dict) else None
+    if not isinstance(found, list):
+        raise ValueError(f"{path} has no list {key}, as a dataset that `datasets` saved has: save it again")
+    return found
 
 
 def _download_from_hub(address: str) -> list[tuple[str, Path, str]]:

@@ -81,6 +81,8 @@ def _checked(info: tarfile.TarInfo, path: Path, extensions: tuple[str, ...], max
     if extension.rsplit(".", 1)[-1] not in extensions:
         allowed = ", ".join(f".{e}" for e in extensions)
         raise ValueError(f"{path}: member {info.name!r} is refused: only {allowed} are read here")
+    if info.size < 0:
+        raise ValueError(f"{path}: member {info.name!r} claims {info.size:,} bytes: the tar is damaged, copy it again")
     if info.size > max_bytes:
         raise ValueError(f"{path}: member {info.name!r} has {info.size:,} bytes, more than {max_bytes:,}: refused")
     return Member(info.name, "/".join([*parts[:-1], stem]), extension, info.offset_data, info.size)

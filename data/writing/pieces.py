@@ -206,7 +206,7 @@ def tokenize_piece(
 
         documents = plan.documents(number, skipped)
         if dropped is not None:
-            documents = (item for item, drop in zip(documents, dropped, strict=True) if not drop)
+            documents = _without(documents, dropped)
         for batch in batch_documents(documents):
             encoded = tokenizer.encode_arrays([document.text for _, document in batch], dtype, threads)
             num_bytes = num_tokens = 0
@@ -222,6 +222,19 @@ def tokenize_piece(
         for split in sorted(splits):
             close(split)
         writer.finish(plan.fingerprint, bundles=bundles, skipped=asdict(skipped))
+
+
+def _without(documents: Iterator[tuple[str, Document]], dropped: np.ndarray) -> Iterator[tuple[str, Document]]:
+    """The documents that are not dropped. Raises ValueError if they are not those that were compared."""
+    number = -1
+    for number, item in enumerate(documents):
+        if number < len(dropped) and not dropped[number]:
+            yield item
+    if number + 1 != len(dropped):
+        raise ValueError(
+            f"the input has {number + 1:,} documents where it had {len(dropped):,} when duplicates were looked for: "
+            f"run the command again with --overwrite"
+        )
 
 
 def batch_documents(documents: Iterable[tuple[str, Document]]) -> Iterator[list[tuple[str, Document]]]:

@@ -15,6 +15,7 @@ from typing import Any
 from ingot.data.tokenizers.tokenizer import Tokenizer, load_tokenizer
 from ingot.data.writing.deduplication import compute_signatures, dropped_documents
 from ingot.data.writing.pieces import PreparationPlan, tokenize_piece
+from ingot.launcher.runtime.exit_codes import explain
 
 PROGRESS_LABELS = {"tokens": "tokenizing", "signatures": "finding duplicates"}
 
@@ -157,4 +158,7 @@ def _process_in_worker(stage: str, number: int) -> None:
             _totals[0] += num_bytes
             _totals[1] += num_tokens
 
-    _worker.process(stage, number, report)
+    try:
+        _worker.process(stage, number, report)
+    except ValueError as error:  # where it came from does not reach the other process
+        raise ValueError(explain(error)) from None

@@ -1,11 +1,15 @@
 """Exit codes. An error that the user can fix ends a command with one message and code 2, without a traceback."""
 
 import atexit
+import dis
 import os
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import FrameType, TracebackType
 from typing import NoReturn
 
 from ingot.launcher.runtime.parent_watchdog import watch_launcher
@@ -31,7 +35,32 @@ def bad_input() -> Iterator[None]:
     try:
         yield
     except (ValueError, OSError) as error:
-        raise BadInput(str(error)) from error
+        raise BadInput(explain(error)) from error
+
+
+def explain(error: ValueError | OSError) -> str:
+    """The message of an error: ours as it is; one of Python or a library with the file and the place that it lacks."""
+    steps = list(traceback.walk_tb(error.__traceback__))
+    own = [frame for frame, _ in steps if frame.f_globals.get("__name__", "").split(".")[0] in ("ingot", "__main__")]
+    if not steps or _is_raised_in(own, error.__traceback__) or (isinstance(error, OSError) and error.filename):
+        return str(error)
+    paths = [value for frame in reversed(own) for value in frame.f_locals.values() if isinstance(value, Path)]
+    file = f"{paths[0]}: " if paths and str(paths[0]) not in str(error) else ""
+    frame = own[-1] if own else steps[-1][0]
+    place = f"{frame.f_globals.get('__name__')}.{frame.f_code.co_name}"
+    return (
+        f"{file}{str(error) or 'no message'} ({type(error).__name__} in {place}, which expected no such input; "
+        f"INGOT_TRACEBACK=1 shows the way to it)"
+    )
+
+
+def _is_raised_in(own: list[FrameType], trace: TracebackType | None) -> bool:
+    """Whether a `raise` of our own code has made the error; functions in C have no frame of their own."""
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    if trace is None or trace.tb_frame not in own:
+        return False
+    return trace.tb_frame.f_code.co_code[trace.tb_lasti] == dis.opmap["RAISE_VARARGS"]
 
 
 def run_main(main: Callable[[list[str]], int]) -> None:

@@ -209,3 +209,22 @@ def test_a_text_file_has_nothing_to_filter_by(tmp_path):
     (tmp_path / "a.txt").write_text("text")
     with pytest.raises(ValueError, match=r"a\.txt is one document"):
         documents(tmp_path / "a.txt", where=("lang=en",))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("dataset_dict.json", "[" * 100_000, "lists and objects inside one another"),
+        ("dataset_dict.json", "[]", "has no list splits"),
+        ("dataset_dict.json", '{"splits": ["../elsewhere"]}', "names the split '../elsewhere'"),
+        ("dataset_dict.json", '{"splits": [[1]]}', "names the split"),
+        ("state.json", "{}", "has no list _data_files"),
+        ("state.json", '{"_data_files": [1]}', "without the name of a file"),
+        ("state.json", '{"_data_files": [{"filename": ""}]}', "without the name of a file"),
+    ],
+)
+def test_saved_datasets_that_are_none(tmp_path, name, content, message):
+    (tmp_path / "dataset_info.json").write_text("{}")
+    (tmp_path / name).write_text(content)
+    with pytest.raises(ValueError, match=message):
+        scan([tmp_path], ["*"])

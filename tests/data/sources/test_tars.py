@@ -105,3 +105,17 @@ def test_a_sample_without_text(tmp_path):
     sources, _ = scan([Input(tar_of(tmp_path / "a.tar", "0.txt", "1.en.txt"))], ["*"], validation_fraction=0)
     with pytest.raises(ValueError, match=r"sample 1: neither .txt nor .json, only .en.txt"):
         list(read_documents(sources, refuse_bad=True))
+
+
+def test_a_member_of_negative_size_is_refused(tmp_path):
+    with tarfile.open(tmp_path / "a.tar", "w", format=tarfile.GNU_FORMAT) as tar:
+        member = tarfile.TarInfo("0.txt")
+        member.size = 3
+        tar.addfile(member, io.BytesIO(b"abc"))
+    content = bytearray((tmp_path / "a.tar").read_bytes())
+    content[124:136] = b"\xff" * 11 + b"\xfb"  # -5 in base 256
+    content[148:156] = b"        "
+    content[148:156] = b"%06o\0 " % sum(content[:512])
+    (tmp_path / "a.tar").write_bytes(content)
+    with pytest.raises(ValueError, match=r"a\.tar: member .0\.txt. claims -5 bytes"):
+        list(members(tmp_path / "a.tar", ("txt",)))
