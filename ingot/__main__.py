@@ -7,6 +7,7 @@ from pathlib import Path
 
 import ingot.launcher
 from ingot.launcher.runtime.exit_codes import BAD_INPUT, run_main
+from ingot.packages import report_missing
 
 COMMANDS = (
     "prepare", "pretrain", "finetune", "generate", "predict", "classify", "evaluate", "export", "checkpoint", "plan",
@@ -32,6 +33,7 @@ def main() -> None:
         print(f"error: there is no command {name}\n{usage()}", file=sys.stderr)
         sys.exit(BAD_INPUT)
     del sys.argv[1]
+    sys.excepthook = report_missing
     run_main(importlib.import_module(f"ingot.launcher.{name}").main)
 
 

@@ -1,6 +1,6 @@
 """The rules of the house: who may import whom, in one direction only, and how many files a folder holds.
 
-All rooms may import `ingot.durable_files` and `ingot.safe_files`, which import none of them.
+All rooms may import `ingot.durable_files`, `ingot.safe_files` and `ingot.packages`, which import none of them.
 """
 
 import ast
@@ -93,7 +93,7 @@ def test_a_room_imports_no_other_room_but_the_launcher_may(name):
     assert others <= ROOMS[room_of(name)]
 
 
-@pytest.mark.parametrize("name", ["durable_files", "safe_files"])
+@pytest.mark.parametrize("name", ["durable_files", "packages", "safe_files"])
 def test_the_base_layer_imports_no_room(name):
     assert {each.split(".")[0] for each in imports_of(ROOT / f"ingot/{name}.py", MODULES)} <= sys.stdlib_module_names
 

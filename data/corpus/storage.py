@@ -14,6 +14,7 @@ from urllib.parse import unquote, urlsplit
 
 import numpy as np
 
+from ingot.packages import how_to_install
 from ingot.safe_files import open_regular, read_bytes
 
 T = TypeVar("T")
@@ -162,8 +163,10 @@ class RemoteFolder:
         try:
             self._files, self._root = fsspec.core.url_to_fs(self.url)
         except ImportError as error:
-            driver = DRIVERS.get(scheme, "aiohttp requests")
-            raise ValueError(f"corpus {url}: reading {scheme}:// needs a driver: pip install {driver}") from error
+            driver = DRIVERS.get(scheme, "aiohttp")
+            raise ValueError(
+                f"corpus {url}: reading {scheme}:// needs the package {driver}: run {how_to_install(driver)}"
+            ) from error
         self._lock = threading.Lock()
         self._blocks: OrderedDict[tuple[str, int], memoryview] = OrderedDict()
         self._block_bytes = 0

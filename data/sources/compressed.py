@@ -9,6 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any, Protocol, cast
 
+from ingot.packages import how_to_install
+
 ENDINGS = (".gz", ".xz", ".zst")
 _CHUNK = 4096  # bytes that are read at once; the content may be 30,000 times as large
 _MAX_XZ_MEMORY = 2**30  # the presets of xz need at most 65 MB to decompress; a file may ask for 4 GB
@@ -86,7 +88,7 @@ def open_decompressed(path: Path) -> IO[bytes]:
         try:
             import zstandard
         except ImportError:
-            raise ValueError(f"{path} needs the package zstandard: pip install zstandard") from None
+            raise ValueError(f"{path} needs the package zstandard: run {how_to_install('zstandard')}") from None
         new_frame = zstandard.ZstdDecompressor(max_window_size=2**30).decompressobj
         return io.BufferedReader(_Decompressed(path, cast("Callable[[], _Frame]", new_frame)), 1 << 18)
     return open(path, "rb")

@@ -20,6 +20,7 @@ import numpy as np
 
 from ingot.data.sources.documents import TRAIN, Skipped
 from ingot.data.writing.pieces import PreparationPlan, finished_piece, new_piece, piece_paths
+from ingot.packages import how_to_install
 
 if TYPE_CHECKING:
     from datasketch import MinHash
@@ -53,7 +54,8 @@ def check_library() -> None:
     try:
         import datasketch  # noqa: F401
     except ImportError:
-        raise ValueError("near-duplicate removal needs the package datasketch: pip install datasketch") from None
+        command = how_to_install("datasketch")
+        raise ValueError(f"near-duplicate removal needs the package datasketch: run {command}") from None
 
 
 def compute_signatures(

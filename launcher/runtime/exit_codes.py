@@ -13,6 +13,7 @@ from types import FrameType, TracebackType
 from typing import NoReturn
 
 from ingot.launcher.runtime.parent_watchdog import watch_launcher
+from ingot.packages import missing
 
 DONE = 0
 BAD_INPUT = 2
@@ -82,6 +83,11 @@ def run_main(main: Callable[[list[str]], int]) -> None:
         if rank:  # local rank 0 has usually the same error: it prints it, and the launcher ends this process
             time.sleep(WAIT_SECONDS)
         print(f"error{f' on local rank {rank}' if rank else ''}: {error}", file=sys.stderr, flush=True)
+        code = BAD_INPUT
+    except ModuleNotFoundError as error:
+        if (message := missing(error)) is None or os.environ.get("INGOT_TRACEBACK") == "1":
+            raise
+        print(f"error: {message}", file=sys.stderr, flush=True)
         code = BAD_INPUT
     except KeyboardInterrupt:
         code = INTERRUPTED

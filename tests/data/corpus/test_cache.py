@@ -112,7 +112,7 @@ def test_a_missing_driver_is_named(monkeypatch):
         raise ImportError("Install s3fs")
 
     monkeypatch.setattr(fsspec.core, "url_to_fs", missing)
-    with pytest.raises(ValueError, match=r"s3://.* pip install s3fs"):
+    with pytest.raises(ValueError, match=r"s3://.* package s3fs: run .* pip install .*\[remote\]"):
         open_storage("s3://bucket/corpus")
 
 
