@@ -11,7 +11,7 @@ from ingot.data.loader.reader import Reader, ReaderOptions
 from ingot.data.tokenizers.chat import ChatEncoder
 from ingot.data.tokenizers.tokenizer import Tokenizer, load_tokenizer
 from ingot.launcher.checkpoints.export import write_folder
-from ingot.launcher.inference.generation import decoder
+from ingot.launcher.inference.generation import decoder, room_of
 from ingot.launcher.loading.base_model import is_finetuned
 from ingot.launcher.loading.finetuned_model import merge, open_finetuned
 from ingot.launcher.loading.language_model import load_for_inference
@@ -121,15 +121,16 @@ def generate(
         eos_ids=tokenizer.end_ids,
     )
     if chat:
-        tokenizer.give_chat_template()
-        encoder = ChatEncoder(tokenizer)
+        encoder = ChatEncoder(tokenizer.with_chat_template())
         sampling = replace(sampling, eos_ids=encoder.end_ids)
         chats = [([{"role": "user", "content": text}], f"prompt {n}") for n, text in enumerate(texts, start=1)]
         ids = [each.tolist() for each in encoder.prompts(chats)]
     else:
         start = tokenizer.eos_id if tokenizer.bos_id is None else tokenizer.bos_id
         ids = [([] if start is None else [start]) + tokenizer.encode(text) for text in texts]
-    found = [completion.text for completion in complete(model, ids, sampling, decode=decoder(tokenizer))]
+    limits = room_of(model.config, ids, max_tokens)
+    done = complete(model, ids, sampling, decode=decoder(tokenizer), limits=limits)
+    found = [completion.text for completion in done]
     return found[0] if isinstance(prompts, str) else found
 
 

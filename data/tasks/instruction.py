@@ -68,8 +68,7 @@ def end_ids(settings: TaskSettings, tokenizer: Tokenizer) -> tuple[int, ...]:
     """The tokens that end an output."""
     if not uses_chat_template(settings):
         return tokenizer.end_ids
-    tokenizer.give_chat_template()
-    return ChatEncoder(tokenizer).end_ids
+    return ChatEncoder(tokenizer.with_chat_template()).end_ids
 
 
 def reference(record: Record, columns: Sequence[str]) -> str:
@@ -94,8 +93,7 @@ def _in_template(
     records: Sequence[Record], settings: TaskSettings, tokenizer: Tokenizer, labelled: bool
 ) -> Iterator[list[ChatIds]]:
     """Each record by the chat template."""
-    tokenizer.give_chat_template()
-    encoder = ChatEncoder(tokenizer)
+    encoder = ChatEncoder(tokenizer.with_chat_template())
     chats = [(_as_chat(record, settings, labelled), record.where) for record in records]
     if labelled:
         yield from encoder.whole(chats)

@@ -50,7 +50,7 @@ def export_tokenizer(
         ValueError: a SentencePiece model that cannot be converted.
     """
     if chats and isinstance(tokenizer, SentencePieceTokenizer) and tokenizer.eos_id is not None:
-        tokenizer.give_chat_template()
+        tokenizer = tokenizer.with_chat_template()
     tokenizer.save(folder)
     if isinstance(tokenizer, SentencePieceTokenizer):
         _convert(tokenizer, folder, causal, token_types, exact)

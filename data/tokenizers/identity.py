@@ -8,7 +8,8 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -48,12 +49,19 @@ def whole_hash(encoding: str, chat_template: str) -> str:
     return hashlib.sha256(f"{encoding}\n{chat_template}".encode()).hexdigest()
 
 
-def hash_files(files: Iterable[Path]) -> str:
-    """sha256 over names and contents, in hex. The folder of the files does not matter."""
+def hash_files(files: Iterable[Path], more: Mapping[str, bytes] | None = None) -> str:
+    """sha256 over names and contents in the order of the names, in hex. The folder of the files does not matter.
+
+    Args:
+        more: contents of further files, by their names.
+    """
+    contents = {file.name: partial(read_bytes, file, max_bytes=MAX_FILE_BYTES) for file in files} | {
+        name: partial(bytes, content) for name, content in (more or {}).items()
+    }
     digest = hashlib.sha256()
-    for file in files:
-        content = read_bytes(file, max_bytes=MAX_FILE_BYTES)
-        digest.update(f"{file.name}\0{len(content)}\0".encode())
+    for name, read in sorted(contents.items()):
+        content = read()
+        digest.update(f"{name}\0{len(content)}\0".encode())
         digest.update(content)
     return digest.hexdigest()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 import shutil
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain, groupby
 from pathlib import Path
-from typing import cast
+from typing import Self, cast
 
 import numpy as np
 
@@ -260,20 +261,23 @@ class Tokenizer(ABC):
 
     _new_chat_template: str | None = None
 
-    def give_chat_template(self) -> None:
-        """Gives the tokenizer the default chat template, if it has none.
+    def with_chat_template(self) -> Self:
+        """The same tokenizer, with the default chat template if it has none.
 
         Raises:
             ValueError: it has no token to end a turn.
         """
         if self.chat_template is not None:
-            return
+            return self
         if self.eos_id is None:
             raise ValueError(
                 f"the tokenizer {self.folder} has neither a chat template nor an end token for one; write "
                 f"{self.folder / CHAT_TEMPLATE}, or set task.chat_template to never"
             )
-        self.chat_template = self._new_chat_template = DEFAULT_CHAT_TEMPLATE
+        other = copy.copy(self)
+        other.chat_template = other._new_chat_template = DEFAULT_CHAT_TEMPLATE
+        other.files_sha256 = hash_files(self.files, {CHAT_TEMPLATE: DEFAULT_CHAT_TEMPLATE.encode()})
+        return other
 
 
 class SentencePieceTokenizer(Tokenizer):

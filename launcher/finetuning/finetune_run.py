@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from ingot.data.tasks.instruction import end_ids
+from ingot.data.tasks.instruction import end_ids, uses_chat_template
 from ingot.data.tasks.reader import TaskReader, fingerprint
 from ingot.data.tasks.task_data import TaskData, TaskSettings
 from ingot.data.tokenizers.tokenizer import Tokenizer
@@ -98,6 +98,8 @@ def read_files(config: FinetuneConfig) -> Files:
     """
     tokenizer = find_tokenizer(config.init.model, config.init.tokenizer)
     kind, settings = task_kind(config.task.kind), task_settings(config)
+    if kind.head is None and uses_chat_template(settings):
+        tokenizer = tokenizer.with_chat_template()  # it stays with the run
     train = kind.read(config.task.train, settings, tokenizer)
     if kind.has_label_set and len(train.labels) < 2:
         labels = f"only the label {train.labels[0]!r}" if train.labels else "no labels"

@@ -37,7 +37,7 @@ def generate_texts(options: GenerateOptions) -> None:
     if any(is_chat(options, record) for record in records):
         if not model.config.causal:
             raise ValueError(f"{options.checkpoint} is a BERT, which fills masks and has no chats; leave out chat")
-        tokenizer.give_chat_template()
+        tokenizer = tokenizer.with_chat_template()
     # The first result is computed before the output is opened: an error leaves an older output unchanged.
     if not model.config.causal:
         results: Iterator[dict] = iter(fill(options, records, model, tokenizer))

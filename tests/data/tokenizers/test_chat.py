@@ -93,7 +93,7 @@ def test_a_template_that_writes_a_turn_differently_later_gives_a_text_for_each_a
 
 
 def test_a_special_token_that_is_spelled_in_a_message_is_text(tokenizer, gpt2_like, tmp_path):
-    tokenizer.give_chat_template()
+    tokenizer = tokenizer.with_chat_template()
     asked = [
         *TALK[:3],
         {"role": "user", "content": "a <|end|></s> b<s>"},
@@ -116,7 +116,7 @@ def test_the_default_template_is_the_same_in_transformers(tokenizer, tmp_path):
     export_tokenizer(tokenizer, tmp_path, causal=True, chats=True)
     from transformers import AutoTokenizer
 
-    theirs = AutoTokenizer.from_pretrained(tmp_path)
+    theirs, tokenizer = AutoTokenizer.from_pretrained(tmp_path), tokenizer.with_chat_template()
     ((found,),) = ChatEncoder(tokenizer).whole([(TALK, "here")])
     expected = theirs.apply_chat_template(TALK, return_dict=True, return_assistant_tokens_mask=True)
     assert found.ids.tolist() == expected["input_ids"]

@@ -69,6 +69,10 @@ def test_the_template_is_part_of_the_tokenizer_and_no_template_is_the_default_on
     path = tmp_path / "first/chat_template.jinja"
     path.write_text(DEFAULT_CHAT_TEMPLATE)
     assert load_tokenizer(tmp_path / "first").sha256 == first.sha256 == tokenizer.sha256
+    tokenizer.with_chat_template().save(tmp_path / "saved")
+    saved = load_tokenizer(tmp_path / "saved")
+    assert saved.files_sha256 == tokenizer.with_chat_template().files_sha256 != tokenizer.files_sha256
+    assert (saved.sha256, tokenizer.chat_template) == (tokenizer.sha256, None)
     path.write_text(DEFAULT_CHAT_TEMPLATE + "x")
     other = load_tokenizer(tmp_path / "first")
     assert other.sha256 != first.sha256

@@ -128,7 +128,7 @@ def test_a_chat_goes_through_the_template(gpt, tmp_path, capsys):
     run(*common, "--prompt", "import os", "--chat", "true")
     assert json.loads(output.read_text())["text"] == chatted
     model, tokenizer = load_for_inference(str(gpt), None, torch.device("cpu"))
-    tokenizer.give_chat_template()
+    tokenizer = tokenizer.with_chat_template()
     plain, chat_ids, spelled = generation.prompt_ids(GenerateOptions(str(gpt)), lines, tokenizer)
     assert tokenizer.decode(plain) == "import os"
     assert tokenizer.decode(chat_ids) == "user:\nimport os\nassistant:\n"

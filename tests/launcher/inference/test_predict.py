@@ -105,7 +105,7 @@ def test_a_score_asks_what_a_prediction_asks(gpt2, tmp_path, capsys):
         predict.main([*given, "--input", str(tmp_path / "without.jsonl"), "--score", "true"])
 
 
-def test_what_does_not_fit_the_task_is_refused(bert, tmp_path):
+def test_what_does_not_fit_the_task_is_refused_or_said(bert, tmp_path, capsys):
     run(bert, tmp_path, write_task("classification", tmp_path), "--run.steps", 1)
     for more, message in (
         ([], "give either input, a file, or text"),
@@ -115,3 +115,6 @@ def test_what_does_not_fit_the_task_is_refused(bert, tmp_path):
     ):
         with pytest.raises(BadInput, match=message):
             predict.main(["--checkpoint", str(tmp_path / "runs/run"), *more])
+    predict.main(["--checkpoint", str(tmp_path / "runs/run"), "--text", "film " * 60])
+    said = "note: 1 examples are longer than task.max_length 48, and lose their end"
+    assert said in capsys.readouterr().err
