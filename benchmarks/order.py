@@ -37,7 +37,14 @@ KINDS = (("full", 1), ("window", 1), ("window", 64))
 CASES = [(n, *kind) for n in (1_000, 100_000) for kind in KINDS]
 SHARDS, REPEATS = 100_000, 7
 TOKENIZER = SimpleNamespace(
-    sha256="0" * 64, vocab_size=50_304, bos_id=0, eos_id=0, pad_id=1, mask_id=2, special_ids=frozenset({0, 1, 2})
+    files_sha256="0" * 64,
+    encoding_sha256="0" * 64,
+    vocab_size=50_304,
+    bos_id=0,
+    eos_id=0,
+    pad_id=1,
+    mask_id=2,
+    special_ids=frozenset({0, 1, 2}),
 )
 
 
@@ -82,7 +89,7 @@ def write_manifest(folder: Path, connection) -> None:
     manifest = {
         "format": "ingot-corpus",
         "version": 1,
-        "tokenizer": {"sha256": TOKENIZER.sha256, "vocab_size": TOKENIZER.vocab_size},
+        "tokenizer": {"sha256": TOKENIZER.files_sha256, "vocab_size": TOKENIZER.vocab_size},
         "splits": {"train": {**split, "unigram_entropy": 7.0}},
     }
     path = folder / "manifest.json"

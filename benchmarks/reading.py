@@ -28,7 +28,14 @@ from ingot.data.loader.reader import Reader, ReaderOptions
 from ingot.data.writing.writer import CorpusWriter
 
 TOKENIZER = SimpleNamespace(
-    sha256="0" * 64, vocab_size=50_304, bos_id=0, eos_id=0, pad_id=1, mask_id=2, special_ids=frozenset({0, 1, 2})
+    files_sha256="0" * 64,
+    encoding_sha256="0" * 64,
+    vocab_size=50_304,
+    bos_id=0,
+    eos_id=0,
+    pad_id=1,
+    mask_id=2,
+    special_ids=frozenset({0, 1, 2}),
 )
 BOUND, RATIO = 200e6, 1.3
 

@@ -72,9 +72,7 @@ def _encodes_alike(corpus: Corpus, tokenizer: Tokenizer) -> bool:
     The manifest of an older corpus knows only the files of its tokenizer; and another version of transformers may build
     another tokenizer from the same files. Then the corpus's own tokenizer, if it is unchanged, is compared.
     """
-    if corpus.tokenizer_sha256 in (tokenizer.files_sha256, tokenizer.old_sha256):
-        return True
-    if corpus.encoding_sha256 == tokenizer.encoding_sha256:
+    if corpus.tokenizer_sha256 == tokenizer.files_sha256 or corpus.encoding_sha256 == tokenizer.encoding_sha256:
         return True
     own = load_tokenizer(corpus.tokenizer_folder)
     return own.files_sha256 == corpus.tokenizer_sha256 and own.encoding_sha256 == tokenizer.encoding_sha256
