@@ -4,6 +4,7 @@ import gzip
 import io
 import lzma
 import random
+import tarfile
 
 import pytest
 import zstandard
@@ -117,6 +118,18 @@ def test_a_record_that_is_too_large_is_skipped_or_refused(tmp_path, monkeypatch)
     assert [d.row for d in sorted(read_documents(parts), key=lambda d: d.row)] == [1, 3]
     with pytest.raises(ValueError, match="line 2: it has 5,013 bytes"):
         list(read_documents(parts, refuse_bad=True))
+
+
+def test_a_sample_of_a_tar_that_is_too_large_is_skipped(tmp_path, monkeypatch):
+    monkeypatch.setattr(file_parts, "MAX_RECORD_BYTES", 1000)
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for number, size in enumerate((10, 5000, 20)):
+            member = tarfile.TarInfo(f"{number}.txt")
+            member.size = size
+            tar.addfile(member, io.BytesIO(b"x" * size))
+    skipped = Skipped()
+    assert [len(d.text) for _, d in read(tmp_path / "a.tar", skipped=skipped)] == [10, 20]
+    assert "sample 1: it has 5,000 bytes, more than the 1,000 that a record may have" in skipped.describe()
 
 
 @pytest.mark.parametrize(
