@@ -41,7 +41,7 @@ MODULES = {
     "yaml": "PyYAML",
     "zstandard": "zstandard",
 }
-EXTRAS = {"datasketch": "dedup", "aiohttp": "remote", "s3fs": "remote", "gcsfs": "remote"}
+EXTRAS = {"datasketch": "dedup", "torchao": "int8", "aiohttp": "remote", "s3fs": "remote", "gcsfs": "remote"}
 """Packages that only some uses need, and the extra of pyproject.toml that they are in."""
 
 

@@ -19,6 +19,7 @@ from ingot.model.finetuning.adapters import AdaptedLinear
 from ingot.model.finetuning.soft_prompts import PromptedEmbedding
 from ingot.model.finetuning.task_model import TaskConfig, TaskModel
 from ingot.model.transformer import LanguageModel
+from ingot.packages import how_to_install
 from ingot.parallel.checkpoint import CheckpointError, read_manifest, read_tensor
 from ingot.parallel.checkpoint.digest import digest
 from ingot.parallel.checkpoint.manifest import check_frozen
@@ -126,7 +127,7 @@ def quantize(model: nn.Module, how: str) -> None:
     try:
         from torchao.quantization import Int8DynamicActivationInt8WeightConfig, Int8WeightOnlyConfig, quantize_
     except ImportError:
-        raise ValueError(f"int8 {how} needs the package torchao: pip install torchao") from None
+        raise ValueError(f"int8 {how} needs the package torchao: run {how_to_install('torchao')}") from None
 
     chosen = Int8WeightOnlyConfig() if how == "weights" else Int8DynamicActivationInt8WeightConfig()
     quantize_(model.blocks, chosen)
