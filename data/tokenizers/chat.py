@@ -26,10 +26,13 @@ CHATS_AT_ONCE = 2000
 SECONDS, SECONDS_PER_CHAT = 20, 0.05
 LONGEST_TEMPLATE = 1_000_000
 """Limits of a template: characters, and time; chat_renderer.py limits the memory."""
-PLACEHOLDERS = range(0xF0000, 0xFFFFE)
+PLACEHOLDERS = range(0x100000, 0x10FFFE)
 """Characters of private use, which stand for special tokens that are spelled in messages, and mark what is learned."""
 ASSISTANT = "assistant"
 Messages = Sequence[Mapping[str, Any]]
+Marked = tuple[str, list[tuple[int, int]]]
+"""A text, and begin and end of each part that the assistant said, in characters."""
+_PRIVATE = re.compile(f"[{chr(PLACEHOLDERS[0])}-{chr(PLACEHOLDERS[-1])}]")
 
 
 @dataclass(frozen=True)
@@ -94,8 +97,7 @@ class ChatEncoder:
         """
         for chunk in _chunks(chats):
             texts = self._render([(messages, True) for messages, _ in chunk], [where for _, where in chunk])
-            for text in texts:
-                yield self._marked(text).ids
+            yield from (chat.ids for chat in self._encode(map(self._unmarked, texts)))
 
     def whole(self, chats: Iterable[tuple[Messages, str]]) -> Iterator[list[ChatIds]]:
         """Each chat with what the assistant said. It is one text; but where the template renders a turn differently
@@ -107,8 +109,7 @@ class ChatEncoder:
         for chunk in _chunks(chats):
             if self.marks_turns:
                 texts = self._render([(messages, False) for messages, _ in chunk], [where for _, where in chunk])
-                for text in texts:
-                    yield [self._marked(text)]
+                yield from ([chat] for chat in self._encode(map(self._unmarked, texts)))
                 continue
             requests, places = [], []
             for messages, where in chunk:
@@ -116,14 +117,16 @@ class ChatEncoder:
                 parts = [(messages[:n], True) for n in answers] + [(messages[: n + 1], False) for n in answers]
                 requests += [(messages, False), *parts]
                 places += [where] * (1 + len(parts))
-            rendered = iter(self._render(requests, places))
+            rendered, parts_of = iter(self._render(requests, places)), []
             for messages, where in chunk:
                 whole = next(rendered)
                 count = sum(message["role"] == ASSISTANT for message in messages)
                 before, after = list(islice(rendered, count)), list(islice(rendered, count))
-                yield self._by_prefixes(whole, before, after, where)
+                parts_of.append(self._by_prefixes(whole, before, after, where))
+            encoded = self._encode(part for parts in parts_of for part in parts)
+            yield from (list(islice(encoded, len(parts))) for parts in parts_of)
 
-    def _by_prefixes(self, whole: str, before: list[str], after: list[str], where: str) -> list[ChatIds]:
+    def _by_prefixes(self, whole: str, before: list[str], after: list[str], where: str) -> list[Marked]:
         """What each answer adds to the text before it is what the assistant said."""
         for one, two in zip(before, after, strict=True):
             if not (two.startswith(one) and len(two) > len(one)):
@@ -134,14 +137,14 @@ class ChatEncoder:
                 )
         spans = [(len(one), len(two)) for one, two in zip(before, after, strict=True)]
         if all(whole.startswith(text) for text in after):
-            return [self._encode(whole, spans)]
-        return [self._encode(text, [span]) for text, span in zip(after, spans, strict=True)]
+            return [(whole, spans)]
+        return [(text, [span]) for text, span in zip(after, spans, strict=True)]
 
-    def _marked(self, text: str) -> ChatIds:
-        """The ids of a text with marks around what is learned."""
+    def _unmarked(self, text: str) -> Marked:
+        """A text without the marks around what is learned."""
         parts = re.split("|".join(self._marks), text)
         ends = np.cumsum([len(part) for part in parts]).tolist()
-        return self._encode("".join(parts), list(zip(ends[0:-1:2], ends[1::2], strict=True)))
+        return "".join(parts), list(zip(ends[0:-1:2], ends[1::2], strict=True))
 
     def _render(self, chats: list[tuple[Messages, bool]], where: list[str]) -> list[str]:
         protected = [(self._protect(messages, at), ask) for (messages, ask), at in zip(chats, where, strict=True)]
@@ -174,23 +177,23 @@ class ChatEncoder:
     def _protect(self, value: Any, where: str) -> Any:
         """The messages with a character in place of each special token that a text spells."""
         if isinstance(value, str):
-            if any(ord(character) in PLACEHOLDERS for character in value):
-                raise ValueError(f"{where}: a message has a character of private use (U+F0000 to U+FFFFD); remove it")
+            if _PRIVATE.search(value):
+                raise ValueError(f"{where}: a message has a character of private use (U+100000 to U+10FFFD); remove it")
             return self._spelled.sub(lambda found: self._placeholder[found[0]], value)
         if isinstance(value, Mapping):
             return {key: self._protect(inner, where) for key, inner in value.items()}
         return [self._protect(inner, where) for inner in value] if isinstance(value, list | tuple) else value
 
-    def _encode(self, text: str, spans: list[tuple[int, int]]) -> ChatIds:
-        """Ids of a rendered text; `spans` are the characters of what is learned."""
-        if any(character in self._piece for character in text):
-            ids, offsets = self._encode_protected(text)
-        else:
-            ids, offsets = self.tokenizer.encode_template(text)
-        learned = np.zeros(len(ids), bool)
-        for begin, end in spans:
-            learned |= (offsets[:, 1] > begin) & (offsets[:, 0] < end)
-        return ChatIds(np.array(ids, np.int64), learned)
+    def _encode(self, texts: Iterable[Marked]) -> Iterator[ChatIds]:
+        """Ids of rendered texts."""
+        texts = list(texts)
+        usual = iter(self.tokenizer.encode_templates([text for text, _ in texts if not _PRIVATE.search(text)]))
+        for text, spans in texts:
+            ids, offsets = self._encode_protected(text) if _PRIVATE.search(text) else next(usual)
+            learned = np.zeros(len(ids), bool)
+            for begin, end in spans:
+                learned |= (offsets[:, 1] > begin) & (offsets[:, 0] < end)
+            yield ChatIds(np.array(ids, np.int64), learned)
 
     def _encode_protected(self, text: str) -> tuple[list[int], np.ndarray]:
         """Ids and offsets in `text`, of a text in which characters stand for special tokens that are text."""

@@ -167,8 +167,11 @@ class Tokenizer(ABC):
         """The spelling of each token that `encode` never makes of a text, to its id."""
         return {self.pieces()[i]: i for i in sorted(self.special_ids)}
 
-    def encode_template(self, text: str) -> tuple[list[int], np.ndarray]:
-        """Ids and offsets, as `encode_with_offsets`, of a text in which a spelled special token means the token."""
+    def encode_templates(self, texts: Sequence[str]) -> list[tuple[list[int], np.ndarray]]:
+        """`encode_with_offsets` of texts in which a spelled special token means the token."""
+        return [self._encode_template(text) for text in texts]
+
+    def _encode_template(self, text: str) -> tuple[list[int], np.ndarray]:
         pattern = "|".join(map(re.escape, sorted(self.special_pieces, key=len, reverse=True))) or "(?!)"
         ids: list[int] = []
         offsets, begin = [np.empty((0, 2), np.int64)], 0
@@ -415,19 +418,19 @@ class PretrainedTokenizer(Tokenizer):
         added = self._tokenizer.added_tokens_decoder
         return super().special_pieces | {token.content: i for i, token in sorted(added.items()) if token.special}
 
-    def encode_template(self, text: str) -> tuple[list[int], np.ndarray]:
-        if not self._tokenizer.is_fast:
-            return super().encode_template(text)
-        found = self._encode([text], return_offsets_mapping=True, split_special_tokens=False)
-        return found["input_ids"][0], np.array(found["offset_mapping"][0], dtype=np.int64).reshape(-1, 2)
+    def encode_templates(self, texts: Sequence[str]) -> list[tuple[list[int], np.ndarray]]:
+        if not self._tokenizer.is_fast or not texts:
+            return super().encode_templates(texts)
+        return self._with_offsets(texts, split_special_tokens=False)
 
     def pieces(self) -> list[str]:
         return cast("list[str]", self._tokenizer.convert_ids_to_tokens(list(range(self.vocab_size))))
 
     def encode_with_offsets(self, texts: Sequence[str]) -> list[tuple[list[int], np.ndarray]]:
-        if not texts:
-            return []
-        found = self._encode(texts, return_offsets_mapping=True)
+        return self._with_offsets(texts) if texts else []
+
+    def _with_offsets(self, texts: Sequence[str], **options: bool) -> list[tuple[list[int], np.ndarray]]:
+        found = self._encode(texts, return_offsets_mapping=True, **options)
         offsets = [np.array(each, dtype=np.int64).reshape(-1, 2) for each in found["offset_mapping"]]
         return list(zip(found["input_ids"], offsets, strict=True))
 

@@ -109,7 +109,7 @@ def test_a_special_token_that_is_spelled_in_a_message_is_text(tokenizer, gpt2_li
         assert "a <|end|></s> b<s>" in text
         assert each.decode(found.ids[found.learned]) == "return None" + "</s> x <|end|>"
     with pytest.raises(ValueError, match=r"line 3: a message has a character of private use"):
-        list(ChatEncoder(tokenizer).prompts([([{"role": "user", "content": "\U000f0001"}], "line 3")]))
+        list(ChatEncoder(tokenizer).prompts([([{"role": "user", "content": "\U00100001"}], "line 3")]))
 
 
 def test_the_default_template_is_the_same_in_transformers(tokenizer, tmp_path):
