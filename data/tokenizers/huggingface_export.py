@@ -7,8 +7,10 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+from ingot.data.tokenizers.checked_files import MAX_FILE_BYTES
 from ingot.data.tokenizers.conversion import NORMAL, USER_DEFINED, convert, obstacles, read_model
 from ingot.data.tokenizers.tokenizer import PretrainedTokenizer, SentencePieceTokenizer, Tokenizer
+from ingot.safe_files import read_json
 
 PROBES = (
     "The quick brown fox jumps over the lazy dog. 0123456789 3.14159 1,000,000",
@@ -61,7 +63,9 @@ def export_tokenizer(
 
 def _name_class(name: str, path: Path) -> None:
     """Name the tokenizer's class, because some folders name it only in config.json, which the model's replaces."""
-    settings = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    settings = read_json(path, max_bytes=MAX_FILE_BYTES) if path.is_file() else {}
+    if not isinstance(settings, dict):
+        raise ValueError(f"{path} is not a JSON object")
     if settings.get("tokenizer_class") in (None, "TokenizersBackend"):
         settings["tokenizer_class"] = "PreTrainedTokenizerFast" if name == "TokenizersBackend" else name
         _write(path, settings)

@@ -7,13 +7,19 @@ be used wherever text is used: in corpora, pretraining and fine-tuning.
 from __future__ import annotations
 
 import gzip
+import io
 import json
+import math
 import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
 
+from ingot.safe_files import read_bytes, read_json
+
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+MAX_IMAGE_BYTES, MAX_CODEBOOK_BYTES = 2**31, 2**26
 _TYPES = {0x08: np.uint8}
 
 
@@ -23,18 +29,21 @@ def read_idx(path: str | Path) -> np.ndarray:
     Raises:
         ValueError: another file format, another type than bytes, or a size that differs from its header.
     """
-    content = Path(path).read_bytes()
+    content = read_bytes(Path(path), max_bytes=MAX_IMAGE_BYTES)
     if content[:2] == b"\x1f\x8b":
         try:
-            content = gzip.decompress(content)
-        except (OSError, EOFError) as error:
+            with gzip.open(io.BytesIO(content)) as file:
+                content = file.read(MAX_IMAGE_BYTES + 1)
+        except (OSError, EOFError, zlib.error) as error:
             raise ValueError(f"{path} is damaged: {error}") from error
+        if len(content) > MAX_IMAGE_BYTES:
+            raise ValueError(f"{path} has more than {MAX_IMAGE_BYTES:,} bytes of images: divide it into several files")
     if len(content) < 4 or content[:2] != b"\0\0" or content[2] not in _TYPES:
         raise ValueError(f"{path} is not an idx file of bytes")
     dims = content[3]
     shape = struct.unpack_from(f">{dims}I", content, 4) if len(content) >= 4 + 4 * dims else ()
     data = np.frombuffer(content, np.uint8, offset=min(len(content), 4 + 4 * dims))
-    if data.size != int(np.prod(shape, dtype=np.int64)) or not shape:
+    if data.size != math.prod(shape) or not shape:
         raise ValueError(
             f"{path} has {data.size} bytes of data, and its header says {shape}; it is truncated or damaged"
         )
@@ -157,8 +166,8 @@ def load_codebook(path: Path) -> Codebook:
         ValueError: the file is not a codebook.
     """
     try:
-        centres = np.array(json.loads(path.read_text()), np.float32)
-    except (OSError, ValueError) as error:
+        centres = np.array(read_json(path, max_bytes=MAX_CODEBOOK_BYTES), np.float32)
+    except (OSError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is not a codebook: {error}") from error
     if centres.ndim != 2 or round(centres.shape[1] ** 0.5) ** 2 != centres.shape[1]:
         raise ValueError(f"{path} is not a codebook of square patches: its shape is {centres.shape}")

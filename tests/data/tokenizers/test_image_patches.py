@@ -6,6 +6,7 @@ import struct
 import numpy as np
 import pytest
 
+from ingot.data.tokenizers import image_patches
 from ingot.data.tokenizers.image_patches import (
     Codebook,
     load_codebook,
@@ -47,9 +48,12 @@ def test_files_are_read_plain_and_compressed(tmp_path):
         (b"GIF89a", "is not an idx file of bytes"),
         (idx(np.zeros((2, 3), np.uint8))[:-1], r"has 5 bytes of data, and its header says \(2, 3\)"),
         (gzip.compress(idx(np.zeros(50, np.uint8)), mtime=0)[:20], "is damaged"),
+        (gzip.compress(idx(np.zeros(50, np.uint8)), mtime=0)[:12] + b"\xff" * 20, "is damaged"),
+        (b"\0\0\x08\x04" + b"\xff" * 16, r"has 0 bytes of data"),
+        (b"\0\0\x08\x03" + b"\x80\0\0\0" * 2 + b"\0\0\0\4", r"has 0 bytes of data"),  # 2^64, which is 0 in int64
         (b"", "is not an idx file"),
     ],
-    ids=["another kind", "cut", "cut and compressed", "empty"],
+    ids=["another kind", "cut", "cut and compressed", "damaged and compressed", "large", "overflow", "empty"],
 )
 def test_files_that_are_cut_or_of_another_kind_are_refused(content, message, tmp_path):
     (tmp_path / "x").write_bytes(content)
@@ -102,3 +106,17 @@ def test_images_are_stretched_and_turned_about_their_middle():
     ]
     along = transform_images(point, still, np.array([np.pi / 2]), np.array([[3, 1]]))  # stretched first, then turned
     assert along.tolist() == [[[0, 0, 0], [60, 90, 60], [0, 0, 0]]]
+
+
+@pytest.mark.parametrize("content", ["[" * 100_000, "[[1, 2", '{"a": 1}', "[[1, null]]", '[["x"]]', "[[1], [1, 2]]"])
+def test_what_is_no_codebook(content, tmp_path):
+    (tmp_path / "codebook.json").write_text(content)
+    with pytest.raises(ValueError, match="is not a codebook"):
+        load_codebook(tmp_path / "codebook.json")
+
+
+def test_a_file_that_grows_without_end_is_not_unpacked(tmp_path, monkeypatch):
+    monkeypatch.setattr(image_patches, "MAX_IMAGE_BYTES", 10_000)
+    (tmp_path / "x.gz").write_bytes(gzip.compress(bytes(5_000_000)))
+    with pytest.raises(ValueError, match="more than 10,000 bytes of images"):
+        read_idx(tmp_path / "x.gz")
