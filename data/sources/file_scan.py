@@ -55,6 +55,8 @@ def scan_file(
         ValueError: a table lacks the text column or a column of a filter, or is damaged.
     """
     kind = kind_of(name)
+    if kind == "text" and is_compressed(name) and kind_of(Path(name).stem) != "text":
+        raise ValueError(f"{path} is compressed, and only text and JSON lines are read so: unpack it first")
     if kind == "text" and where:
         raise ValueError(f"{path} is one document and has no columns to filter: name it as an input without where")
     try:

@@ -143,6 +143,12 @@ def test_a_compressed_text_that_is_cut_off_is_named(tmp_path, name, message):
         scan([tmp_path / name], ["*"])
 
 
+@pytest.mark.parametrize("name", ["a.tar.gz", "a.parquet.zst", "a.arrow.xz"])
+def test_other_compressed_files_are_no_text(tmp_path, name):
+    with pytest.raises(ValueError, match=rf"{name} is compressed, and only text and JSON lines are read so"):
+        read(write(tmp_path / name, TEXT))
+
+
 @pytest.mark.parametrize("name", ["a.txt", "a.txt.gz"])
 @pytest.mark.parametrize("part_bytes", [500, 10**9])
 @pytest.mark.parametrize("max_document_bytes", [0, 1000])
