@@ -195,6 +195,8 @@ class _Sources:
             except ValueError as error:
                 self.problems.append(Problem(new, str(error).removeprefix(f"{new}: ")))
                 return new
+            if _is_null(whole) and not option.kind.optional:
+                return new  # as in a file: an empty section leaves everything as it is
             if isinstance(whole, dict):
                 for inner_name, inner in self._leaves(whole, f"{new}."):
                     self._set(inner_name, inner, renamed)

@@ -35,7 +35,7 @@ def scalar(text: str) -> object:
         return None
     if text in ("true", "True", "TRUE", "false", "False", "FALSE"):
         return text.lower() == "true"
-    return number(text)
+    return number(str(text))
 
 
 def number(text: str) -> int | float | str:

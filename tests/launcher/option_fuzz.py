@@ -41,6 +41,7 @@ ENDLESS = {
     "num_samples",
     "copies",
     "method.adversarial_steps",
+    "batch.global_size",
 }
 """Whose largest value asks for work without an end, which a command does step by step, within its memory."""
 

@@ -128,6 +128,9 @@ def test_lists_grow_and_sections_are_given_whole():
     config = parse(TrainConfig, lists + sections, "")
     assert [(source.path, source.weight) for source in config.data.train] == [("a", 1), ("b", 1), ("c", 1), ("d", 3)]
     assert (config.model.hidden_size, config.model.bias, config.run.dry_run) == (64, True, True)
+    assert parse(TrainConfig, ["--run.steps", "3", "--run", "null"], "").run.steps == 3
+    settings = parse(TrainConfig, ["--parallel.deepspeed", "{a: b, c: [d, 1]}"], "")
+    assert parse(TrainConfig, ["--parallel", to_yaml(settings.parallel)], "") == settings
 
 
 def test_a_preset_sets_what_is_not_given(tmp_path):
