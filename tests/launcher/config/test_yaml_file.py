@@ -22,7 +22,7 @@ def read(tmp_path, text: str | bytes) -> TrainConfig:
         ("run: {steps: 3}\nrun: {name: a}\n", r"line 2: run is given twice"),
         (
             "run:\n  steps: 1:30\n",
-            r"run.steps is 1:30; it must be a whole number from 1 to 10\^9 \(.*file.yaml, line 2\)",
+            r"run.steps is 1:30; it must be a whole number from 1 to 10\^9 or null \(.*file.yaml, line 2\)",
         ),
         ("run:\n  steps: 0x\n", r"run.steps is 0x"),
         ("run:\n  steps: 2020-01-01\n", r"run.steps is 2020-01-01"),
