@@ -33,12 +33,12 @@ class Source(Protocol):
 
     Attributes:
         weights: shape of each weight, by name; None where the source knows it only when it is read.
-        has_moments: whether there are AdamW's moments, for all weights.
+        moments: names of the weights that have AdamW's moments.
         step: number of optimizer steps that were done; None if the source does not tell.
     """
 
     weights: dict[str, tuple[int, ...] | None]
-    has_moments: bool
+    moments: set[str]
     step: int | None
 
     def read(self, name: str, state: str | None, shape: tuple[int, ...]) -> Tensor:
@@ -76,12 +76,17 @@ def read_foreign(folder: Path, model: ForeignModel) -> Iterator[Imported]:
             shape = found[name]
             if shape is not None and shape != tensor.shape:
                 raise ValueError(f"{folder} is of another model: {name} is {[*shape]} there and {[*tensor.shape]} here")
-        yield Imported(_shards(source, model, tensors), source.has_moments, source.step)
+        lacking = sorted(used - source.moments)
+        if lacking and len(lacking) < len(used):
+            raise ValueError(f"{folder} has moments of AdamW for some weights, but not for {', '.join(lacking[:5])}")
+        yield Imported(_shards(source, model, tensors, bool(lacking)), not lacking, source.step)
 
 
-def _shards(source: Source, model: ForeignModel, tensors: list[tuple[ForeignTensor, str]]) -> Iterator[TensorShard]:
+def _shards(
+    source: Source, model: ForeignModel, tensors: list[tuple[ForeignTensor, str]], weights_only: bool
+) -> Iterator[TensorShard]:
     for tensor, name in tensors:
-        for state in (None, *STATES) if source.has_moments else (None,):
+        for state in (None,) if weights_only else (None, *STATES):
             value = source.read(name, state, tensor.shape).float()
             for part, piece in tensor.divide(value, model.shapes):
                 yield whole_shard(f"model/{part}" if state is None else f"optimizer/{state}/{part}", piece)
@@ -180,11 +185,7 @@ class DcpSource:
                         self._keys[name, state] = key
         weights = {name: key for (name, state), key in self._keys.items() if state is None}
         self.weights: dict[str, tuple[int, ...] | None] = {n: tuple(self._entry(k).size) for n, k in weights.items()}
-        moments = [all((name, state) in self._keys for state in STATES) for name in self.weights]
-        if any(moments) and not all(moments):
-            lacking = next(name for name, has in zip(self.weights, moments, strict=True) if not has)
-            raise ValueError(f"{folder} has moments of AdamW for some weights, but not for {lacking}")
-        self.has_moments = bool(moments) and all(moments)
+        self.moments = {name for name in weights if all((name, state) in self._keys for state in STATES)}
         self.step = self._read_step()
         self._check_layers(model)
 
@@ -277,7 +278,7 @@ class DeepSpeedSource:
         self.tag = tag
         self.weights: dict[str, tuple[int, ...] | None] = {plain_name(name): None for name in self._folders}
         self._folders = {plain_name(name): path for name, path in self._folders.items()}
-        self.has_moments = all((path / f"{STATES[0]}.pt").is_file() for path in self._folders.values())
+        self.moments = {name for name, path in self._folders.items() if (path / f"{STATES[0]}.pt").is_file()}
         step = next((path / "step.pt" for path in self._folders.values() if (path / "step.pt").is_file()), None)
         number = re.fullmatch(r"global_step(\d+)", tag.name)
         if step is not None:
@@ -311,7 +312,7 @@ class TrainerSource:
         self.step: int | None = None
         if (folder / "optimizer.pt").exists():
             self._moments, self.step = _trainer_moments(folder, model)
-        self.has_moments = bool(self._moments)
+        self.moments = set(self._moments)
 
     def read(self, name: str, state: str | None, shape: tuple[int, ...]) -> Tensor:
         return self._weights.read(name) if state is None else self._moments[name][state]

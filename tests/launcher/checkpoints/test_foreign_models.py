@@ -135,6 +135,20 @@ def test_names_of_compiled_and_wrapped_modules(tmp_path):
     opened(import_into(tmp_path, tmp_path / "dcp", OURS["llama"], "llama"), OURS["llama"])
 
 
+def test_a_folder_of_the_model_and_one_of_the_optimizer(tmp_path):
+    """As the Trainer has them with FSDP."""
+    module, optimizer = trained("llama")
+    model_state, optimizer_state = get_state_dict(module, optimizer)
+    for name, state in (
+        ("pytorch_model_fsdp_0", {"model": model_state}),
+        ("optimizer_0", {"optimizer": optimizer_state}),
+    ):
+        dcp.save(state, checkpoint_id=str(tmp_path / "theirs" / name), no_dist=True)
+    folder = import_into(tmp_path, tmp_path / "theirs", OURS["llama"], "llama")
+    ours, our_optimizer = opened(folder, OURS["llama"])
+    same_steps(module, optimizer, ours, our_optimizer, hf_logits)
+
+
 @pytest.mark.parametrize("family", ["gpt2", "bert"])
 def test_a_checkpoint_of_the_trainer(family, tmp_path):
     from transformers import Trainer, TrainingArguments
