@@ -1,8 +1,11 @@
 """A run of any kind: build the job, resume, open the folder, train."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import TypeVar
+
+import torch
 
 from ingot.launcher.config.finetune import FinetuneConfig
 from ingot.launcher.config.pretrain import TrainConfig
@@ -56,9 +59,24 @@ def run(config: TrainConfig | FinetuneConfig, mesh: Mesh, run_lock: RunLock, bui
         run_lock.close()
 
 
+@contextmanager
+def enough_memory() -> Iterator[None]:
+    """Turns a failed allocation into a ValueError: while a job is built, its options ask for more than there is."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "allocate memory" not in str(error):
+            raise
+        reason = str(error).strip().split("\n")[0]
+        raise ValueError(
+            f"there is not enough memory for the model and its optimizer ({reason}); lower the sizes of model or "
+            f"batch, or spread them over more devices: run.dry_run says what they need"
+        ) from error
+
+
 def build_and_resume(config: TrainConfig | FinetuneConfig, build: Callable[[], Job]) -> tuple[Job, Resumed]:
     """Builds the job and loads the checkpoint to resume from."""
-    with bad_input():
+    with bad_input(), enough_memory():
         candidates = checkpoints_to_try(config.run.resume, run_folder(config))
         job = build()
         resumed = resume(

@@ -42,6 +42,10 @@ def refusal(capsys, arguments: list, main=pretrain.main) -> str:
         ),
         (["--model.num_attention_heads", "3"], r"hidden_size 32 is not a multiple of num_attention_heads 3"),
         (["--model.vocab_size", "500"], r"tokenizer .* has 512 ids, and model.vocab_size is 500"),
+        (
+            ["--model.hidden_size", "1000000", "--parallel.engine", "fsdp"],
+            r"there is not enough memory for the model and its optimizer .* run.dry_run says what they need",
+        ),
         (["--run.resume", "nowhere"], r"nowhere holds no checkpoint"),
         (["--data.train", "[{path: /nowhere}]"], r"/nowhere"),
         (["--data.train", "[{path: CORPUS, split: test}]"], r"test.*train.*validation"),
