@@ -16,7 +16,14 @@ from ingot.data.sequences.packings import ConcatenatePacking
 from ingot.data.writing.writer import CorpusWriter
 
 IDS = SimpleNamespace(
-    sha256="0" * 64, vocab_size=500, bos_id=0, eos_id=1, pad_id=2, mask_id=3, special_ids=frozenset({0, 1, 2, 3})
+    files_sha256="0" * 64,
+    encoding_sha256="0" * 64,
+    vocab_size=500,
+    bos_id=0,
+    eos_id=1,
+    pad_id=2,
+    mask_id=3,
+    special_ids=frozenset({0, 1, 2, 3}),
 )
 LENGTH = 50
 

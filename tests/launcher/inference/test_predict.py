@@ -84,7 +84,7 @@ def test_a_score_asks_what_a_prediction_asks(gpt2, tmp_path, capsys):
     task = ["--task.kind", "instruction", "--task.train", str(tmp_path / "with.jsonl")]
     task += ["--task.text_columns", "[messages]", "--task.max_length", "64"]
     # The answers are learned by heart, so that the right prompt is needed to give them.
-    run(gpt2, tmp_path, task, "--run.steps", 60, "--optimizer.learning_rate", "1e-2", "--batch.global_size", 5)
+    run(gpt2, tmp_path, task, "--run.steps", 100, "--optimizer.learning_rate", "1e-2", "--batch.global_size", 5)
     assert (tmp_path / "runs/run/tokenizer/chat_template.jinja").read_text() == DEFAULT_CHAT_TEMPLATE
     given = ["--checkpoint", str(tmp_path / "runs/run"), "--max_tokens", "20"]
     found = {}

@@ -5,6 +5,7 @@ import os
 import resource
 import shutil
 import signal
+import time
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,10 @@ from ingot.launcher.training.stop_signals import StopSignals
 from ingot.parallel import checkpoint
 from tests.launcher.runs import write_config
 
-TRAIN = {"loss": 2.5, "learning_rate": 1e-3, "grad_norm": 0.5, "tokens_per_second": 1234.5, "mfu": None}
+TRAIN = {
+    "loss": 2.5, "learning_rate": 1e-3, "grad_norm": 0.5, "tokens_per_second": 1234.5, "mfu": None,
+    "tflops_per_device": 0.5, "step_seconds": 0.25,
+}  # fmt: skip
 ALL_CALLS = [
     ("train_start", 0),
     ("step_end", 3),
@@ -207,10 +211,9 @@ def test_tensorboard_has_curves_of_metrics_and_scores_and_figures(tmp_path):
     logger.close()
     board = EventAccumulator(str(tmp_path / "tensorboard"))
     board.Reload()
+    speed = [f"train/speed/{name}" for name in ("tokens_per_second", "step_seconds", "tflops_per_device")]
     optimizer = ["train/optimizer/grad_norm", "train/optimizer/learning_rate"]
-    assert sorted(board.Tags()["scalars"]) == sorted(
-        ["train/loss", "train/speed/tokens_per_second", "eval/loss", "eval/my_score", *optimizer]
-    )
+    assert sorted(board.Tags()["scalars"]) == sorted(["train/loss", *speed, "eval/loss", "eval/my_score", *optimizer])
     assert [(event.step, event.value) for event in board.Scalars("train/loss")] == [(1, 2.5)]
     assert board.Tags()["images"] == ["curves"]
 
@@ -219,6 +222,7 @@ def test_tensorboard_drops_the_steps_that_a_resumed_run_repeats(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     for start, value in ((0, 1.0), (2, 5.0)):
+        time.sleep(1 - time.time() % 1)  # files are read in the order of their names, which begin with the second
         logger = TensorBoard(tmp_path, start)
         for step in range(start + 1, start + 5):
             logger.on_log("train", {"step": step, "loss": value})

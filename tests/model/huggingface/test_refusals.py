@@ -342,13 +342,13 @@ def test_links_as_in_the_cache_of_the_hub(gpt2, tmp_path):
     load(tmp_path / "main")
 
 
-@pytest.mark.parametrize("number", [5_000, 10**9, 10**18, 10**400])
+@pytest.mark.parametrize("number", [900, 5_000, 10**18, 10**400], ids=["900", "5000", "10^18", "10^400"])
 @pytest.mark.parametrize("family", ["gpt2", "qwen2", "modernbert"])
 def test_more_layers_than_there_are_tensors(family, number, tmp_path):
     theirs(family).save_pretrained(tmp_path)
     settings_changed(tmp_path, **{"n_layer" if family == "gpt2" else "num_hidden_layers": number}, layer_types=None)
     message = refusal(tmp_path)
-    assert "says 5,000 layers, and the files have only" in message or "at most 10000" in message
+    assert ("says 900 layers, and the files have only" if number == 900 else "num_hidden_layers is") in message
 
 
 ANYTHING = ([], {}, "x", True, -1, 10**18, float("nan"), [[]], {"a": []}, [None])
