@@ -14,13 +14,32 @@ CKPT is a run folder, which means its newest intact checkpoint, or the folder of
 """
 
 import argparse
+import math
 from pathlib import Path
 from typing import NoReturn
 
 if not __package__:  # run as a file
     import _clone  # noqa: F401
 
+from ingot.launcher.config.types import Range
 from ingot.launcher.runtime.exit_codes import BadInput, bad_input, run_main
+
+
+class _Number:
+    """A number within a range, for argparse."""
+
+    def __init__(self, kind: type[int] | type[float], limits: Range):
+        self.kind, self.limits = kind, limits
+
+    def __call__(self, text: str) -> float:
+        try:
+            value = self.kind(text)
+        except ValueError:
+            value = math.nan
+        if value not in self.limits:
+            name = "a whole number" if self.kind is int else "a number"
+            raise argparse.ArgumentTypeError(f"{text[:80]!r} must be {name} {self.limits}")
+        return value
 
 
 class _Parser(argparse.ArgumentParser):
@@ -53,7 +72,7 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--coefficients",
         "--shares",  # the old name
-        type=float,
+        type=_Number(float, Range(-(10**6), 10**6)),
         nargs="+",
         help="one for each checkpoint; the default is 1 / their number",
     )
@@ -70,11 +89,15 @@ def parser() -> argparse.ArgumentParser:
     )
     command.add_argument("--config", type=Path, required=True, help="configuration of the run, whose model must fit")
     command.add_argument("--output", type=Path, required=True, help="a new run folder")
-    command.add_argument("--step", type=int, help="number of optimizer steps that were done, if the source is silent")
+    command.add_argument(
+        "--step",
+        type=_Number(int, Range(0, 10**9)),
+        help="number of optimizer steps that were done, if the source is silent",
+    )
     command = add("plan", "Whether a checkpoint can be loaded with a configuration, and how much each rank would read.")
     command.add_argument("checkpoint", type=Path)
     command.add_argument("--config", type=Path, required=True)
-    command.add_argument("--ranks", type=int, required=True)
+    command.add_argument("--ranks", type=_Number(int, Range(1, 10**6)), required=True)
     return whole
 
 

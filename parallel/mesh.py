@@ -89,6 +89,10 @@ class Mesh:
         return "\n".join(lines)
 
 
+_SET: set[str] = set()
+"""The variables of the environment that `start` has set."""
+
+
 def start(
     device: str = "auto",
     timeout_seconds: int = 1800,
@@ -146,7 +150,9 @@ def start(
             "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": "0",
         }.items():
-            os.environ.setdefault(name, value)
+            if name not in os.environ:
+                os.environ[name] = value
+                _SET.add(name)
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
     return reshape(Mesh(rank, world_size, local_rank, target), tensor, data_shard)
 
@@ -181,6 +187,11 @@ def _signed(value: int) -> int:
 
 
 def stop() -> None:
-    """Leaves the process group, if there is one."""
+    """Leaves the process group, if there is one, and takes back the variables that `start` has set.
+
+    Other libraries in this process would take them for those of a launcher.
+    """
     if dist.is_initialized():
         dist.destroy_process_group()
+    while _SET:
+        os.environ.pop(_SET.pop(), None)

@@ -1,5 +1,6 @@
 """launcher/checkpoint.py on real runs."""
 
+import contextlib
 import re
 import shutil
 import subprocess
@@ -164,3 +165,27 @@ def test_a_wrong_command_is_answered_without_torch():
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 0
     assert "'shew'" in result.stdout
+
+
+WRONG = ["", "x", "-1", "0", "nan", "inf", "-inf", "1e400", "10" * 20, "[1]", "{", "null", "\ud800"]
+
+
+@pytest.mark.parametrize(
+    ("option", "arguments"),
+    [
+        ("--ranks", ["plan", "RUN", "--config", "CONFIG"]),
+        ("--step", ["import", "RUN", "--config", "CONFIG", "--output", "OUTPUT"]),
+        ("--coefficients", ["average", "RUN", "--output", "OUTPUT"]),
+        ("--tensor", ["show", "RUN"]),
+        ("--format", ["export", "RUN", "--output", "OUTPUT"]),
+        ("--family", ["import", "RUN", "--config", "CONFIG", "--output", "OUTPUT"]),
+    ],
+)
+def test_any_value_of_an_option_is_used_or_refused(capsys, run, tmp_path, option, arguments):
+    names = {"RUN": str(run), "CONFIG": str(run / "config.yaml"), "OUTPUT": str(tmp_path / "new")}
+    for value in WRONG:
+        given = [names.get(argument, argument) for argument in arguments]
+        with contextlib.suppress(exit_codes.BadInput):
+            assert checkpoint.main([*given, f"{option}={value}"]) in (0, 2), value
+        shutil.rmtree(tmp_path / "new", ignore_errors=True)
+    capsys.readouterr()
