@@ -10,7 +10,9 @@ import json
 import math
 import mmap
 import os
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeGuard
 
@@ -48,11 +50,14 @@ class FileDamaged(ValueError):
     """A file whose header is wrong, or does not fit its content."""
 
 
-def write(path: Path, tensors: dict[str, torch.Tensor], pause: Callable[[], None] = lambda: None) -> dict:
+def write(
+    path: Path, tensors: dict[str, torch.Tensor], pause: Callable[[float], None] = lambda hashing_seconds: None
+) -> dict:
     """Writes tensors, which are in host memory, and syncs the file.
 
     Args:
-        pause: a function that is called after each block.
+        pause: a function that is called after each block, with the CPU seconds that the hash of the block took. It is
+            computed in another thread while the block is written.
 
     Returns:
         `bytes`, the size of the file, and `sha256`, in hexadecimal.
@@ -74,15 +79,22 @@ def write(path: Path, tensors: dict[str, torch.Tensor], pause: Callable[[], None
     text += b" " * (-len(text) % 8)
     head = len(text).to_bytes(8, "little") + text
     sha256 = hashlib.sha256(head)
-    with path.open("wb", buffering=0) as file:
+
+    def add(block: memoryview) -> float:
+        start = time.thread_time()
+        sha256.update(block)
+        return time.thread_time() - start
+
+    with path.open("wb", buffering=0) as file, ThreadPoolExecutor(1, "sha256") as other:
         _write_all(file, head)
         for tensor in tensors.values():
             flat = tensor.detach().contiguous().reshape(-1)
             bits = memoryview(flat.view(torch.uint8).numpy())  # type: ignore[arg-type]  # numpy's arrays are buffers
             for start in range(0, len(bits), _BLOCK):
-                _write_all(file, bits[start : start + _BLOCK])
-                sha256.update(bits[start : start + _BLOCK])
-                pause()
+                block = bits[start : start + _BLOCK]
+                hashing = other.submit(add, block)
+                _write_all(file, block)
+                pause(hashing.result())
         flush_to_disk(file)
     return {"bytes": len(head) + at, "sha256": sha256.hexdigest()}
 

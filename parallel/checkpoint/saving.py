@@ -212,9 +212,13 @@ class _Save:
         self.thread = threading.Thread(target=target, name="checkpoint")
         self.thread.start()
 
-    def rest(self) -> None:
-        """Sleeps in proportion to the CPU time of this thread since the last call, so that training has the cores."""
-        self.hurry.wait(self._pause * (time.thread_time() - self._worked))
+    def rest(self, others: float = 0.0) -> None:
+        """Sleeps in proportion to the CPU time of this thread since the last call, so that training has the cores.
+
+        Args:
+            others: CPU seconds of other threads for this save.
+        """
+        self.hurry.wait(self._pause * (time.thread_time() - self._worked + others))
         self._worked = time.thread_time()
 
 
