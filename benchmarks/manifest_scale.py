@@ -3,11 +3,12 @@
 python benchmarks/manifest_scale.py [--ranks 64 1024 16384]
 
 There are no tensors, only the rectangles that FSDP2 x tensor 8 gives to each rank, for weights and two moments. The
-work of rank 0 is measured: to assign owners, to write the manifest as text, and to find in it what one rank of another
-layout (with a quarter of the ranks) reads. Each number of ranks has a process of its own.
+work of rank 0 is measured: to assign owners, to write the manifest as text, to read and check it, and to find in it
+what one rank of another layout (with a quarter of the ranks) reads. Each number of ranks has a process of its own.
 """
 
 import argparse
+import os
 import resource
 import subprocess
 import sys
@@ -54,7 +55,7 @@ def measure(ranks: int) -> None:
     import numpy as np
 
     from ingot.parallel.checkpoint.format import file_of, stored_shards
-    from ingot.parallel.checkpoint.manifest import make_manifest, write_manifest
+    from ingot.parallel.checkpoint.manifest import make_manifest, read_manifest, write_manifest
     from ingot.parallel.checkpoint.owners import assign_owners
 
     whole, held = shapes()
@@ -74,12 +75,22 @@ def measure(ranks: int) -> None:
     start = time.perf_counter()
     masks, entries = assign_owners(everywhere, table)
     shared = time.perf_counter() - start
-    files = {file_of(rank): 1 for rank in range(ranks)}
-    manifest = make_manifest(entries, dict.fromkeys(entries, 1), files, 1, {})
+    # Files without content, of the size that they would have.
+    itemsize = [np.prod(rows[:, 3:], axis=1, where=rows[:, 3:] > 0) * 4 for rows in everywhere]
+    written_bytes = [int(sizes[mask].sum()) for sizes, mask in zip(itemsize, masks, strict=True)]
+    files = {file_of(rank): {"bytes": size, "sha256": "0" * 64} for rank, size in enumerate(written_bytes)}
     with tempfile.TemporaryDirectory() as folder:
-        write_manifest(Path(folder), manifest)
+        for name, file in files.items():
+            (Path(folder) / name).touch()
+            os.truncate(Path(folder) / name, file["bytes"])
+        start = time.perf_counter()
+        write_manifest(Path(folder), make_manifest(entries, dict.fromkeys(entries, 1), files, 1, {}))
         size = (Path(folder) / "manifest.json").stat().st_size
-    seconds, peak = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        seconds = shared + time.perf_counter() - start
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        start = time.perf_counter()
+        read_manifest(Path(folder))
+        read = time.perf_counter() - start
     start = time.perf_counter()
     for kind in KINDS:
         for name in whole:
@@ -87,13 +98,11 @@ def measure(ranks: int) -> None:
             sum(1 for _ in stored_shards(kind + name, entries[kind + name], part))
     found = time.perf_counter() - start
     count, written = sum(len(part) for part in everywhere), sum(int(mask.sum()) for mask in masks)
-    itemsize = [np.prod(rows[:, 3:], axis=1, where=rows[:, 3:] > 0) * 4 for rows in everywhere]
-    most = max(int(sizes[mask].sum()) for sizes, mask in zip(itemsize, masks, strict=True))
-    mean = sum(int(sizes[mask].sum()) for sizes, mask in zip(itemsize, masks, strict=True)) / ranks
+    most, mean = max(written_bytes), sum(written_bytes) / ranks
     print(
         f"{ranks:6} ranks: {count:,} rectangles, {written:,} written; {shared:.1f} s to assign owners, {seconds:.1f} s "
-        f"with the manifest of {size / 1e6:.1f} MB, {peak / 1e9:.2f} GB at most; a rank finds its pieces in "
-        f"{found:.1f} s; the fullest rank writes {most / mean:.3f} times the mean"
+        f"with the manifest of {size / 1e6:.1f} MB, {peak / 1e9:.2f} GB at most; a rank reads and checks it in "
+        f"{read:.1f} s and finds its pieces in {found:.1f} s; the fullest rank writes {most / mean:.3f} times the mean"
     )
 
 
