@@ -62,6 +62,10 @@ class Split:
 def read_manifest(folder: str | Path | LocalFolder | RemoteFolder) -> dict:
     """The manifest of a finished corpus folder. Raises ValueError, with the remedy, for anything else."""
     storage = open_storage(folder) if isinstance(folder, str | Path) else folder
+    if isinstance(storage, LocalFolder) and storage.path.is_file():
+        raise ValueError(
+            f"{storage} is a file and no corpus: make one with launcher/prepare.py --input {storage} --output FOLDER"
+        )
     if isinstance(storage, LocalFolder) and not storage.path.is_dir():
         raise ValueError(f"corpus folder {storage} does not exist: make it with launcher/prepare.py --output {storage}")
     where = storage.full_path(MANIFEST)

@@ -64,7 +64,8 @@ def read_records(path: str | Path, columns: Sequence[str]) -> list[Record]:
         if missing:
             raise ValueError(
                 f"{path}, {location}: no column {', '.join(map(repr, missing))}; "
-                f"there are: {', '.join(map(repr, values)) or 'none'}"
+                f"there are: {', '.join(map(repr, values)) or 'none'}; task.text_columns and task.label_column name "
+                f"those that are read"
             )
         records.append(Record(values, f"{name}, {location}"))
     if not records:

@@ -43,7 +43,8 @@ def export_tokenizer(
     repeated character are equally likely, rounding decides, and the two libraries round differently.
 
     Args:
-        causal: a text has only the begin token (GPT). If False it also has the end token (BERT).
+        causal: a text has only the begin token (language models of a GPT). If False it also has the end token (BERT,
+            and each model with the head of a task).
         chats: a SentencePiece tokenizer without a chat template gets the default one.
         token_types: the model uses token types for the two texts of a pair.
         exact: different ids for a text are an error; if False they are a warning.

@@ -503,6 +503,8 @@ def _open_folder(folder: Path) -> Tokenizer:
                 f"{folder / 'tokenizer.model'} is not a readable SentencePiece model: {error}; if it is a list of byte "
                 f"sequences (tiktoken, as of Llama 3), take the tokenizer.json of the same model"
             ) from error
+    if (folder / "tokenizer").is_dir() and tokenizer_files(folder / "tokenizer"):
+        return _open_folder(folder / "tokenizer")  # a corpus or a run of Ingot
     raise ValueError(
         f"{folder} has no tokenizer: expected a SentencePiece tokenizer.model, or the files of a transformers "
         f"tokenizer (tokenizer.json, tokenizer_config.json, ...)"

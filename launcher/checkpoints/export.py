@@ -80,7 +80,7 @@ def write_folder(
         export_tokenizer(
             tokenizer,
             temporary,
-            causal=config.causal,
+            causal=config.causal and task is None,  # the head of a task reads texts with their end token
             token_types=config.type_vocab_size > 1,
             exact=exact_tokenizer,
             chats=task is None and config.causal,

@@ -235,6 +235,7 @@ class _Sources:
             alike = max(difflib.SequenceMatcher(None, last, name).ratio() for name in names)
             if own in synonyms:
                 alike = max(alike, 0.95 - 0.01 * synonyms.index(own))
+                alike += 0.05 * (own_section == "task")  # what fine-tuning has of its own comes first
             return alike + (0.1 if own_section == section else 0)
 
         best = max(leaves, key=likeness, default="")

@@ -47,6 +47,6 @@ class BestScores(Callback):
             return
         folder, best = self.context.folder, self.best
         shown = ", ".join(f"{name} {value:.4f}" for name, value in best.scores.items())
-        self.context.callbacks.message(f"done: best at step {best.step}: {shown}")
+        self.context.callbacks.message(f"done: best {best.metric} at step {best.step}: {shown}")
         (folder / "best.json").write_text(json.dumps({"step": best.step, **best.scores}) + "\n")
         self.context.callbacks.figure("curves", draw_curves(folder / "metrics.jsonl"), step)

@@ -21,6 +21,7 @@ REQUEUE = 75  # stopped on request, or another process died: start again, and it
 GIVE_UP = 93  # starting again would fail again
 WAIT_SECONDS = 20  # other local ranks give rank 0 so long to report the same error first
 INTERRUPTED = 130  # Ctrl-C, the code that shells use
+PIPE_CLOSED = 141  # SIGPIPE, the same
 
 
 class BadInput(Exception):
@@ -35,6 +36,8 @@ def bad_input() -> Iterator[None]:
     """
     try:
         yield
+    except BrokenPipeError:  # whoever reads the output has enough of it, as `head` does
+        raise
     except (ValueError, OSError) as error:
         raise BadInput(explain(error)) from error
 
@@ -89,6 +92,9 @@ def run_main(main: Callable[[list[str]], int]) -> None:
             raise
         print(f"error: {message}", file=sys.stderr, flush=True)
         code = BAD_INPUT
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what Python still holds goes nowhere
+        code = PIPE_CLOSED
     except KeyboardInterrupt:
         code = INTERRUPTED
     exit_process(code)

@@ -14,7 +14,7 @@ from ingot.launcher.training.resume import Resumed
 from ingot.launcher.training.setup import on_main_rank, run_folder
 from ingot.parallel.checkpoint import CheckpointError, read_manifest
 from ingot.parallel.checkpoint.format import step_of
-from ingot.parallel.checkpoint.run_folder import is_ancestor, new_branch, set_aside
+from ingot.parallel.checkpoint.run_folder import begin_at, is_ancestor, new_branch, set_aside
 from ingot.parallel.mesh import Mesh
 
 
@@ -39,9 +39,14 @@ def choose_branch(config: TrainConfig | FinetuneConfig, mesh: Mesh, resumed: Res
     Raises:
         BadInput: on all ranks, if the folder cannot be written.
     """
-    is_told = config.run.resume not in ("auto", "never")
-    source, step = resumed.source if is_told else None, resumed.progress.step
-    folder = run_folder(config) / "checkpoints"
+    folder, step = run_folder(config) / "checkpoints", resumed.progress.step
+
+    def is_own(path: Path) -> bool:
+        return path.resolve().parent == folder.resolve() and step_of(path) is not None
+
+    is_outside = resumed.source is not None and not is_own(resumed.source)
+    is_told = config.run.resume not in ("auto", "never") or is_outside
+    source = resumed.source if is_told else None
 
     def belongs(path: Path) -> bool:
         if not is_told or path.resolve() == (source and source.resolve()):
@@ -50,13 +55,17 @@ def choose_branch(config: TrainConfig | FinetuneConfig, mesh: Mesh, resumed: Res
             lineage = read_manifest(path).get("lineage", [])
         except CheckpointError:
             return True  # an older one that is damaged harms nobody
-        is_inside = source is not None and source.resolve().parent == folder.resolve()
-        return (is_inside or bool(lineage)) and is_ancestor(lineage, step_of(path) or 0, resumed.lineage)
+        return (not is_outside or bool(lineage)) and is_ancestor(lineage, step_of(path) or 0, resumed.lineage)
 
-    renamed = on_main_rank(mesh, lambda: set_aside(folder, step, resumed.damaged, belongs)) or []
+    def leave() -> list[Path]:
+        if is_outside and source is not None:
+            begin_at(folder, source, step)  # before the others are renamed: the run may be killed at any time
+        return set_aside(folder, step, resumed.damaged, belongs)
+
+    renamed = on_main_rank(mesh, leave) or []
     abandoned = [path for path in renamed if ".abandoned-" in path.name]
     notes = [f"{path.name.partition('.')[0]} was set aside as {path.name}" for path in renamed]
     lineage = list(resumed.lineage)
-    if not lineage or abandoned or (source is not None and source.resolve().parent != folder.resolve()):
+    if not lineage or abandoned or is_outside:
         lineage = new_branch(lineage, step, source)
     return Branch(lineage, notes, bool(abandoned), source)

@@ -45,16 +45,16 @@ def open_corpora(
         ValueError, OSError: a corpus or its split is missing. With data.strict, also if a shard is missing or too
             short; without data.strict such a shard counts as damaged when it is read.
     """
-    return [
-        Corpus.open(
-            source.path,
-            source.split or default_split,
-            check=config.data.strict,
-            cache=cache,
-            quarantine=quarantine,
-        )
-        for source in sources
-    ]
+    corpora = []
+    for source in sources:
+        split = source.split or default_split
+        try:
+            corpora.append(
+                Corpus.open(source.path, split, check=config.data.strict, cache=cache, quarantine=quarantine)
+            )
+        except ValueError as error:
+            raise ValueError(f"data.{default_split}: {error}") from error
+    return corpora
 
 
 def open_tokenizer(config: TrainConfig, corpora: list[Corpus]) -> Tokenizer:

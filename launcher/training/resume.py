@@ -15,7 +15,7 @@ from ingot.model.huggingface.mapping.family import computing_fields
 from ingot.parallel import checkpoint
 from ingot.parallel.checkpoint import CheckpointError, CheckpointMismatch
 from ingot.parallel.checkpoint.manifest import check_frozen
-from ingot.parallel.checkpoint.run_folder import warn
+from ingot.parallel.checkpoint.run_folder import to_resume, warn
 from ingot.parallel.engines.engine import Engine
 
 
@@ -47,7 +47,7 @@ def checkpoints_to_try(resume: str, folder: Path) -> list[Path]:
     Raises:
         ValueError: `resume` is `never` and the folder has checkpoints, or the path has no checkpoint.
     """
-    own = checkpoint.committed(folder / "checkpoints")
+    own = to_resume(folder / "checkpoints")
     if resume == "auto":
         return own
     if resume == "never":
@@ -74,6 +74,7 @@ def resume(
     *,
     allow_changed: bool | None = None,
     init_from: str | None = None,
+    is_told: bool = False,
 ) -> Resumed:
     """Loads the first intact checkpoint of `candidates` into the engine. Each rank must call it.
 
@@ -82,6 +83,7 @@ def resume(
         model: the configuration of the model, for the message if the checkpoint has another one.
         allow_changed: whether the data may have changed (data.allow_changed); None for a run without that option.
         init_from: a run, a checkpoint or a Hugging Face folder with the initial weights of a run without checkpoints.
+        is_told: whether run.resume names the one candidate.
 
     Raises:
         CheckpointError: none of the checkpoints is intact, or one belongs to another model.
@@ -128,9 +130,10 @@ def resume(
         engine.sync_from_shards(0)
         return Resumed(Progress(), [f"weights from {path}"])
     if errors:
-        raise CheckpointError(
-            "; ".join(errors) + ". None of the checkpoints is intact; remove them, or choose another run.name"
-        )
+        remedy = "None of the checkpoints is intact; remove them, or choose another run.name"
+        if is_told:
+            remedy = "run.resume names this one; name another one, or leave run.resume out to take the newest"
+        raise CheckpointError("; ".join(errors) + f". {remedy}")
     return Resumed(Progress(), [])
 
 

@@ -86,6 +86,7 @@ def build_and_resume(config: TrainConfig | FinetuneConfig, build: Callable[[], J
             asdict(job.model),
             allow_changed=job.allow_changed,
             init_from=job.init_from,
+            is_told=config.run.resume not in ("auto", "never"),
         )
     return job, resumed
 
@@ -100,6 +101,11 @@ def _train(job: Job, mesh: Mesh, run_lock: RunLock, resumed: Resumed) -> Outcome
         bad_data = BadDataWatch(job.quarantine, callbacks, folder, max_bad_fraction=job.max_bad_fraction)
         bad_data.start(progress.quarantine)
         metadata = checkpoint_metadata(job, mesh) | {"lineage": branch.lineage}
+        if progress.step and progress.step >= job.config.run.num_steps:
+            callbacks.message(
+                f"nothing to train: the run has done {progress.step} steps, and is to have {job.config.run.num_steps}; "
+                f"raise run.steps (or run.tokens, or the epochs) to go on"
+            )
         callbacks.add(*job.callbacks(RunContext(folder, progress, callbacks, metadata, branch.is_new)))
         saver = checkpoint.Saver(folder / "checkpoints", job.config.run.keep_checkpoints, source=branch.source)
         trainer = Trainer(
@@ -110,6 +116,7 @@ def _train(job: Job, mesh: Mesh, run_lock: RunLock, resumed: Resumed) -> Outcome
             bad_data=bad_data,
             metadata=metadata,
             restore_folder=lambda: restore_folder(job.config, job.tokenizer),
+            evaluate_first=branch.is_new and progress.step > 0,
         )
         return Outcome(trainer.run(), callbacks.callbacks)
     finally:

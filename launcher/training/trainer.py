@@ -36,6 +36,8 @@ class Trainer:
         metadata: what the checkpoints contain in addition to the progress, such as the configuration.
         restore_folder: writes what the folder of the run has beside checkpoints and logs. It is called on rank 0 if the
             folder is gone.
+        evaluate_first: whether to evaluate before the first step, because the best checkpoint was one of a later step
+            on another branch.
     """
 
     def __init__(
@@ -48,6 +50,7 @@ class Trainer:
         bad_data: BadDataWatch,
         metadata: dict,
         restore_folder: Callable[[], None],
+        evaluate_first: bool = False,
     ):
         self.job, self.engine, self.progress = job, job.engine, progress
         self.callbacks, self.bad_data, self.metadata = callbacks, bad_data, metadata
@@ -58,6 +61,7 @@ class Trainer:
             peak_flops(torch.cuda.get_device_name(self.mesh.device), dtype) if self.mesh.device.type == "cuda" else None
         )
         self.saver, self._restore_folder = saver, restore_folder
+        self._evaluate_first = evaluate_first
         self._saving: dict = {}  # of the checkpoint that is being written
         self._signals = StopSignals()
         self._saved_step = progress.step
@@ -86,6 +90,8 @@ class Trainer:
     def _run(self) -> int:
         run, progress, timer = self.run_options, self.progress, StepTimer()
         self.engine.module.train()
+        if self.job.evaluate and self._evaluate_first:
+            self._evaluate()
         last = progress.step if self.callbacks.train_start(progress.step) else run.num_steps
         for batch in self.train_step.batches(last):
             data_seconds = timer.lap()

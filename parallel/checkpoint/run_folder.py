@@ -4,6 +4,7 @@ A run removes only checkpoints that it has found intact or has written, and neve
 from. Damaged ones, and those of a branch that a run has left, get another name and are never removed.
 """
 
+import json
 import secrets
 import shutil
 import sys
@@ -13,14 +14,35 @@ from pathlib import Path
 from ingot.durable_files import sync_folder, write_atomically
 from ingot.parallel.checkpoint.format import PARTIAL, CheckpointError, step_of
 from ingot.parallel.checkpoint.manifest import MANIFEST, read_manifest, write_manifest
+from ingot.safe_files import parse_json, read_bytes
 
-LATEST = "LATEST"
+LATEST, SOURCE = "LATEST", "SOURCE.json"
+"""SOURCE.json is there while a run that began at a checkpoint from elsewhere has none of its own: its step and path."""
 
 
 def committed(folder: Path) -> list[Path]:
     """The folders of checkpoints in a run's folder `checkpoints`, newest first. They are not checked."""
     found = [(step, path) for path in folder.glob("step-*") if (step := step_of(path)) is not None and path.is_dir()]
     return [path for _, path in sorted(found, reverse=True)]
+
+
+def to_resume(folder: Path) -> list[Path]:
+    """The checkpoints from which a run can go on, newest first: its own ones, and the one from elsewhere that it began
+    at, as long as it has written none since."""
+    found = [(step_of(path) or 0, False, path) for path in committed(folder)]
+    try:
+        source = parse_json(read_bytes(folder / SOURCE, max_bytes=1 << 16), SOURCE)
+        if isinstance(source, dict):
+            found.append((int(source["step"]), True, Path(source["path"])))
+    except (OSError, ValueError, KeyError, TypeError):
+        pass  # there is none
+    return [path for _, _, path in sorted(found, reverse=True)]
+
+
+def begin_at(folder: Path, source: Path, step: int) -> None:
+    """Notes that a run begins at a checkpoint that is not among its own."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / SOURCE, json.dumps({"step": step, "path": str(source.resolve())}) + "\n")
 
 
 def warn(text: str) -> None:
@@ -50,7 +72,13 @@ def resolve(path: Path, skipped: Callable[[str], object] = warn) -> Path:
         for text in errors:
             skipped(f"skipped: {text}; using {candidate.name}")
         return candidate
-    raise CheckpointError("; ".join(errors) or f"{path} holds no checkpoint: neither {MANIFEST} nor checkpoints/step-*")
+    if errors:
+        raise CheckpointError("; ".join(errors))
+    aside = ", ".join(each.name for each in left_behind(folder) if not each.name.startswith("."))
+    raise CheckpointError(
+        f"{path} holds no checkpoint: neither {MANIFEST} nor checkpoints/step-*"
+        + (f"; what was set aside can be named: {aside} in {folder}" if aside else "")
+    )
 
 
 def publish(temporary: Path, final: Path, manifest: dict) -> None:
@@ -87,6 +115,7 @@ class Retention:
         """Publishes the newest checkpoint, writes its name to LATEST, and removes old checkpoints."""
         publish(temporary, final, manifest)
         write_atomically(self.folder / LATEST, final.name + "\n")
+        (self.folder / SOURCE).unlink(missing_ok=True)
         if not self.keep:
             return
         if self._intact is None:

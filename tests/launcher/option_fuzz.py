@@ -33,6 +33,7 @@ WRONG = [
 TEXTS = ["", "\x00", "\udcff", "../..", "a" * 5000]
 """Of these, those that a text is tried with; to a command all others are the same."""
 ENDLESS = {
+    "run",
     "run.steps",
     "run.epochs",
     "run.tokens",

@@ -1,12 +1,16 @@
 """The terminal: a progress bar, and lines on standard error."""
 
 import sys
+import time
 from typing import Any
 
 from tqdm import tqdm
 
 from ingot.launcher.training.callbacks.callback import Callback, Kind
 from ingot.launcher.training.callbacks.text import format_record, speed
+
+QUIET_SECONDS = 10.0
+"""Without a terminal: after so many seconds without a line, one says which step is done."""
 
 
 class Terminal(Callback):
@@ -18,11 +22,13 @@ class Terminal(Callback):
     """
 
     def __init__(self, steps: int, step: int):
-        self._steps = steps
+        self._steps, self._said = steps, time.monotonic()
         self._bar = tqdm(total=steps, initial=step, unit="step", disable=None, dynamic_ncols=True)
 
     def on_step_end(self, step: int) -> None:
         self._bar.update(step - self._bar.n)
+        if self._bar.disable and time.monotonic() - self._said > QUIET_SECONDS:
+            self.on_message(f"step {step}/{self._steps}")
 
     def on_log(self, kind: Kind, record: dict[str, Any]) -> None:
         if kind == "train" and not self._bar.disable:
@@ -31,6 +37,7 @@ class Terminal(Callback):
             self.on_message(format_record(kind, record, self._steps))
 
     def on_message(self, text: str) -> None:
+        self._said = time.monotonic()
         tqdm.write(text, file=sys.stderr)
 
     def close(self) -> None:

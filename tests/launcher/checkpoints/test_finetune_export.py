@@ -220,3 +220,22 @@ def check_logits(theirs, tokenizer, run_folder: Path, learned: int = 0) -> None:
         ours = ours[:, -ids.shape[1] :] if ours.ndim == 3 else ours  # at the text's own tokens
         logits = logits[:, -ids.shape[1] :] if logits.ndim == 3 else logits
         assert torch.allclose(ours, logits, atol=1e-5), (ours, logits)
+
+
+def test_texts_end_in_the_export_of_a_classifier_as_they_did_in_training(corpus, tmp_path):
+    """A GPT with a tokenizer of Ingot's own: texts have no end token but for a classifier."""
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    from ingot.launcher import pretrain
+    from tests.launcher.runs import write_config
+
+    config = write_config(tmp_path / "base", corpus)
+    assert pretrain.main(["--config", str(config), "--run.steps", "2", "--parallel.engine", "fsdp"]) == 0
+    run(tmp_path / "base/runs/tiny", tmp_path, write_task("classification", tmp_path), "--run.steps", "5")
+    export.main(["--checkpoint", str(tmp_path / "runs/run"), "--output", str(tmp_path / "out")])
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
+    found = open_finetuned(str(tmp_path / "runs/run"), CPU).tokenizer
+    for text in ("the film", "awful music"):
+        assert tokenizer(text)["input_ids"] == found.template(pair=False).apply(found.encode(text))[0]
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out")
+    check_logits(model.eval(), tokenizer, tmp_path / "runs/run")

@@ -106,3 +106,32 @@ def test_superseded_records_are_moved_and_a_torn_line_is_cut(config):
     assert [line["step"] for line in lines if line["kind"] == "train"] == [1, 2, 3, 4, 5, 6]
     moved = [json.loads(line) for line in (run / "metrics.superseded.jsonl").read_text().splitlines()]
     assert [line["step"] for line in moved if line["kind"] == "train"] == [5, 6]
+
+
+def test_a_run_that_ends_before_its_first_save_goes_on_from_where_it_began(config, original):
+    other = original / "runs/tiny/checkpoints/step-00000006"
+    shutil.rmtree(checkpoints(config) / "step-00000006")
+    train(config, 6, "--run.resume", other)  # nothing is trained, so nothing is saved
+    assert names(config) == ["2", "4"]
+    train(config, 7)
+    assert names(config)[-1] == "7"
+    assert (config.parent / "runs/tiny/log.txt").read_text().count(f"resumed from {other}") == 2
+    assert not (checkpoints(config) / "SOURCE.json").exists()
+
+
+def test_a_checkpoint_that_was_set_aside_can_be_resumed_from(config):
+    train(config, 3, "--run.resume", checkpoints(config) / "step-00000002", "--run.keep_checkpoints", 0)
+    aside = checkpoints(config) / "step-00000006.abandoned-1"
+    train(config, 6, "--run.resume", aside)
+    assert names(config) == ["2", "3.abandoned-1", "4.abandoned-1", "6.abandoned-1"]
+    train(config, 7)
+    run = config.parent / "runs/tiny"
+    assert names(config)[-1] == "7"
+    assert "nothing to train: the run has done 6 steps, and is to have 6" in (run / "log.txt").read_text()
+    assert checkpoint.read_manifest(checkpoints(config) / "step-00000007")["lineage"][-1]["from_step"] == 6
+
+
+def test_a_damaged_checkpoint_that_is_named_says_nothing_of_the_others(config):
+    damage(checkpoints(config) / "step-00000004")
+    with pytest.raises(BadInput, match=r"run\.resume names this one; name another one"):
+        train(config, 8, "--run.resume", checkpoints(config) / "step-00000004")
