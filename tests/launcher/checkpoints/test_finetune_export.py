@@ -236,6 +236,6 @@ def test_texts_end_in_the_export_of_a_classifier_as_they_did_in_training(corpus,
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
     found = open_finetuned(str(tmp_path / "runs/run"), CPU).tokenizer
     for text in ("the film", "awful music"):
-        assert tokenizer(text)["input_ids"] == found.template(pair=False).apply(found.encode(text))[0]
+        assert tokenizer(text)["input_ids"] == list(found.template(pair=False).apply(found.encode(text))[0])
     model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out")
     check_logits(model.eval(), tokenizer, tmp_path / "runs/run")
