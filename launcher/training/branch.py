@@ -14,7 +14,7 @@ from ingot.launcher.training.resume import Resumed
 from ingot.launcher.training.setup import on_main_rank, run_folder
 from ingot.parallel.checkpoint import CheckpointError, read_manifest
 from ingot.parallel.checkpoint.format import step_of
-from ingot.parallel.checkpoint.run_folder import begin_at, is_ancestor, new_branch, set_aside
+from ingot.parallel.checkpoint.run_folder import SOURCE, begin_at, is_ancestor, new_branch, set_aside
 from ingot.parallel.mesh import Mesh
 
 
@@ -60,6 +60,8 @@ def choose_branch(config: TrainConfig | FinetuneConfig, mesh: Mesh, resumed: Res
     def leave() -> list[Path]:
         if is_outside and source is not None:
             begin_at(folder, source, step)  # before the others are renamed: the run may be killed at any time
+        elif is_told:
+            (folder / SOURCE).unlink(missing_ok=True)  # of an earlier start
         return set_aside(folder, step, resumed.damaged, belongs)
 
     renamed = on_main_rank(mesh, leave) or []
