@@ -163,12 +163,18 @@ def note(where: str, changes: dict[str, str], *, most: int = 100) -> None:
     """
     parts = [f"{old} is now {new}" for old, new in changes.items()]
     text = "; ".join(parts[:most]) + (f"; and {len(parts) - most} more" if len(parts) > most else "")
-    if changes and os.environ.get("RANK", "0") == "0" and (where, text) not in _SAID:
-        _SAID.add((where, text))
-        print(f"note: {where} has old names, which are still read: {text}", file=sys.stderr, flush=True)
+    if changes:
+        say(f"{where} has old names, which are still read: {text}")
 
 
-_SAID: set[tuple[str, str]] = set()
+def say(text: str) -> None:
+    """Prints a note about the configuration to stderr, once. Of several ranks only the first speaks."""
+    if os.environ.get("RANK", "0") == "0" and text not in _SAID:
+        _SAID.add(text)
+        print(f"note: {text}", file=sys.stderr, flush=True)
+
+
+_SAID: set[str] = set()
 
 
 def modernize(config: dict, where: str | None = None) -> dict:

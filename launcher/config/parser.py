@@ -157,7 +157,10 @@ class _Sources:
         if option is not None and isinstance(given, dict) and PRESET in given:
             given = dict(given)
             chosen = read_value(option.kind, given.pop(PRESET), option.name, self.problems)
-            self.tree[section] = {**PRESETS.get(chosen, {}), **given}
+            family = PRESETS.get(chosen, {})
+            if others := [n for n, v in family.items() if n in given and str(given[n]).lower() != str(v).lower()]:
+                aliases.say(f"{option.name} {chosen}: {', '.join(others)} given besides it counts instead")
+            self.tree[section] = {**family, **given}
 
     def _kind(self, name: str) -> Kind | None:
         option = self.names.get(name)

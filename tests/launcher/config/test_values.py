@@ -5,6 +5,7 @@ from dataclasses import MISSING
 
 import pytest
 
+from ingot.launcher.config import aliases
 from ingot.launcher.config.classify import ClassifyOptions
 from ingot.launcher.config.finetune import FinetuneConfig
 from ingot.launcher.config.generate import GenerateOptions
@@ -133,8 +134,9 @@ def test_lists_grow_and_sections_are_given_whole():
     assert parse(TrainConfig, ["--parallel", to_yaml(settings.parallel)], "") == settings
 
 
-def test_a_preset_sets_what_is_not_given(tmp_path):
+def test_a_preset_sets_what_is_not_given(tmp_path, capsys, monkeypatch):
     """Wherever it stands, and whatever comes after it. A printed configuration has its values and not its name."""
+    monkeypatch.setattr(aliases, "_SAID", set())
     (tmp_path / "a.yaml").write_text("model: {preset: bert, hidden_size: 64, activation: relu}\n")
     config = parse(TrainConfig, ["--config", str(tmp_path / "a.yaml"), "--model.norm_eps", "1e-3"], "").model
     assert (config.causal, config.norm_placement, config.type_vocab_size) == (False, "post", 2)
@@ -144,6 +146,9 @@ def test_a_preset_sets_what_is_not_given(tmp_path):
     (tmp_path / "b.yaml").write_text(to_yaml(TrainConfig(model=later)))
     assert parse(TrainConfig, ["--config", str(tmp_path / "b.yaml")], "").model == later
     assert parse(TrainConfig, ["--model", "{preset: llama, bias: true}"], "").model.norm == "rmsnorm"
+    capsys.readouterr()
+    parse(TrainConfig, ["--model", "{preset: gpt2, norm: rmsnorm, bias: true}"], "")
+    assert capsys.readouterr().err == "note: model.preset gpt2: norm given besides it counts instead\n"
     assert parse(TrainConfig, ["--model.preset", "null"], "") == TrainConfig()
     families = "gpt2, llama, qwen2, qwen3, bert, roberta, modernbert"
     assert (
