@@ -78,7 +78,7 @@ class Theirs:
 
         from ingot.data.tasks.reader import TaskReader
         from ingot.data.tasks.task_data import TaskSettings
-        from ingot.data.tokenizers.tokenizer import load_tokenizer
+        from ingot.data.tokenizers.load import load_tokenizer
         from ingot.launcher.loading.base_model import open_base_model
         from ingot.launcher.tasks.classification import Classification
 

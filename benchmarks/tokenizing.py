@@ -20,7 +20,7 @@ import _clone  # noqa: F401
 
 from ingot.data.sources.documents import Skipped
 from ingot.data.sources.ingest import scan
-from ingot.data.tokenizers.tokenizer import load_tokenizer
+from ingot.data.tokenizers.load import load_tokenizer
 from ingot.data.tokenizers.training import train_sentencepiece
 from ingot.data.writing.pieces import PreparationPlan, tokenize_piece
 from ingot.launcher.config.prepare import PrepareOptions

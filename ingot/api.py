@@ -9,7 +9,8 @@ import torch
 from ingot.data.corpus.shards import Corpus
 from ingot.data.loader.reader import Reader, ReaderOptions
 from ingot.data.tokenizers.chat import ChatEncoder
-from ingot.data.tokenizers.tokenizer import Tokenizer, load_tokenizer
+from ingot.data.tokenizers.load import load_tokenizer
+from ingot.data.tokenizers.tokenizer import Tokenizer
 from ingot.launcher.checkpoints.export import write_folder
 from ingot.launcher.inference.generation import decoder, room_of
 from ingot.launcher.loading.base_model import is_finetuned

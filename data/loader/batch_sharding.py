@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from ingot.data.corpus.shards import Corpus
 from ingot.data.sequences.packing import count_instances
-from ingot.data.tokenizers.tokenizer import Tokenizer, load_tokenizer
+from ingot.data.tokenizers.load import load_tokenizer
+from ingot.data.tokenizers.tokenizer import Tokenizer
 
 
 def check_batch_sizes(global_batch: int, micro_batch: int, num_ranks: int) -> None:

@@ -9,7 +9,9 @@ from typing import Any
 
 from ingot.data.tokenizers.checked_files import MAX_FILE_BYTES
 from ingot.data.tokenizers.conversion import NORMAL, USER_DEFINED, convert, obstacles, read_model
-from ingot.data.tokenizers.tokenizer import PretrainedTokenizer, SentencePieceTokenizer, Tokenizer
+from ingot.data.tokenizers.pretrained_tokenizer import PretrainedTokenizer
+from ingot.data.tokenizers.sentencepiece_tokenizer import SentencePieceTokenizer
+from ingot.data.tokenizers.tokenizer import Tokenizer
 from ingot.safe_files import read_json
 
 PROBES = (

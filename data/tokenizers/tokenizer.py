@@ -1,27 +1,22 @@
-"""Text to token ids and back: one interface for SentencePiece models and for tokenizer folders of `transformers`."""
+"""Text to token ids and back: the interface of all tokenizers, and the files that they are."""
 
 from __future__ import annotations
 
 import copy
-import json
 import re
 import shutil
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain, groupby
 from pathlib import Path
-from typing import Self, cast
+from typing import Self
 
 import numpy as np
 
-from ingot.data.tokenizers.checked_files import MAX_FILE_BYTES, check_files, library_errors
-from ingot.data.tokenizers.conversion import convert, obstacles, read_model
-from ingot.data.tokenizers.identity import encoding_hash, hash_files, model_file_hash, whole_hash
-from ingot.data.tokenizers.segments import can_be_divided, segments
-from ingot.data.tokenizers.sources import tokenizer_folder
+from ingot.data.tokenizers.checked_files import MAX_FILE_BYTES
+from ingot.data.tokenizers.identity import hash_files, whole_hash
 from ingot.safe_files import read_bytes, read_json
 
 SPECIAL_PIECES = ("<pad>", "<unk>", "<s>", "</s>", "<mask>")  # ids 0..4 of every vocabulary trained here
@@ -66,9 +61,6 @@ DEFAULT_CHAT_TEMPLATE = """\
 """
 """For tokenizers that have no template of their own. A turn ends with the end token, which no text can spell."""
 
-# Long texts are encoded in runs of lines of at least so many characters: the time of the encoder grows faster than the
-# length of its text.
-RUN_OF_LINES = 400
 ENCODED_AT_ONCE = 1_000_000  # characters
 
 
@@ -154,7 +146,7 @@ class Tokenizer(ABC):
         """The tokens that a file of settings_folder names as eos_token_id; none without such a file."""
         if not (self.settings_folder / name).is_file():
             return []
-        value = _json_object(self.settings_folder / name).get("eos_token_id")
+        value = read_object(self.settings_folder / name).get("eos_token_id")
         return [i for i in (value if isinstance(value, list) else [value]) if type(i) is int and i >= 0]
 
     @property
@@ -283,85 +275,6 @@ class Tokenizer(ABC):
         return other
 
 
-class SentencePieceTokenizer(Tokenizer):
-    """A folder with a `tokenizer.model`.
-
-    For models of `train_sentencepiece`, decode(encode(text)) == text for every text with one exception: the character
-    U+2581, which SentencePiece uses for a space, becomes a space.
-    """
-
-    def __init__(self, folder: Path):
-        import sentencepiece
-
-        super().__init__(folder)
-        self._model = model = sentencepiece.SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))
-        self.vocab_size = model.vocab_size()
-        present = lambda i: i if 0 <= i < self.vocab_size else None  # noqa: E731  (absent ids are -1)
-        self.pad_id, self.bos_id, self.eos_id = (present(i) for i in (model.pad_id(), model.bos_id(), model.eos_id()))
-        self.unk_id = present(model.unk_id())
-        mask_id = model.piece_to_id("<mask>")
-        self.mask_id = mask_id if mask_id != model.unk_id() else None
-        self.special_ids = frozenset(
-            i for i in range(self.vocab_size) if model.is_control(i) or model.is_unknown(i) or i == self.mask_id
-        )
-        if (folder / CHAT_TEMPLATE).is_file():
-            self.chat_template = _template_of(folder / CHAT_TEMPLATE)
-
-    @cached_property
-    def encoding_sha256(self) -> str:
-        proto = read_model(self.folder / "tokenizer.model")
-        if obstacles(proto):
-            return model_file_hash(self.folder / "tokenizer.model", self.bos_id, self.eos_id, self.mask_id)
-        settings = json.loads(convert(proto, [each.piece for each in proto.pieces], sorted(self.special_ids)).to_str())
-        return encoding_hash(settings, self.bos_id, self.eos_id, self.mask_id)
-
-    def pieces(self) -> list[str]:
-        return [self._model.id_to_piece(i) for i in range(self.vocab_size)]
-
-    def encode_with_offsets(self, texts: Sequence[str]) -> list[tuple[list[int], np.ndarray]]:
-        found = self._model.encode(list(texts), return_type="offset_mapping")
-        return [(each["ids"], np.array(each["offsets"], dtype=np.int64).reshape(-1, 2)) for each in found]
-
-    def template(self, pair: bool) -> Template:
-        begin, end = ([] if i is None else [i] for i in (self.bos_id, self.eos_id))
-        return Template(tuple(begin), tuple(end), tuple(end))
-
-    def encode_batch(self, texts: Sequence[str], threads: int = 1) -> list[list[int]]:
-        return self._model.encode(list(texts), num_threads=threads)
-
-    def encode_arrays(self, texts: Sequence[str], dtype: np.dtype, threads: int = 1) -> list[np.ndarray]:
-        if not self._newlines_stand_alone:
-            return super().encode_arrays(texts, dtype, threads)
-        return self._encode_in_parts(texts, _runs_of_lines, dtype, threads)
-
-    @cached_property
-    def _newlines_stand_alone(self) -> bool:
-        """Whether no piece contains a newline and other characters, as in each model trained here.
-
-        Then a text may be split at its newlines and encoded in parts, with the same ids."""
-        model = self._model
-        newline = model.piece_to_id("\n")
-        if newline == model.unk_id() or any(
-            "\n" in model.id_to_piece(i) for i in range(self.vocab_size) if i != newline
-        ):
-            return False
-        probes = ["x\n", "x\n x", "\n", "\n\n  x\n\t\n", " x \n", "\n\u0301x"]
-        parts = lambda text: [i for line in text.splitlines(keepends=True) for i in model.encode(line)]  # noqa: E731
-        return all(model.encode(text) == parts(text) and newline in model.encode(text) for text in probes)
-
-    def _decode(self, ids: list[int]) -> str:
-        return self._model.decode(ids)
-
-
-def _runs_of_lines(text: str) -> Iterator[str]:
-    """`text` split after newlines, into parts of at least RUN_OF_LINES characters."""
-    begin = 0
-    while (end := text.find("\n", begin + RUN_OF_LINES) + 1) and end < len(text):
-        yield text[begin:end]
-        begin = end
-    yield text[begin:]
-
-
 def _batches(parts: Iterable[tuple[int, str]]) -> Iterator[list[tuple[int, str]]]:
     """Groups of about ENCODED_AT_ONCE characters: lists of ids need many times the memory of their text."""
     batch: list[tuple[int, str]] = []
@@ -376,154 +289,21 @@ def _batches(parts: Iterable[tuple[int, str]]) -> Iterator[list[tuple[int, str]]
         yield batch
 
 
-class PretrainedTokenizer(Tokenizer):
-    """A folder that `transformers.AutoTokenizer` opens. Nothing is downloaded, and none of its code is executed."""
-
-    def __init__(self, folder: Path):
-        from transformers import AutoTokenizer
-
-        super().__init__(folder)
-        check_files(self.files)
-        try:
-            with library_errors(folder):
-                self._tokenizer = tokenizer = AutoTokenizer.from_pretrained(
-                    folder, local_files_only=True, trust_remote_code=False, use_fast=True
-                )
-        except Exception as error:  # transformers raises many classes here
-            raise ValueError(f"the tokenizer in {folder} cannot be opened by transformers: {error}") from error
-        self.class_name = type(tokenizer).__name__
-        # The library counts the tokens; where ids are left out the highest one is larger than that.
-        self.vocab_size = max(len(tokenizer), 1 + max(tokenizer.get_vocab().values(), default=0))
-        first = lambda *ids: next((i for i in ids if i is not None), None)  # noqa: E731
-        self.bos_id = first(tokenizer.bos_token_id, tokenizer.cls_token_id)
-        self.eos_id = first(tokenizer.eos_token_id, tokenizer.sep_token_id)
-        self.pad_id, self.mask_id = tokenizer.pad_token_id, tokenizer.mask_token_id
-        self.special_ids = frozenset(tokenizer.all_special_ids)
-        template = tokenizer.chat_template  # of several by name, the default one
-        self.chat_template = template.get("default") if isinstance(template, dict) else template
-
-    @cached_property
-    def encoding_sha256(self) -> str:
-        if (backend := getattr(self._tokenizer, "backend_tokenizer", None)) is None:  # one without a tokenizer.json
-            return hash_files(file for file in self.files if file.name not in NOT_IN_OLD_HASHES)
-        return encoding_hash(json.loads(backend.to_str()), self.bos_id, self.eos_id, self.mask_id)
-
-    @property
-    def named_tokens(self) -> dict[str, str]:
-        named = self._tokenizer.special_tokens_map
-        return {name: str(token) for name, token in named.items() if not isinstance(token, list | tuple)}
-
-    @cached_property
-    def special_pieces(self) -> dict[str, int]:
-        added = self._tokenizer.added_tokens_decoder
-        return super().special_pieces | {token.content: i for i, token in sorted(added.items()) if token.special}
-
-    def encode_templates(self, texts: Sequence[str]) -> list[tuple[list[int], np.ndarray]]:
-        if not self._tokenizer.is_fast or not texts:
-            return super().encode_templates(texts)
-        return self._with_offsets(texts, split_special_tokens=False)
-
-    def pieces(self) -> list[str]:
-        return cast("list[str]", self._tokenizer.convert_ids_to_tokens(list(range(self.vocab_size))))
-
-    def encode_with_offsets(self, texts: Sequence[str]) -> list[tuple[list[int], np.ndarray]]:
-        return self._with_offsets(texts) if texts else []
-
-    def _with_offsets(self, texts: Sequence[str], **options: bool) -> list[tuple[list[int], np.ndarray]]:
-        found = self._encode(texts, return_offsets_mapping=True, **options)
-        offsets = [np.array(each, dtype=np.int64).reshape(-1, 2) for each in found["offset_mapping"]]
-        return list(zip(found["input_ids"], offsets, strict=True))
-
-    def _encode(self, texts: Sequence[str], **options: bool) -> Mapping[str, list]:
-        plain = {"add_special_tokens": False, "split_special_tokens": True, "return_attention_mask": False}
-        with library_errors(self.folder):
-            return self._tokenizer(list(texts), verbose=False, **{**plain, **options})
-
-    def template(self, pair: bool) -> Template:
-        # Tokenizers configure their special tokens in many ways. A short text shows them.
-        first, second = self.encode_batch(["a", "b"])
-        found = self._tokenizer("a", "b" if pair else None, return_token_type_ids=True, verbose=False)
-        ids, types = found["input_ids"], found.get("token_type_ids")
-        begin = _find(ids, first, 0)
-        end = begin + len(first)
-        if not pair:
-            return Template(tuple(ids[:begin]), (), tuple(ids[end:]), 0)
-        at = _find(ids, second, end)
-        rest = at + len(second)
-        return Template(tuple(ids[:begin]), tuple(ids[end:at]), tuple(ids[rest:]), types[at] if types else 0)
-
-    def encode_batch(self, texts: Sequence[str], threads: int = 1) -> list[list[int]]:
-        # `threads` has no effect: the library itself uses all cores for a batch.
-        if not texts:
-            return []
-        return self._encode(texts)["input_ids"]
-
-    def encode_arrays(self, texts: Sequence[str], dtype: np.dtype, threads: int = 1) -> list[np.ndarray]:
-        divide = segments if can_be_divided(self._tokenizer) else lambda text: [text]
-        return self._encode_in_parts(texts, divide, dtype, threads)
-
-    def _decode(self, ids: list[int]) -> str:
-        with library_errors(self.folder):
-            text = self._tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
-        return cast("str", text)
-
-
-def _find(ids: list[int], part: list[int], begin: int) -> int:
-    """The first index of `part` in `ids`, from `begin` on."""
-    return next(i for i in range(begin, len(ids)) if ids[i : i + len(part)] == part)
-
-
-def load_tokenizer(source: str | Path) -> Tokenizer:
-    """Open a tokenizer.
-
-    Args:
-        source: a folder; as a text also a name on the hub; a file, or a folder of bare files (see sources.py).
-
-    Raises:
-        ValueError: there is no tokenizer, or one that cannot be read, or whose kind is not known.
-    """
-    made = tokenizer_folder(source, TOKENIZER_FILES)
-    if made is None:
-        return _open_folder(Path(source))
-    with ExitStack() as stack:
-        tokenizer = _open_folder(Path(stack.enter_context(made)))
-        tokenizer.keep = stack.pop_all()
-    return tokenizer
-
-
-def _open_folder(folder: Path) -> Tokenizer:
-    names = {file.name for file in tokenizer_files(folder)}
-    if names & {"tokenizer.json", "tokenizer_config.json", "vocab.json", "vocab.txt"}:
-        return PretrainedTokenizer(folder)
-    if "tokenizer.model" in names:
-        try:
-            return SentencePieceTokenizer(folder)
-        except (RuntimeError, OSError) as error:
-            raise ValueError(
-                f"{folder / 'tokenizer.model'} is not a readable SentencePiece model: {error}; if it is a list of byte "
-                f"sequences (tiktoken, as of Llama 3), take the tokenizer.json of the same model"
-            ) from error
-    if (folder / "tokenizer").is_dir() and tokenizer_files(folder / "tokenizer"):
-        return _open_folder(folder / "tokenizer")  # a corpus or a run of Ingot
-    raise ValueError(
-        f"{folder} has no tokenizer: expected a SentencePiece tokenizer.model, or the files of a transformers "
-        f"tokenizer (tokenizer.json, tokenizer_config.json, ...)"
-    )
-
-
 def tokenizer_files(folder: Path) -> list[Path]:
     """The files of `folder` that belong to its tokenizer, sorted by name."""
     return [folder / name for name in TOKENIZER_FILES if (folder / name).is_file()]
 
 
-def _template_of(path: Path) -> str:
+def read_template(path: Path) -> str:
+    """A chat template. Raises ValueError if it is not UTF-8, or too large."""
     try:
         return read_bytes(path, max_bytes=MAX_FILE_BYTES).decode()
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8: {error}") from None
 
 
-def _json_object(path: Path) -> dict:
+def read_object(path: Path) -> dict:
+    """The object in a JSON file. Raises ValueError for anything else."""
     values = read_json(path, max_bytes=MAX_FILE_BYTES)
     if not isinstance(values, dict):
         raise ValueError(f"{path} is not a JSON object")

@@ -6,7 +6,8 @@ import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from ingot.data.tokenizers.tokenizer import FIM_PIECES, SPECIAL_PIECES, Tokenizer, load_tokenizer
+from ingot.data.tokenizers.load import load_tokenizer
+from ingot.data.tokenizers.tokenizer import FIM_PIECES, SPECIAL_PIECES, Tokenizer
 
 # Longer lines are split, for training only: the trainer drops lines above its sentence limit.
 MAX_TRAINING_LINE = 2000

@@ -22,7 +22,8 @@ from ingot.data.corpus.manifest import (
 )
 from ingot.data.corpus.storage import open_storage
 from ingot.data.tokenizers.identity import hash_files
-from ingot.data.tokenizers.tokenizer import load_tokenizer, tokenizer_files
+from ingot.data.tokenizers.load import load_tokenizer
+from ingot.data.tokenizers.tokenizer import tokenizer_files
 from ingot.data.writing.reindex import token_samples
 from ingot.data.writing.writer import split_summary
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ingot.data.tokenizers.tokenizer import Tokenizer, load_tokenizer
+from ingot.data.tokenizers.load import load_tokenizer
+from ingot.data.tokenizers.tokenizer import Tokenizer
 from ingot.launcher.config.aliases import modernize_manifest
 from ingot.launcher.loading.checkpoint_config import model_config
 from ingot.launcher.loading.tokenizer import open_tokenizer

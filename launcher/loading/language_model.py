@@ -4,7 +4,8 @@ from pathlib import Path
 
 import torch
 
-from ingot.data.tokenizers.tokenizer import Tokenizer, load_tokenizer
+from ingot.data.tokenizers.load import load_tokenizer
+from ingot.data.tokenizers.tokenizer import Tokenizer
 from ingot.launcher.config.aliases import modernize_manifest
 from ingot.launcher.loading.base_model import is_finetuned
 from ingot.launcher.loading.checkpoint_config import model_config

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import torch
 
-from ingot.data.tokenizers.tokenizer import Tokenizer, load_tokenizer
+from ingot.data.tokenizers.load import load_tokenizer
+from ingot.data.tokenizers.tokenizer import Tokenizer
 from ingot.launcher.config.distillation import Distillation
 from ingot.launcher.loading.finetuned_model import open_finetuned
 from ingot.launcher.loading.language_model import load_for_inference

@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from ingot.data.tokenizers.tokenizer import Tokenizer, load_tokenizer
+from ingot.data.tokenizers.load import load_tokenizer
+from ingot.data.tokenizers.tokenizer import Tokenizer
 
 
 def open_tokenizer(folder: Path, manifest: dict, path: str | None) -> Tokenizer:

@@ -34,7 +34,7 @@ def index(argv: list[str]) -> int:
 
 def _index(options: argparse.Namespace) -> tuple[dict, Path]:
     from ingot.data.corpus.manifest import MANIFEST
-    from ingot.data.tokenizers.tokenizer import load_tokenizer
+    from ingot.data.tokenizers.load import load_tokenizer
     from ingot.data.writing.reindex import index_corpus
     from ingot.data.writing.writer import atomic_corpus_folder
 

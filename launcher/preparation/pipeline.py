@@ -20,7 +20,8 @@ from ingot.data.sources.documents import Skipped
 from ingot.data.sources.file_parts import FilePart
 from ingot.data.sources.ingest import find_input_files, scan
 from ingot.data.tokenizers.identity import hash_files
-from ingot.data.tokenizers.tokenizer import Tokenizer, load_tokenizer, tokenizer_files
+from ingot.data.tokenizers.load import load_tokenizer
+from ingot.data.tokenizers.tokenizer import Tokenizer, tokenizer_files
 from ingot.data.writing import deduplication
 from ingot.data.writing.pieces import PLAN, PreparationPlan, assemble, finished_piece, group_into_pieces
 from ingot.data.writing.writer import CorpusWriter, check_output, is_disk_full, locked_for_writing, publish_corpus

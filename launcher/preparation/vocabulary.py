@@ -11,7 +11,8 @@ from pathlib import Path
 from ingot.data.sources.documents import TRAIN, hash64
 from ingot.data.sources.file_parts import read_documents
 from ingot.data.tokenizers.identity import hash_files
-from ingot.data.tokenizers.tokenizer import Tokenizer, load_tokenizer, tokenizer_files
+from ingot.data.tokenizers.load import load_tokenizer
+from ingot.data.tokenizers.tokenizer import Tokenizer, tokenizer_files
 from ingot.data.tokenizers.training import train_sentencepiece
 from ingot.data.writing.pieces import PreparationPlan
 from ingot.data.writing.writer import write_json

@@ -12,7 +12,8 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
-from ingot.data.tokenizers.tokenizer import Tokenizer, load_tokenizer
+from ingot.data.tokenizers.load import load_tokenizer
+from ingot.data.tokenizers.tokenizer import Tokenizer
 from ingot.data.writing.deduplication import compute_signatures, dropped_documents
 from ingot.data.writing.pieces import PreparationPlan, tokenize_piece
 from ingot.launcher.runtime.exit_codes import explain

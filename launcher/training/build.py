@@ -11,7 +11,8 @@ from ingot.data.corpus.quarantine import Quarantine
 from ingot.data.corpus.shards import Corpus
 from ingot.data.loader.batch_sharding import check_corpora
 from ingot.data.loader.reader import Reader, ReaderOptions
-from ingot.data.tokenizers.tokenizer import Tokenizer, load_tokenizer
+from ingot.data.tokenizers.load import load_tokenizer
+from ingot.data.tokenizers.tokenizer import Tokenizer
 from ingot.launcher.config.pretrain import Batch, CorpusSource, Optimizer, Parallel, TrainConfig
 from ingot.launcher.loading.teacher import learn_from
 from ingot.launcher.training.batch_sizes import BatchSizes

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from ingot.data.tokenizers.tokenizer import load_tokenizer
+from ingot.data.tokenizers.load import load_tokenizer
 from ingot.data.tokenizers.training import train_sentencepiece
 from ingot.data.writing.writer import CorpusWriter, atomic_corpus_folder
 

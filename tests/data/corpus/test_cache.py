@@ -22,7 +22,7 @@ from ingot.data.corpus.quarantine import DamagedShard
 from ingot.data.corpus.shards import Corpus
 from ingot.data.corpus.storage import LocalFolder, RemoteFolder, open_storage
 from ingot.data.loader.reader import Reader, ReaderOptions
-from ingot.data.tokenizers.tokenizer import load_tokenizer
+from ingot.data.tokenizers.load import load_tokenizer
 
 ROOT = Path(__file__).resolve().parents[3]
 LENGTH = 48

@@ -11,7 +11,7 @@ from ingot.data.corpus import shards
 from ingot.data.corpus.manifest import token_dtype
 from ingot.data.corpus.quarantine import DamagedShard
 from ingot.data.corpus.shards import Corpus
-from ingot.data.tokenizers.tokenizer import load_tokenizer
+from ingot.data.tokenizers.load import load_tokenizer
 from ingot.data.writing.writer import add_special_tokens
 
 

@@ -10,7 +10,7 @@ from ingot.data.corpus.quarantine import DamagedShard
 from ingot.data.corpus.shards import Corpus
 from ingot.data.loader.reader import Reader, ReaderOptions
 from ingot.data.sequences.objectives import IGNORE_INDEX
-from ingot.data.tokenizers.tokenizer import load_tokenizer
+from ingot.data.tokenizers.load import load_tokenizer
 from ingot.data.tokenizers.training import train_sentencepiece
 
 LENGTH, GLOBAL = 48, 8

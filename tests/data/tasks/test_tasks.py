@@ -16,7 +16,7 @@ from ingot.data.tasks.question_answering import read_question_answering
 from ingot.data.tasks.sequence_classification import read_classification, read_multi_label, read_regression
 from ingot.data.tasks.task_data import TaskSettings
 from ingot.data.tasks.token_classification import read_token_classification
-from ingot.data.tokenizers.tokenizer import load_tokenizer
+from ingot.data.tokenizers.load import load_tokenizer
 from tests.launcher.tiny_models import released_bert
 
 

@@ -7,7 +7,7 @@ import pytest
 from ingot.data.tokenizers import chat as chats
 from ingot.data.tokenizers.chat import ChatEncoder
 from ingot.data.tokenizers.huggingface_export import export_tokenizer
-from ingot.data.tokenizers.tokenizer import load_tokenizer
+from ingot.data.tokenizers.load import load_tokenizer
 
 TALK = [
     {"role": "system", "content": "print the order"},

@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 
-from ingot.data.tokenizers.tokenizer import load_tokenizer
+from ingot.data.tokenizers.load import load_tokenizer
 
 
 @pytest.fixture

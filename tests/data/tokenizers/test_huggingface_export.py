@@ -11,7 +11,9 @@ import pytest
 from ingot.data.tokenizers.chat import ChatEncoder
 from ingot.data.tokenizers.conversion import NORMAL, USER_DEFINED, read_model
 from ingot.data.tokenizers.huggingface_export import export_tokenizer
-from ingot.data.tokenizers.tokenizer import SentencePieceTokenizer, Tokenizer, load_tokenizer
+from ingot.data.tokenizers.load import load_tokenizer
+from ingot.data.tokenizers.sentencepiece_tokenizer import SentencePieceTokenizer
+from ingot.data.tokenizers.tokenizer import Tokenizer
 from ingot.data.tokenizers.training import train_sentencepiece
 
 transformers = pytest.importorskip("transformers")

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from ingot.data.tokenizers.huggingface_export import export_tokenizer
-from ingot.data.tokenizers.tokenizer import DEFAULT_CHAT_TEMPLATE, Tokenizer, load_tokenizer
+from ingot.data.tokenizers.load import load_tokenizer
+from ingot.data.tokenizers.tokenizer import DEFAULT_CHAT_TEMPLATE, Tokenizer
 from ingot.data.tokenizers.training import train_sentencepiece
 
 DOCS = Path(__file__).parents[3] / "docs"

@@ -17,7 +17,7 @@ from ingot.data.tokenizers.image_patches import (
     transform_images,
     write_tokenizer,
 )
-from ingot.data.tokenizers.tokenizer import load_tokenizer
+from ingot.data.tokenizers.load import load_tokenizer
 
 draw = np.random.default_rng(0)
 FEW = draw.choice(

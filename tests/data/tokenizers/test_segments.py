@@ -9,8 +9,8 @@ from transformers import BertTokenizerFast, PreTrainedTokenizerFast
 
 from ingot.data.tokenizers import segments as dividing
 from ingot.data.tokenizers import tokenizer as encoding
+from ingot.data.tokenizers.load import load_tokenizer
 from ingot.data.tokenizers.segments import can_be_divided, segments
-from ingot.data.tokenizers.tokenizer import load_tokenizer
 
 PIECES = [" ", "  ", "\n", "\n\n", "\r\n", "\t", "word", "Word's", "'s", "7", "1234567", ".", "...", "(", "é", "\u4e2d"]
 PIECES += ["\u0301", "\U0001f600", "\u00a0", "\n ", " \n", ".\n", "<s>", "A", "z\n", "\nNext"]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from ingot.data.tokenizers.tokenizer import load_tokenizer
+from ingot.data.tokenizers.load import load_tokenizer
 from tests.data.conftest import make_text
 
 TEXTS = ["", " a b", "def f(x):\n\treturn 12  # Straße, café", "日本 😀", make_text(3, 9), "The Reader PRINTS"]
@@ -114,7 +114,7 @@ def test_a_name_on_the_hub_that_is_in_the_cache(gpt2_like, tmp_path):
     (model / "refs").mkdir()
     (model / "refs/main").write_text(commit)
     script = (
-        "from ingot.data.tokenizers.tokenizer import load_tokenizer\n"
+        "from ingot.data.tokenizers.load import load_tokenizer\n"
         "print(load_tokenizer('someone/tiny').sha256)\n"
         "try:\n    load_tokenizer('someone/other')\nexcept ValueError as error:\n    print(error)\n"
     )

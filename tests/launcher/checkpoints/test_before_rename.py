@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from ingot.data.tokenizers.huggingface_export import export_tokenizer
-from ingot.data.tokenizers.tokenizer import load_tokenizer
+from ingot.data.tokenizers.load import load_tokenizer
 from ingot.data.tokenizers.training import train_sentencepiece
 from ingot.launcher import checkpoint, evaluate, finetune, generate, predict, pretrain
 from ingot.launcher.config import aliases

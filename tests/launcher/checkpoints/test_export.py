@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from ingot.data.tokenizers.tokenizer import Tokenizer, load_tokenizer
+from ingot.data.tokenizers.load import load_tokenizer
+from ingot.data.tokenizers.tokenizer import Tokenizer
 from ingot.data.tokenizers.training import train_sentencepiece
 from ingot.launcher import export
 from ingot.launcher.loading.language_model import load_for_inference

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from ingot.data.tasks.instruction import end_ids
-from ingot.data.tokenizers.tokenizer import Tokenizer, load_tokenizer
+from ingot.data.tokenizers.load import load_tokenizer
+from ingot.data.tokenizers.tokenizer import Tokenizer
 from ingot.launcher import export, predict
 from ingot.launcher.finetuning.finetune_run import task_settings
 from ingot.launcher.loading.base_model import find_tokenizer

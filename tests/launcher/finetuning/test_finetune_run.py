@@ -129,7 +129,7 @@ def test_a_step_learns_what_transformers_learns_from_the_same_padded_batch(bert,
     from ingot.data.tasks.reader import TaskReader
     from ingot.data.tasks.sequence_classification import read_classification
     from ingot.data.tasks.task_data import TaskSettings
-    from ingot.data.tokenizers.tokenizer import load_tokenizer
+    from ingot.data.tokenizers.load import load_tokenizer
 
     task = write_task("classification", tmp_path, 120)
     options = ["--optimizer.max_grad_norm", "1.0", "--optimizer.weight_decay", "0.01", "--run.steps", "12"]

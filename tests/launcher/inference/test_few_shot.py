@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from ingot.data.tokenizers.tokenizer import load_tokenizer
+from ingot.data.tokenizers.load import load_tokenizer
 from ingot.launcher import classify
 from ingot.launcher.inference.few_shot import FewShotClassifier, PromptTemplate, choose_shots
 from ingot.launcher.runtime.exit_codes import BadInput

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from ingot.data.corpus.shards import Corpus
-from ingot.data.tokenizers.tokenizer import load_tokenizer
+from ingot.data.tokenizers.load import load_tokenizer
 from ingot.launcher.config.prepare import PrepareOptions, TokenizerOptions
 from ingot.launcher.preparation.prepare import prepare
 

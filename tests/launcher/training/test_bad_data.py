@@ -20,7 +20,7 @@ from tests.ranks import run_ranks
 @pytest.fixture(scope="module")
 def small_bundles(corpus, tmp_path_factory):
     """The corpus in many small bundles, so that one bundle is a small part of it."""
-    from ingot.data.tokenizers.tokenizer import load_tokenizer
+    from ingot.data.tokenizers.load import load_tokenizer
     from ingot.data.writing.writer import CorpusWriter
 
     folder = tmp_path_factory.mktemp("damage") / "corpus"

@@ -6,7 +6,7 @@ import pytest
 
 from ingot.data.corpus.shards import Corpus
 from ingot.data.loader.reader import Reader
-from ingot.data.tokenizers.tokenizer import load_tokenizer
+from ingot.data.tokenizers.load import load_tokenizer
 from ingot.launcher.config.parser import parse
 from ingot.launcher.config.pretrain import TrainConfig
 from ingot.launcher.training.batch_sizes import BatchSizes
