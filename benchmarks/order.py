@@ -19,7 +19,6 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import _clone  # noqa: F401
 import numpy as np
@@ -29,6 +28,7 @@ from ingot.data.loader.reader import Reader, ReaderOptions
 from ingot.data.order.order import Order
 from ingot.data.order.windowed_shuffle import ShardWindows
 from ingot.data.sequences.packing import instances_by_shard
+from tests.data.number_tokenizer import number_tokenizer
 
 GLOBAL_BATCH, LENGTH = 1024, 2048
 WEIGHTS = [0.5, 0.3, 0.1, 0.07, 0.03]
@@ -36,16 +36,7 @@ SEEKS = [0, 10**6, 10**9 + 7, 3 * 10**12]
 KINDS = (("full", 1), ("window", 1), ("window", 64))
 CASES = [(n, *kind) for n in (1_000, 100_000) for kind in KINDS]
 SHARDS, REPEATS = 100_000, 7
-TOKENIZER = SimpleNamespace(
-    files_sha256="0" * 64,
-    encoding_sha256="0" * 64,
-    vocab_size=50_304,
-    bos_id=0,
-    eos_id=0,
-    pad_id=1,
-    mask_id=2,
-    special_ids=frozenset({0, 1, 2}),
-)
+TOKENIZER = number_tokenizer(50_304, bos_id=0, eos_id=0, pad_id=1, mask_id=2)
 
 
 def peak_mb() -> float:

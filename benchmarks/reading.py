@@ -18,7 +18,6 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 
 import _clone  # noqa: F401
 import numpy as np
@@ -26,17 +25,9 @@ import numpy as np
 from ingot.data.corpus.shards import Corpus
 from ingot.data.loader.reader import Reader, ReaderOptions
 from ingot.data.writing.writer import CorpusWriter
+from tests.data.number_tokenizer import number_tokenizer
 
-TOKENIZER = SimpleNamespace(
-    files_sha256="0" * 64,
-    encoding_sha256="0" * 64,
-    vocab_size=50_304,
-    bos_id=0,
-    eos_id=0,
-    pad_id=1,
-    mask_id=2,
-    special_ids=frozenset({0, 1, 2}),
-)
+TOKENIZER = number_tokenizer(50_304, bos_id=0, eos_id=0, pad_id=1, mask_id=2)
 BOUND, RATIO = 200e6, 1.3
 
 

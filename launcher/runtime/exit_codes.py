@@ -13,10 +13,9 @@ from types import FrameType, TracebackType
 from typing import NoReturn
 
 from ingot.launcher.runtime.parent_watchdog import watch_launcher
-from ingot.packages import missing
+from ingot.packages import BAD_INPUT, missing
 
 DONE = 0
-BAD_INPUT = 2
 REQUEUE = 75  # stopped on request, or another process died: start again, and it continues from the last checkpoint
 GIVE_UP = 93  # starting again would fail again
 WAIT_SECONDS = 20  # other local ranks give rank 0 so long to report the same error first

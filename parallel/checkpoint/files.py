@@ -14,17 +14,16 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TypeGuard
 
 import numpy as np
 import torch
 
 from ingot.durable_files import flush_to_disk
-from ingot.parallel.checkpoint.format import is_regular
+from ingot.parallel.checkpoint.format import is_counts, is_regular
 from ingot.parallel.tensor_shards import Rectangle
 from ingot.safe_files import open_regular, parse_json
 
-_NAMES = {
+NAMES = {
     torch.float64: "F64",
     torch.float32: "F32",
     torch.bfloat16: "BF16",
@@ -36,7 +35,7 @@ _NAMES = {
     torch.uint8: "U8",
     torch.bool: "BOOL",
 }
-_DTYPES = {name: dtype for dtype, name in _NAMES.items()}
+_DTYPES = {name: dtype for dtype, name in NAMES.items()}
 _BITS = {1: np.uint8, 2: np.int16, 4: np.int32, 8: np.int64}
 _TORCH_BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 _BLOCK = 16 << 20  # bytes written at once
@@ -70,7 +69,7 @@ def write(
     for key, tensor in tensors.items():
         size = tensor.numel() * tensor.element_size()
         header[key] = {
-            "dtype": _NAMES[tensor.dtype],
+            "dtype": NAMES[tensor.dtype],
             "shape": list(tensor.shape),
             "data_offsets": [at, at + size],
         }
@@ -139,7 +138,7 @@ class TensorFile:
         if not isinstance(value, dict) or not isinstance(value.get("dtype"), str) or value["dtype"] not in _DTYPES:
             raise wrong
         dtype, shape, offsets = _DTYPES[value["dtype"]], value.get("shape"), value.get("data_offsets")
-        if not _is_counts(shape) or not _is_counts(offsets) or len(offsets) != 2:
+        if not is_counts(shape) or not is_counts(offsets) or len(offsets) != 2:
             raise wrong
         begin, end = offsets
         if end - begin != math.prod(shape) * dtype.itemsize or not 0 <= begin <= end <= size - self._start:
@@ -183,7 +182,3 @@ class TensorFile:
 
     def close(self) -> None:
         self._map.close()
-
-
-def _is_counts(value: object) -> TypeGuard[list[int]]:
-    return isinstance(value, list) and len(value) <= 32 and all(type(n) is int and 0 <= n < 2**62 for n in value)

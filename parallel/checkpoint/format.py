@@ -12,6 +12,7 @@ import stat
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeGuard
 
 from ingot.parallel.checkpoint.grid import Grid
 from ingot.parallel.tensor_shards import Rectangle
@@ -20,6 +21,8 @@ FORMAT, VERSION = "ingot-checkpoint", 4
 READABLE = (2, 3, 4)
 """Versions that can be read. Version 2 has no grids; from version 4 on there are checksums of manifest and files."""
 PARTIAL = ".partial"
+MOST_DIMS, LARGEST = 8, 2**62
+"""Of a tensor, and of a number of elements or bytes."""
 
 
 class CheckpointError(ValueError):
@@ -47,6 +50,18 @@ def is_regular(path: Path) -> bool:
         return stat.S_ISREG(path.lstat().st_mode)
     except (OSError, ValueError):
         return False
+
+
+def is_count(value: object) -> bool:
+    """Whether a value of a JSON file is a number of elements or bytes."""
+    return type(value) is int and 0 <= value <= LARGEST
+
+
+def is_counts(value: object, number: int | None = None) -> TypeGuard[list[int]]:
+    """Whether a value of a JSON file is a list of such numbers, of `number` if that is given: a shape or an offset."""
+    if not isinstance(value, list) or len(value) > MOST_DIMS or number not in (None, len(value)):
+        return False
+    return all(is_count(each) for each in value)
 
 
 @dataclass(frozen=True)

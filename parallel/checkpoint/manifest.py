@@ -6,14 +6,16 @@ import math
 import re
 from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import TypeGuard
 
 from ingot.durable_files import write_atomically
+from ingot.parallel.checkpoint.files import NAMES
 from ingot.parallel.checkpoint.format import (
     FORMAT,
     READABLE,
     VERSION,
     CheckpointError,
+    is_count,
+    is_counts,
     is_regular,
     key_of,
     step_of,
@@ -26,21 +28,9 @@ MOST_BYTES = 1 << 30
 """Of a manifest. That of 405 billion parameters on 16,384 ranks has a megabyte."""
 MOST_PARTS = 1 << 24
 """Of one tensor."""
-MOST_DIMS = 8
 
-_LARGEST = 2**62
-_DTYPES = {
-    "float64": 8,
-    "float32": 4,
-    "bfloat16": 2,
-    "float16": 2,
-    "int64": 8,
-    "int32": 4,
-    "int16": 2,
-    "int8": 1,
-    "uint8": 1,
-    "bool": 1,
-}
+_WIDTHS = {str(dtype).removeprefix("torch."): dtype.itemsize for dtype in NAMES}
+"""Bytes of an element, by the name of its type."""
 _FILE = re.compile(r"rank-\d{5,9}\.safetensors")
 _DIGEST = re.compile(r"[0-9a-f]{16}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -88,6 +78,8 @@ def read_manifest(path: Path) -> dict:
         CheckpointError: there is no manifest, it is damaged, or a file is missing or has another size.
     """
     try:
+        if (path / MANIFEST).is_symlink():
+            raise ValueError(f"{MANIFEST} is a link, and no regular file inside the folder")
         content = read_bytes(path / MANIFEST, max_bytes=MOST_BYTES)
         manifest = parse_json(content, MANIFEST)
     except (FileNotFoundError, NotADirectoryError):
@@ -136,7 +128,7 @@ def _check_values(manifest: dict) -> None:
             file = files[name] = {"bytes": file}
         elif not isinstance(file, dict) or not _is_text(file.get("sha256"), _SHA256):
             raise ValueError(f"{MANIFEST} has no sha256 of {_short(name)}")
-        if not _FILE.fullmatch(name) or not _is_count(file.get("bytes")):
+        if not _FILE.fullmatch(name) or not is_count(file.get("bytes")):
             raise ValueError(f"{MANIFEST} lists a wrong file: {_short(name)}: {_short(file)}")
 
 
@@ -155,7 +147,7 @@ def _check_tensor(name: str, entry: object, files: Collection[str]) -> None:
     if not isinstance(entry, dict):
         raise ValueError(f"the entry of {name} is {_short(entry)}")
     shape = entry.get("shape")
-    if not _is_counts(shape) or not _is_in(entry.get("dtype"), _DTYPES) or not _is_text(entry.get("digest"), _DIGEST):
+    if not is_counts(shape) or not _is_in(entry.get("dtype"), _WIDTHS) or not _is_text(entry.get("digest"), _DIGEST):
         raise ValueError(f"the entry of {name} has a wrong shape, dtype or digest")
     grid, rectangles = entry.get("grid"), entry.get("rectangles")
     if isinstance(grid, dict) and rectangles is None:
@@ -172,7 +164,7 @@ def _check_rectangles(name: str, rectangles: list, shape: list[int], files: Coll
         if not isinstance(item, dict):
             raise ValueError(f"{name} has a wrong part: {_short(item)}")
         offset, size = item.get("offset"), item.get("shape")
-        if not _is_counts(offset, len(shape)) or not _is_counts(size, len(shape)):
+        if not is_counts(offset, len(shape)) or not is_counts(size, len(shape)):
             raise ValueError(f"{name} has a part with a wrong offset or shape: {_short(item)}")
         if any(o + n > whole for o, n, whole in zip(offset, size, shape, strict=True)):
             raise ValueError(f"{name} has a part outside of it: {_short(item)}")
@@ -194,7 +186,7 @@ def _check_grid(name: str, grid: dict, shape: list[int]) -> None:
         raise ValueError(f"{name} has a wrong grid")
     blocks = 1
     for side, whole in zip(sizes, shape, strict=True):
-        if not isinstance(side, list) or not all(_is_counts(run, 2) and 0 not in run for run in side):
+        if not isinstance(side, list) or not all(is_counts(run, 2) and 0 not in run for run in side):
             raise ValueError(f"the grid of {name} has wrong sizes")
         if sum(size * count for size, count in side) != whole:
             raise ValueError(f"the grid of {name} does not fill it")
@@ -250,17 +242,7 @@ def check_frozen(path: Path, manifest: dict, digests: dict[str, str]) -> None:
 
 
 def _bytes(entry: dict) -> int:
-    return math.prod(entry["shape"]) * _DTYPES[entry["dtype"]]
-
-
-def _is_count(value: object) -> bool:
-    return type(value) is int and 0 <= value <= _LARGEST
-
-
-def _is_counts(value: object, number: int | None = None) -> TypeGuard[list[int]]:
-    if not isinstance(value, list) or len(value) > MOST_DIMS or number not in (None, len(value)):
-        return False
-    return all(_is_count(each) for each in value)
+    return math.prod(entry["shape"]) * _WIDTHS[entry["dtype"]]
 
 
 def _is_text(value: object, pattern: re.Pattern[str]) -> bool:
@@ -284,16 +266,16 @@ def _is_quarantine(value: object) -> bool:
 
 def _is_lineage(value: object) -> bool:
     return isinstance(value, list) and all(
-        isinstance(item, dict) and isinstance(item.get("branch"), str) and _is_count(item.get("from_step"))
+        isinstance(item, dict) and isinstance(item.get("branch"), str) and is_count(item.get("from_step"))
         for item in value
     )
 
 
 _VALUES: dict[str, Callable[[object], bool]] = {
-    "step": _is_count,
-    "cursor": _is_count,
-    "tokens": _is_count,
-    "substituted": _is_count,
+    "step": is_count,
+    "cursor": is_count,
+    "tokens": is_count,
+    "substituted": is_count,
     "quarantine": _is_quarantine,
     "lineage": _is_lineage,
     "data": _is_dict,

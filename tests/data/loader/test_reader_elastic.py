@@ -1,13 +1,13 @@
 """The order of a run is one, whatever it runs on: ranks, threads, accumulation, restarts."""
 
 import hashlib
-from types import SimpleNamespace
 
 import pytest
 
 from ingot.data.corpus.shards import Corpus
 from ingot.data.loader.reader import Reader, ReaderOptions
 from ingot.data.writing.writer import CorpusWriter
+from tests.data.number_tokenizer import number_tokenizer
 
 LENGTH, GLOBAL, STEPS = 48, 24, 200
 GOLDEN = "4cd8174d07a37c8e10c5a31a320171c7"
@@ -89,8 +89,7 @@ def test_golden_fingerprints(tmp_path):
     """Of tokens made by arithmetic, so that no tokenizer has a say. Another hash means that every run's order changed:
     then the order, the packing, the corpus format or the fingerprint has to say so with a new version. This one is that
     of packing 2, in which sequences go on from shard to shard."""
-    names = {"files_sha256": "0" * 64, "encoding_sha256": "0" * 64}
-    ids = SimpleNamespace(**names, vocab_size=500, bos_id=0, eos_id=1, pad_id=2, mask_id=3, special_ids={0, 1})
+    ids = number_tokenizer(500, bos_id=0, eos_id=1, pad_id=2, mask_id=3)
     writer = CorpusWriter(tmp_path, ids, shard_bytes=20_000, bundle_tokens=2_000)
     for number in range(200):
         document = [4 + (number * 7919 + place * 104_729) % 496 for place in range(number % 97)]

@@ -1,7 +1,5 @@
 """Sequences that begin in one shard and end in a later one."""
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 
@@ -14,17 +12,9 @@ from ingot.data.sequences.objectives import IGNORE_INDEX
 from ingot.data.sequences.packing import instances_by_shard
 from ingot.data.sequences.packings import ConcatenatePacking
 from ingot.data.writing.writer import CorpusWriter
+from tests.data.number_tokenizer import number_tokenizer
 
-IDS = SimpleNamespace(
-    files_sha256="0" * 64,
-    encoding_sha256="0" * 64,
-    vocab_size=500,
-    bos_id=0,
-    eos_id=1,
-    pad_id=2,
-    mask_id=3,
-    special_ids=frozenset({0, 1, 2, 3}),
-)
+IDS = number_tokenizer(500, bos_id=0, eos_id=1, pad_id=2, mask_id=3)
 LENGTH = 50
 
 

@@ -2,11 +2,9 @@
 
 import json
 import os
-import resource
 import shutil
 import signal
 import time
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +22,7 @@ from ingot.launcher.training.callbacks.tensorboard import TensorBoard
 from ingot.launcher.training.callbacks.terminal import Terminal
 from ingot.launcher.training.stop_signals import StopSignals
 from ingot.parallel import checkpoint
+from tests.full_disk import full_disk
 from tests.launcher.runs import write_config
 
 TRAIN = {
@@ -127,19 +126,6 @@ def test_a_line_without_its_end_does_not_swallow_the_next_one(tmp_path):
     MetricsFile(tmp_path, 1).on_log("train", {"step": 2, "loss": 0.25})
     assert [record["step"] for record in read_records(tmp_path / "metrics.jsonl")] == [1, 2]
     assert torn not in (tmp_path / "metrics.jsonl").read_text()
-
-
-@contextmanager
-def full_disk(bytes_of_a_file: int):
-    """A limit on the size of files acts as a full disk: the same call fails."""
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (bytes_of_a_file, limits[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-        signal.signal(signal.SIGXFSZ, before)
 
 
 def test_a_full_disk_stops_no_logger_for_ever_and_leaves_no_part_of_a_line(tmp_path, capfd):

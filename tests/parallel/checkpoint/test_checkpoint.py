@@ -2,9 +2,7 @@
 
 import json
 import re
-import resource
 import shutil
-import signal
 from pathlib import Path
 
 import pytest
@@ -16,6 +14,7 @@ from ingot.parallel.checkpoint import CheckpointError, CheckpointMismatch, owner
 from ingot.parallel.checkpoint.format import stored_shards
 from ingot.parallel.checkpoint.single_process import find_problems
 from ingot.parallel.tensor_shards import Rectangle
+from tests.full_disk import full_disk
 from tests.parallel.toy import ENGINES, build, train
 from tests.ranks import run_ranks
 
@@ -210,16 +209,8 @@ def test_the_newest_intact_one_is_resolved_and_only_damaged_ones_are_an_error(tr
 
 
 def test_a_full_disk_leaves_only_the_older_checkpoint(trained, saved):
-    """A limit on the size of files acts as a full disk: the same call fails."""
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
-    try:
-        with pytest.raises(CheckpointError, match="cannot write a checkpoint into"):
-            checkpoint.save(saved.parent, trained.shards(), step=3, metadata=METADATA, keep=1)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-        signal.signal(signal.SIGXFSZ, before)
+    with full_disk(), pytest.raises(CheckpointError, match="cannot write a checkpoint into"):
+        checkpoint.save(saved.parent, trained.shards(), step=3, metadata=METADATA, keep=1)
     assert sorted(path.name for path in saved.parent.iterdir()) == ["LATEST", "step-00000002"]
     checkpoint.load(saved, trained.shards())
 

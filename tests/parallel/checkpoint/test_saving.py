@@ -1,8 +1,5 @@
 """Saving during training, and loading parts."""
 
-import resource
-import signal
-
 import pytest
 import torch
 
@@ -10,6 +7,7 @@ from ingot.parallel import checkpoint
 from ingot.parallel import mesh as meshes
 from ingot.parallel.checkpoint import CheckpointError, Saver
 from ingot.parallel.checkpoint.files import TensorFile
+from tests.full_disk import full_disk
 from tests.parallel.toy import build, train
 
 
@@ -19,21 +17,6 @@ def engine():
     train(engine, 0, 2)
     yield engine
     meshes.stop()
-
-
-@pytest.fixture
-def full_disk():
-    """A limit on the size of files acts as a full disk: the same call fails. Calling the fixture makes room."""
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
-
-    def make_room():
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-
-    yield make_room
-    make_room()
-    signal.signal(signal.SIGXFSZ, before)
 
 
 def copies(engine) -> dict[str, torch.Tensor]:
@@ -68,15 +51,16 @@ def wait(saver) -> tuple:
     return saver.advance(*saver.status())
 
 
-def test_a_failed_write_is_reported_at_the_next_step_and_tried_again(engine, tmp_path, full_disk):
+def test_a_failed_write_is_reported_at_the_next_step_and_tried_again(engine, tmp_path):
     saver = Saver(tmp_path, keep=0)
-    saver.begin(engine.shards(), step=1, metadata={})
-    path, trouble = wait(saver)
-    assert path is None
-    assert "the checkpoint of step 1 could not be written" in trouble
-    assert "trying again" in trouble
-    saver._save.thread.join()  # the second attempt has failed too
-    full_disk()  # there is room before the last one begins
+    with full_disk() as make_room:
+        saver.begin(engine.shards(), step=1, metadata={})
+        path, trouble = wait(saver)
+        assert path is None
+        assert "the checkpoint of step 1 could not be written" in trouble
+        assert "trying again" in trouble
+        saver._save.thread.join()  # the second attempt has failed too
+        make_room()  # before the last one begins
     assert "trying again" in saver.advance(*saver.status())[1]
     assert wait(saver) == (None, "")  # written
     path, trouble = wait(saver)
@@ -85,11 +69,12 @@ def test_a_failed_write_is_reported_at_the_next_step_and_tried_again(engine, tmp
     checkpoint.load(path, engine.shards())
 
 
-def test_a_disk_that_stays_full_is_an_error_and_leaves_nothing(engine, tmp_path, full_disk):
+def test_a_disk_that_stays_full_is_an_error_and_leaves_nothing(engine, tmp_path):
     saver = Saver(tmp_path, keep=0)
-    saver.begin(engine.shards(), step=1, metadata={})
-    with pytest.raises(CheckpointError, match=r"cannot write a checkpoint into .*File too large"):
-        saver.finish()
+    with full_disk():
+        saver.begin(engine.shards(), step=1, metadata={})
+        with pytest.raises(CheckpointError, match=r"cannot write a checkpoint into .*File too large"):
+            saver.finish()
     assert not saver.is_saving
     assert list(tmp_path.iterdir()) == []
 
