@@ -21,7 +21,7 @@ from ingot.launcher.planning.footprint import footprint_of, layout_of
 from ingot.launcher.runtime.exit_codes import BAD_INPUT, DONE
 from ingot.model.huggingface.files import read_config
 from ingot.model.transformer import LanguageModel
-from ingot.parallel.checkpoint import CheckpointError, committed, read_manifest, resolve, step_name
+from ingot.parallel.checkpoint import CheckpointError, committed, open_newest, read_manifest, resolve, step_name
 from ingot.parallel.checkpoint.format import stored_shards
 from ingot.parallel.checkpoint.manifest import MANIFEST
 from ingot.parallel.checkpoint.run_folder import left_behind
@@ -66,8 +66,7 @@ def _layout(manifest: dict) -> str:
 
 
 def show(options: argparse.Namespace) -> int:
-    path = resolve(options.checkpoint)
-    manifest = read_manifest(path)
+    path, manifest = open_newest(options.checkpoint)
     print(
         f"{path}: step {manifest['step']}, {manifest.get('tokens', 0):,} tokens, cursor {manifest.get('cursor', 0):,}"
     )
@@ -129,8 +128,8 @@ def _all_of(path: Path) -> list[Path]:
 
 
 def diff(options: argparse.Namespace) -> int:
-    paths = [resolve(options.one), resolve(options.other)]
-    manifests = [modernize_manifest(read_manifest(path)) for path in paths]
+    opened = [open_newest(options.one), open_newest(options.other)]
+    paths, manifests = [path for path, _ in opened], [modernize_manifest(manifest) for _, manifest in opened]
     only = "model/" if options.weights else ""
     tensors = [{n: e for n, e in m["tensors"].items() if n.startswith(only)} for m in manifests]
     lines = [f"{name}: in {paths[0]} only" for name in tensors[0].keys() - tensors[1].keys()]
@@ -160,11 +159,12 @@ def _flat(tree: dict, prefix: str = "") -> Iterator[tuple[str, object]]:
 
 
 def average(options: argparse.Namespace) -> int:
-    paths = [resolve(each) for each in options.checkpoint]
+    found = [open_newest(each) for each in options.checkpoint]
+    paths = [path for path, _ in found]
     coefficients = options.coefficients or [1 / len(paths)] * len(paths)
     if len(coefficients) != len(paths):
         raise ValueError(f"{len(coefficients)} coefficients for {len(paths)} checkpoints; give one for each")
-    manifests = [modernize_manifest(read_manifest(path)) for path in paths]
+    manifests = [modernize_manifest(manifest) for _, manifest in found]
     shapes = [{n: e["shape"] for n, e in m["tensors"].items() if n.startswith("model/")} for m in manifests]
     for path, each in zip(paths, shapes, strict=True):
         if each != shapes[0]:
@@ -211,9 +211,9 @@ def export(options: argparse.Namespace) -> int:
         return DONE
     import torch.distributed.checkpoint as dcp
 
-    path = resolve(options.checkpoint)
+    path, manifest = open_newest(options.checkpoint)
     _check_new(options.output)
-    with OpenCheckpoint(path, read_manifest(path)) as opened:
+    with OpenCheckpoint(path, manifest) as opened:
         tensors = {name: _whole(opened, name) for name in opened.manifest["tensors"]}
         dcp.save(tensors, checkpoint_id=str(options.output), no_dist=True)
     print(f"{options.output}: {len(tensors)} tensors, with the names that they have in {path}")
@@ -248,8 +248,7 @@ def import_checkpoint(options: argparse.Namespace) -> int:
 
 
 def plan(options: argparse.Namespace) -> int:
-    path = resolve(options.checkpoint)
-    manifest = read_manifest(path)
+    path, manifest = open_newest(options.checkpoint)
     config = parse(TrainConfig, ["--config", str(options.config)], "")
     config.check(options.ranks)
     with torch.device("meta"):

@@ -21,7 +21,7 @@ from ingot.launcher.inference.texts import TokenizedTexts, corpus_documents, rea
 from ingot.launcher.loading.language_model import load_for_inference
 from ingot.launcher.runtime.device import in_dtype, open_device
 from ingot.launcher.training.validation import perplexity, scores_of_losses, sum_losses, sum_losses_of_corpora
-from ingot.parallel.checkpoint import CheckpointError, read_manifest, resolve
+from ingot.parallel.checkpoint import CheckpointError, open_newest
 from ingot.parallel.engines.engine import Batch
 
 DEFAULT_LENGTH = 1024  # most tokens of a window, if neither the user nor the configuration of the run sets it
@@ -212,6 +212,6 @@ class Scorer:
 def training_config(checkpoint: str) -> dict:
     """The configuration of the run that wrote a checkpoint; empty if the path is another kind of model."""
     try:
-        return modernize_manifest(read_manifest(resolve(Path(checkpoint)))).get("config", {})
+        return modernize_manifest(open_newest(Path(checkpoint))[1]).get("config", {})
     except CheckpointError:
         return {}

@@ -20,7 +20,7 @@ from ingot.model.huggingface.files import find_folder, read_config
 from ingot.model.huggingface.load import ReleasedModel
 from ingot.model.initialization import InitialValues
 from ingot.model.transformer import LanguageModel
-from ingot.parallel.checkpoint import CheckpointError, committed, read_manifest, read_tensor, resolve
+from ingot.parallel.checkpoint import CheckpointError, committed, open_newest, read_manifest, read_tensor
 from ingot.parallel.checkpoint.run_folder import warn
 
 
@@ -52,8 +52,7 @@ def find_tokenizer(path: str, tokenizer: str | None) -> Tokenizer:
             found.settings_folder = find_folder(path)
         return found
     if _is_own(path):
-        folder = newest_or_best(path)
-        return open_tokenizer(folder, read_manifest(folder), None)
+        return open_tokenizer(*newest_or_best(path), None)
     return load_tokenizer(find_folder(path))
 
 
@@ -135,18 +134,17 @@ def is_finetuned(path: str) -> bool:
     Raises:
         CheckpointError: there is no checkpoint.
     """
-    return "labels" in read_manifest(newest_or_best(path))
+    return "labels" in newest_or_best(path)[1]
 
 
-def newest_or_best(path: str) -> Path:
-    """The checkpoint at a path: of a fine-tuning run the best one, if there is one."""
+def newest_or_best(path: str) -> tuple[Path, dict]:
+    """The checkpoint at a path, and its manifest: of a fine-tuning run the best one, if there is one."""
     for best in committed(Path(path) / "best"):
         try:
-            read_manifest(best)
-            return best
+            return best, read_manifest(best)
         except CheckpointError as error:
             warn(f"skipped: {error}")
-    return resolve(Path(path))
+    return open_newest(Path(path))
 
 
 def _is_own(path: str) -> bool:
@@ -178,8 +176,8 @@ def _labels_of(path: str) -> list[str]:
 
 
 def _own(path: str, kind: TaskKind, labels: list[str], seed: int) -> BaseModel:
-    folder = newest_or_best(path)
-    manifest = modernize_manifest(read_manifest(folder), folder)
+    folder, stored = newest_or_best(path)
+    manifest = modernize_manifest(stored, folder)
     config = model_config(folder, manifest)
     saved = {name.removeprefix("model/") for name in manifest["tensors"] if name.startswith("model/")}
     with torch.device("meta"):

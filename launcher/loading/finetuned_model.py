@@ -10,7 +10,7 @@ from ingot.data.tokenizers.tokenizer import Tokenizer
 from ingot.launcher.config.aliases import modernize_manifest
 from ingot.launcher.config.finetune import FinetuneConfig
 from ingot.launcher.loading import peft_methods
-from ingot.launcher.loading.base_model import is_finetuned, newest_or_best, open_base_model
+from ingot.launcher.loading.base_model import newest_or_best, open_base_model
 from ingot.launcher.loading.checkpoint_config import model_config, read_config
 from ingot.launcher.loading.tokenizer import open_tokenizer
 from ingot.launcher.tasks.registry import task_kind
@@ -20,7 +20,7 @@ from ingot.model.finetuning.soft_prompts import PromptedEmbedding
 from ingot.model.finetuning.task_model import TaskConfig, TaskModel
 from ingot.model.transformer import LanguageModel
 from ingot.packages import how_to_install
-from ingot.parallel.checkpoint import CheckpointError, read_manifest, read_tensor
+from ingot.parallel.checkpoint import CheckpointError, read_tensor
 from ingot.parallel.checkpoint.digest import digest
 from ingot.parallel.checkpoint.manifest import check_frozen
 from ingot.parallel.tensor_shards import whole_shard
@@ -47,9 +47,9 @@ def open_finetuned(path: str, device: torch.device, tokenizer: str | None = None
         ValueError: there is no fine-tuned model, or only added parameters were trained and the base model is gone or is
             another one.
     """
-    folder = newest_or_best(path)
-    manifest = modernize_manifest(read_manifest(folder), folder)
-    if not is_finetuned(path):
+    folder, stored = newest_or_best(path)
+    manifest = modernize_manifest(stored, folder)
+    if "labels" not in manifest:
         raise CheckpointError(f"{folder} is not a checkpoint of a fine-tuning run")
     config = read_config(FinetuneConfig, manifest.get("config"), folder)
     kind = task_kind(config.task.kind)

@@ -14,7 +14,7 @@ from ingot.launcher.loading.tokenizer import open_tokenizer
 from ingot.model.config import ModelConfig
 from ingot.model.huggingface.load import load
 from ingot.model.transformer import LanguageModel
-from ingot.parallel.checkpoint import CheckpointError, read_manifest, read_tensor, resolve
+from ingot.parallel.checkpoint import CheckpointError, open_newest, read_tensor
 
 
 def load_for_inference(path: str, tokenizer: str | None, device: torch.device) -> tuple[LanguageModel, Tokenizer]:
@@ -61,8 +61,8 @@ def open_checkpoint(path: str) -> tuple[Path, dict, ModelConfig]:
     Raises:
         ValueError: there is no intact checkpoint, or it has too many or too few tensors.
     """
-    folder = resolve(Path(path))
-    manifest = modernize_manifest(read_manifest(folder), folder)
+    folder, stored = open_newest(Path(path))
+    manifest = modernize_manifest(stored, folder)
     config = model_config(folder, manifest)
     with torch.device("meta"):
         parameters = {f"model/{name}" for name, _ in LanguageModel(config).named_parameters()}

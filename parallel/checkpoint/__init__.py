@@ -7,7 +7,7 @@
 from ingot.parallel.checkpoint.format import FORMAT, VERSION, CheckpointError, CheckpointMismatch, step_name
 from ingot.parallel.checkpoint.loading import ReadCounts, load, read_manifest_on_all_ranks, read_tensor
 from ingot.parallel.checkpoint.manifest import read_manifest
-from ingot.parallel.checkpoint.run_folder import committed, resolve
+from ingot.parallel.checkpoint.run_folder import committed, open_newest, resolve
 from ingot.parallel.checkpoint.saving import Saver, save
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "Saver",
     "committed",
     "load",
+    "open_newest",
     "read_manifest",
     "read_manifest_on_all_ranks",
     "read_tensor",

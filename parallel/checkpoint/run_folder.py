@@ -46,32 +46,38 @@ def begin_at(folder: Path, source: Path, step: int) -> None:
 
 
 def warn(text: str) -> None:
-    """Prints a line to standard error."""
-    print(text, file=sys.stderr)
+    """Prints a line to standard error, once."""
+    if text not in _SAID:
+        _SAID.add(text)
+        print(text, file=sys.stderr)
 
 
-def resolve(path: Path, skipped: Callable[[str], object] = warn) -> Path:
-    """The checkpoint folder for a user's path: the path itself, or the newest intact checkpoint of a run.
+_SAID: set[str] = set()
+
+
+def open_newest(path: Path, skipped: Callable[[str], object] = warn) -> tuple[Path, dict]:
+    """The checkpoint folder for a user's path, and its manifest: the path itself, or the newest intact checkpoint of a
+    run.
 
     Args:
         skipped: a function that is called with a line about each newer checkpoint that is damaged.
 
     Raises:
-        CheckpointError: there is none.
+        CheckpointError: there is none, or the one that is named is damaged.
     """
     if (path / MANIFEST).exists():
-        return path
+        return path, read_manifest(path)
     folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
     errors = []
     for candidate in committed(folder):
         try:
-            read_manifest(candidate)
+            manifest = read_manifest(candidate)
         except CheckpointError as error:
             errors.append(str(error))
             continue
         for text in errors:
             skipped(f"skipped: {text}; using {candidate.name}")
-        return candidate
+        return candidate, manifest
     if errors:
         raise CheckpointError("; ".join(errors))
     aside = ", ".join(each.name for each in left_behind(folder) if not each.name.startswith("."))
@@ -79,6 +85,11 @@ def resolve(path: Path, skipped: Callable[[str], object] = warn) -> Path:
         f"{path} holds no checkpoint: neither {MANIFEST} nor checkpoints/step-*"
         + (f"; what was set aside can be named: {aside} in {folder}" if aside else "")
     )
+
+
+def resolve(path: Path, skipped: Callable[[str], object] = warn) -> Path:
+    """As `open_newest`, for those who read the manifest later: one that is named is not read here."""
+    return path if (path / MANIFEST).exists() else open_newest(path, skipped)[0]
 
 
 def publish(temporary: Path, final: Path, manifest: dict) -> None:
