@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch.distributed as dist
+
 from ingot.launcher.config.finetune import FinetuneConfig
 from ingot.launcher.config.pretrain import TrainConfig
 from ingot.launcher.training.resume import Resumed
@@ -20,10 +22,10 @@ from ingot.parallel.mesh import Mesh
 
 @dataclass(frozen=True)
 class Branch:
-    """The branch that a run continues or begins. On ranks but the first, `lineage` and `notes` are empty.
+    """The branch that a run continues or begins. `lineage` and `notes` are those of rank 0, which writes them.
 
     Attributes:
-        is_new: whether intact checkpoints of another branch were left behind.
+        is_new: whether intact checkpoints of another branch were left behind; the same on all ranks.
         source: the checkpoint that the run was told to resume from, which stays; None with run.resume auto.
     """
 
@@ -65,9 +67,10 @@ def choose_branch(config: TrainConfig | FinetuneConfig, mesh: Mesh, resumed: Res
         return set_aside(folder, step, resumed.damaged, belongs)
 
     renamed = on_main_rank(mesh, leave) or []
-    abandoned = [path for path in renamed if ".abandoned-" in path.name]
+    is_new = [any(".abandoned-" in path.name for path in renamed)]
+    dist.broadcast_object_list(is_new)
     notes = [f"{path.name.partition('.')[0]} was set aside as {path.name}" for path in renamed]
     lineage = list(resumed.lineage)
-    if not lineage or abandoned or is_outside:
+    if not lineage or is_new[0] or is_outside:
         lineage = new_branch(lineage, step, source)
-    return Branch(lineage, notes, bool(abandoned), source)
+    return Branch(lineage, notes, is_new[0], source)

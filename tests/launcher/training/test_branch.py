@@ -9,7 +9,7 @@ import pytest
 from ingot.launcher import pretrain
 from ingot.launcher.runtime.exit_codes import BadInput
 from ingot.parallel import checkpoint
-from tests.launcher.runs import records, write_config
+from tests.launcher.runs import launch, records, write_config
 
 
 def train(config: Path, steps: int, *arguments: object) -> None:
@@ -135,3 +135,12 @@ def test_a_damaged_checkpoint_that_is_named_says_nothing_of_the_others(config):
     damage(checkpoints(config) / "step-00000004")
     with pytest.raises(BadInput, match=r"run\.resume names this one; name another one"):
         train(config, 8, "--run.resume", checkpoints(config) / "step-00000004")
+
+
+@pytest.mark.distributed
+def test_two_ranks_roll_back_together(config):
+    """They evaluate before the first step, which only the first rank can know from the folder."""
+    options = ["--run.steps", 3, "--run.save_every", 2, "--parallel.engine", "fsdp"]
+    launch("torchrun 2", "--config", config, *options, "--run.resume", checkpoints(config) / "step-00000002")
+    assert names(config) == ["2", "3", "4.abandoned-1", "6.abandoned-1"]
+    assert [record["step"] for record in records(config.parent / "runs/tiny", "eval")][-2:] == [2, 3]
