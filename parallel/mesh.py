@@ -30,6 +30,7 @@ class Mesh:
         data_shard: number of data ranks over which engine `fsdp` shards parameters, gradients and optimizer. The
             `num_data / data_shard` groups of them are replicas.
         device_mesh: the same mesh as torch's class, with dims data_replicate, data_shard, tensor.
+        control_group: all ranks over gloo, for what a thread exchanges beside the main thread. None: of one process.
     """
 
     rank: int
@@ -39,6 +40,7 @@ class Mesh:
     tensor: int = 1
     data_shard: int = 1
     device_mesh: DeviceMesh | None = None
+    control_group: dist.ProcessGroup | None = None
 
     @property
     def num_data(self) -> int:
@@ -171,13 +173,20 @@ def reshape(mesh: Mesh, tensor: int = 1, data_shard: int | None = None) -> Mesh:
     """The same processes as a mesh of other sizes, as in `sizes`. Each rank must call it: it makes process groups."""
     shape = sizes(mesh.world_size, tensor, data_shard)
     device_mesh = init_device_mesh(mesh.device.type, shape, mesh_dim_names=("data_replicate", "data_shard", "tensor"))
-    return replace(mesh, tensor=tensor, data_shard=shape[1], device_mesh=device_mesh)
+    control_group = mesh.control_group
+    if control_group is None and mesh.world_size > 1 and dist.get_backend() != "fake":
+        control_group = dist.new_group(backend="gloo")
+    return replace(mesh, tensor=tensor, data_shard=shape[1], device_mesh=device_mesh, control_group=control_group)
 
 
-def sum_over_ranks(values: list[int]) -> list[int]:
-    """Sums integers over all ranks modulo 2**64, on the CPU, by one collective. Each rank must call it."""
+def sum_over_ranks(values: list[int], group: dist.ProcessGroup | None = None) -> list[int]:
+    """Sums integers over all ranks modulo 2**64, on the CPU, by one collective. Each rank must call it.
+
+    Args:
+        group: of all ranks; None: the default group. Two threads need two groups.
+    """
     tensor = torch.tensor([_signed(v) for v in values], dtype=torch.int64)
-    dist.all_reduce(tensor)
+    dist.all_reduce(tensor, group=group)
     return [v % 2**64 for v in tensor.tolist()]
 
 

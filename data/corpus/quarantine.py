@@ -76,6 +76,11 @@ class Quarantine:
             found, self._found = self._found, []
         return found
 
+    def put_back(self, found: Iterable[Damage]) -> None:
+        """Has the next `take_found` give this damage again."""
+        with self._lock:
+            self._found = [*found, *self._found]
+
     def adopt(self, names: Iterable[tuple[str, int]]) -> None:
         """Add what other ranks or an earlier run have found."""
         with self._lock:

@@ -101,6 +101,7 @@ SYNONYMS = {
         ("save_steps", "save_interval", "checkpoint_every"): ("save_every",),
         ("eval_steps", "eval_interval"): ("eval_every",),
         ("logging_steps", "log_interval"): ("log_every",),
+        ("gc_freq", "gc_interval"): ("gc_every",),
         ("save_total_limit",): ("keep_checkpoints",),
         ("output_dir", "out_dir"): ("dir", "output"),
         ("gradient_clipping", "grad_clip", "clip_grad"): ("max_grad_norm",),

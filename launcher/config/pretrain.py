@@ -52,6 +52,8 @@ class Run:
     """Number of tokens to train on, instead of run.steps. The configuration of the run then holds run.steps."""
     log_every: PositiveCount = 10
     """Steps between two train lines in metrics.jsonl."""
+    gc_every: NonNegativeCount = 50
+    """Steps after which Python collects its garbage, on all ranks at once; 0 lets each rank do it at any time."""
     eval_every: NonNegativeCount = 100
     """Steps between two evaluations on data.validation; 0 evaluates only at the end."""
     eval_samples: NonNegativeCount = 0

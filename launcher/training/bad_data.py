@@ -10,7 +10,7 @@ import json
 import time
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch.distributed as dist
@@ -35,6 +35,24 @@ class Unreadable(Exception):
         self.code = code
 
 
+@dataclass(frozen=True)
+class Found:
+    """What a rank tells the others about its data.
+
+    Attributes:
+        damages: found by this rank since it told them last.
+        error: why it could not read a step.
+    """
+
+    damages: list[Damage]
+    error: Exception | None
+
+    @property
+    def counts(self) -> list[int]:
+        """Two integers to be summed over the ranks: new damages, and whether there was an error."""
+        return [len(self.damages), self.error is not None]
+
+
 class BadDataWatch:
     """The damaged data of a run.
 
@@ -50,20 +68,22 @@ class BadDataWatch:
         self.max_bad_fraction = max_bad_fraction
         self.names: set[tuple[str, int]] = set()  # the quarantine, the same on all ranks: (sha256 of a shard, bundle)
         self._window: deque[tuple[int, int]] = deque()  # (sequences, substitutes) of the latest steps
-        self._mine: list[Damage] = []  # found by this rank since the last agreement
 
     def start(self, names: Sequence[tuple[str, int]]) -> None:
         """Begins with the quarantine of a checkpoint."""
         self.names = {(str(sha256), int(bundle)) for sha256, bundle in names}
         self.quarantine.adopt(self.names)
 
-    def counts(self, error: Exception | None) -> list[int]:
-        """Two integers to be summed over the ranks: new damages on this rank, and whether it had an error."""
-        self._mine = self.quarantine.take_found()
-        return [len(self._mine), error is not None]
+    def found(self, error: Exception | None) -> Found:
+        """What this rank has to tell the others: the damages since the last call, and its error."""
+        return Found(self.quarantine.take_found(), error)
 
-    def agree(self, num_found: int, num_errors: int, error: Exception | None, step: int) -> bool:
-        """Exchanges the new damages between the ranks. Each rank must call it with the sums of `counts`.
+    def put_back(self, found: Found) -> None:
+        """Has the damages told again, because the others have not heard of them."""
+        self.quarantine.put_back(found.damages)
+
+    def agree(self, num_found: int, num_errors: int, found: Found, step: int) -> bool:
+        """Exchanges the new damages between the ranks. Each rank must call it with the sums of `Found.counts`.
 
         Returns:
             Whether the quarantine has grown. Then batches that were read ahead must be read again.
@@ -75,7 +95,7 @@ class BadDataWatch:
         if not num_found and not num_errors:
             return False
         by_rank: list = [None] * dist.get_world_size()
-        dist.all_gather_object(by_rank, ([asdict(damage) for damage in self._mine], _describe(error)))
+        dist.all_gather_object(by_rank, ([asdict(damage) for damage in found.damages], _describe(found.error)))
         for rank, (damages, _) in enumerate(by_rank):
             for damage in damages:
                 self._record(rank, step, damage)
@@ -87,8 +107,8 @@ class BadDataWatch:
             code, text, rank = max(problems)  # an error that damaged data explain comes before other errors
             if code:
                 raise Unreadable(text, code)
-            if error is not None:
-                raise error
+            if found.error is not None:
+                raise found.error
             raise RuntimeError(f"rank {rank} could not read its data: {text}")
         return len(self.names) > before
 
@@ -117,9 +137,9 @@ class BadDataWatch:
 
     def check(self, errors: Sequence[Exception | None], step: int) -> None:
         """Does the same for the readers of an evaluation, after it. Each rank must call it."""
-        error = next((e for e in errors if e is not None), None)
-        num_found, num_errors = sum_over_ranks(self.counts(error))
-        self.agree(num_found, num_errors, error, step)
+        found = self.found(next((error for error in errors if error is not None), None))
+        num_found, num_errors = sum_over_ranks(found.counts)
+        self.agree(num_found, num_errors, found, step)
 
     def _record(self, rank: int, step: int, damage: dict) -> None:
         if dist.get_rank():

@@ -69,8 +69,8 @@ class Training:
             )
             bad_data.start(self.progress.quarantine)
             self._train_step = TrainStep(self._job, self.progress, bad_data)
-            self._batches = self._train_step.batches(self.config.run.num_steps)
-            stack.callback(self._batches.close)
+            self._steps = self._train_step.steps(self.config.run.num_steps)
+            stack.callback(self._steps.close)
             self._stack = stack.pop_all()
 
     @property
@@ -85,9 +85,9 @@ class Training:
         Raises:
             StopIteration: the run has reached `run.steps`.
         """
-        batch = next(self._batches)
+        agreed = next(self._steps)
         self.model.train()
-        return self._train_step.update(batch, self._train_step.agree(batch))
+        return self._train_step.update(agreed).read()
 
     def evaluate(self) -> dict:
         """Evaluates on `data.validation`. Returns the scores: loss (nats per target), perplexity and others.

@@ -1,25 +1,28 @@
 """The training loop, for pretraining and fine-tuning. They differ only in the job.
 
-One iteration: take the next batch, do a step (train_step.py), report, and at intervals evaluate and save.
+One iteration: take the next batch (step_ahead.py), do a step (train_step.py), report, and at intervals evaluate and
+save.
 """
 
 import math
 import time
+from collections import deque
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 
 import torch
 
-from ingot.data.loader.reader import StepBatch
 from ingot.launcher.runtime import exit_codes
+from ingot.launcher.runtime.garbage_collection import GarbageCollection
+from ingot.launcher.runtime.stop_signals import StopSignals
 from ingot.launcher.training.bad_data import BadDataWatch, Unreadable
 from ingot.launcher.training.callbacks.callback import Callbacks
 from ingot.launcher.training.job import Job
 from ingot.launcher.training.progress import Progress
+from ingot.launcher.training.step_ahead import AgreedStep
 from ingot.launcher.training.step_timer import StepTimer, peak_memory
-from ingot.launcher.training.stop_signals import StopSignals
-from ingot.launcher.training.train_step import TrainStep
+from ingot.launcher.training.train_step import StepRecord, TrainStep
 from ingot.model.costs.flops import peak_flops
 from ingot.parallel import checkpoint
 
@@ -55,7 +58,9 @@ class Trainer:
         self.job, self.engine, self.progress = job, job.engine, progress
         self.callbacks, self.bad_data, self.metadata = callbacks, bad_data, metadata
         self.run_options, self.mesh = job.config.run, job.engine.mesh
-        self.train_step = TrainStep(job, progress, bad_data)
+        self.train_step = TrainStep(job, progress, bad_data, self._votes)
+        self.reads_late = self.mesh.device.type != "cpu"
+        self._unread: deque[tuple[StepRecord, dict | None]] = deque()  # results on the device, and figures to log
         dtype = torch.bfloat16 if job.config.parallel.precision == "bf16" else torch.float32
         self.peak_flops = (
             peak_flops(torch.cuda.get_device_name(self.mesh.device), dtype) if self.mesh.device.type == "cuda" else None
@@ -64,6 +69,7 @@ class Trainer:
         self._evaluate_first = evaluate_first
         self._saving: dict = {}  # of the checkpoint that is being written
         self._signals = StopSignals()
+        self._garbage = GarbageCollection(job.config.run.gc_every)
         self._saved_step = progress.step
         self._evaluated_step = -1
         self.scores: dict = {}  # of the last evaluation
@@ -75,7 +81,7 @@ class Trainer:
             BadInput: data are damaged and data.strict is true, or a checkpoint cannot be written.
         """
         try:
-            with self._signals:
+            with self._signals, self._garbage:
                 return self._run()
         except Unreadable as problem:  # between two steps, on all ranks
             self.save()
@@ -93,32 +99,34 @@ class Trainer:
         if self.job.evaluate and self._evaluate_first:
             self._evaluate()
         last = progress.step if self.callbacks.train_start(progress.step) else run.num_steps
-        for batch in self.train_step.batches(last):
-            data_seconds = timer.lap()
-            record, stop = self._step(batch)
-            timer.add(data_seconds, record["tokens"])
-            self.callbacks.step_end(progress.step)
-            if not math.isfinite(record["loss"]) or not math.isfinite(record["grad_norm"]):
-                self.callbacks.event(
-                    progress.step, "the loss or the gradient is not finite; this step is not saved", loss=record["loss"]
-                )
-                self._finish_saving()  # of an earlier step
-                return exit_codes.GIVE_UP
-            if progress.step % run.log_every == 0 or progress.step == run.num_steps or stop:
-                self._report(record, timer)
-            is_over = False
-            if self.job.evaluate and run.eval_every and progress.step % run.eval_every == 0:
-                is_over = self._evaluate()
-            if run.save_every and progress.step % run.save_every == 0:
-                self.save()
-            if stop:
-                self.save()
-                self._finish_saving()
-                self.callbacks.event(progress.step, "stopped on request; start again to continue")
-                return exit_codes.REQUEUE
-            if is_over:
-                break
-            timer.lap()  # an evaluation or a save does not count as time of a step
+        # Closed before anything else is agreed on: the ranks leave together the step that is being agreed on ahead.
+        with closing(self.train_step.steps(last)) as steps:
+            for agreed in steps:
+                data_seconds = timer.lap()
+                stop = self._advance_save(agreed)
+                record = self.train_step.update(agreed)
+                timer.add(data_seconds, record.num_tokens)
+                self.callbacks.step_end(progress.step)
+                self._garbage.step_end(progress.step)
+                is_last = stop or progress.step == run.num_steps
+                is_logged = progress.step % run.log_every == 0 or is_last
+                is_evaluated = bool(self.job.evaluate and run.eval_every) and progress.step % run.eval_every == 0
+                is_saved = bool(run.save_every) and progress.step % run.save_every == 0
+                self._unread.append((record, self._figures(timer) if is_logged else None))
+                if not self._report(all_of_them=is_last or is_evaluated or is_saved):
+                    self._finish_saving()  # of an earlier step
+                    return exit_codes.GIVE_UP
+                is_over = self._evaluate() if is_evaluated else False
+                if is_saved:
+                    self.save()
+                if stop:
+                    self.save()
+                    self._finish_saving()
+                    self.callbacks.event(progress.step, "stopped on request; start again to continue")
+                    return exit_codes.REQUEUE
+                if is_over:
+                    break
+                timer.lap()  # an evaluation or a save does not count as time of a step
         self.save()
         if self.job.evaluate and self._evaluated_step != progress.step:
             self._evaluate()
@@ -158,39 +166,57 @@ class Trainer:
             written = round(time.perf_counter() - self._saving.pop("start"), 3)
             self.callbacks.log("checkpoint", {**self._saving, "path": str(path), "written_seconds": written})
 
-    def _step(self, batch: StepBatch) -> tuple[dict, bool]:
-        """One optimizer step. Returns its record, and whether a rank was asked to stop."""
-        step = self.progress.step
-        agreed = self.train_step.agree(batch, [self._signals.requested, *self.saver.status()])
+    def _votes(self) -> list[int]:
+        """What this rank tells the others with each step: whether it was asked to stop, and how far its save is."""
+        return [self._signals.requested, *self.saver.status()]
+
+    def _advance_save(self, agreed: AgreedStep) -> bool:
+        """Goes on with a save whose phase all ranks have ended. Returns whether a rank was asked to stop."""
         stop, ended, failed = agreed.votes
         path, trouble = self.saver.advance(ended, failed)
         self._report_saved(path)
         if trouble:
-            self.callbacks.event(step, trouble)
-        return self.train_step.update(batch, agreed), bool(stop)
+            self.callbacks.event(self.progress.step, trouble)
+        return bool(stop) or (self.mesh.world_size == 1 and self._signals.requested)
 
-    def _report(self, record: dict, timer: StepTimer) -> None:
+    def _figures(self, timer: StepTimer) -> dict:
+        """What a record of the present step has beside the results that are still on the device."""
         step_seconds, data_seconds, tokens_per_second = timer.means()
         flops = tokens_per_second * self.job.flops_per_token / self.mesh.world_size
-        self.callbacks.log(
-            "train",
-            {
-                "step": record["step"],
-                "loss": record["loss"],
-                "grad_norm": record["grad_norm"],
-                "learning_rate": record["learning_rate"],
-                "tokens": self.progress.tokens,
-                "samples": self.progress.cursor,
-                "batch_fingerprint": record["batch_fingerprint"],
-                "substituted": self.progress.substituted,
-                "step_seconds": round(step_seconds, 6),
-                "data_seconds": round(data_seconds, 6),
-                "tokens_per_second": round(tokens_per_second, 1),
-                "tflops_per_device": round(flops / 1e12, 6),
-                "mfu": round(flops / self.peak_flops, 4) if self.peak_flops else None,
-                "peak_memory_bytes": peak_memory(self.mesh.device),
-            },
-        )
+        return {
+            "tokens": self.progress.tokens,
+            "samples": self.progress.cursor,
+            "substituted": self.progress.substituted,
+            "step_seconds": round(step_seconds, 6),
+            "data_seconds": round(data_seconds, 6),
+            "tokens_per_second": round(tokens_per_second, 1),
+            "tflops_per_device": round(flops / 1e12, 6),
+            "mfu": round(flops / self.peak_flops, 4) if self.peak_flops else None,
+            "peak_memory_bytes": peak_memory(self.mesh.device),
+        }
+
+    def _report(self, all_of_them: bool) -> bool:
+        """Reads the results of the steps so far and logs those that are due.
+
+        The last step is left for the next time unless `all_of_them`: a device has then begun the next step before the
+        host waits for the results of this one.
+
+        Returns:
+            False if a loss or a gradient is not finite. Nothing was saved since.
+        """
+        while len(self._unread) > (1 if self.reads_late and not all_of_them else 0):
+            record, figures = self._unread.popleft()
+            results = record.read()
+            if not math.isfinite(results["loss"]) or not math.isfinite(results["grad_norm"]):
+                self.callbacks.event(
+                    record.step, "the loss or the gradient is not finite; this step is not saved", loss=results["loss"]
+                )
+                return False
+            if figures is not None:
+                order = ("step", "loss", "grad_norm", "learning_rate", "tokens", "samples", "batch_fingerprint")
+                line = results | figures
+                self.callbacks.log("train", {key: line.pop(key) for key in order} | line)
+        return True
 
     def _evaluate(self) -> bool:
         """Evaluates, and logs the scores. Returns whether a callback asks the run to end."""

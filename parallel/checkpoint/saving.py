@@ -2,7 +2,7 @@
 
 A save has two phases on each rank: `writing` its own file, and, when all ranks have done so, `committing`, which is
 work of rank 0. The ranks agree on each change of phase between two steps, by numbers that the training loop adds to a
-sum over ranks that it computes in any case. So no background thread communicates with other ranks.
+sum over ranks that it computes in any case. So no thread of a save communicates with other ranks.
 """
 
 import contextlib
@@ -50,6 +50,7 @@ class Saver:
         self._mine: set = set()  # keys of the shards that this rank writes
         self._buffers: dict[tuple, torch.Tensor] = {}
         self._save: _Save | None = None
+        self._num_phases = 0
         self._leftovers_are_there = True
 
     @property
@@ -84,16 +85,18 @@ class Saver:
         temporary = self.folder / f".{step_name(step)}.{self._token}{PARTIAL}"
         slow = not any(shard.tensor.is_cuda for shard in mine)
         self._save = _Save(temporary, self.folder / step_name(step), copies, step, metadata, PAUSE if slow else 0.0)
-        self._save.run(self._write)
+        self._start(self._save, self._write)
         return seconds
 
     def status(self) -> list[int]:
-        """This rank's two numbers for the sum over ranks: whether its phase has ended, and whether it has failed."""
+        """This rank's two numbers for the sum over ranks: its phase if it has ended, else 0, and whether it failed."""
         save = self._save
-        return [0, 0] if save is None or save.thread.is_alive() else [1, save.error is not None]
+        return [0, 0] if save is None or save.thread.is_alive() else [save.number, save.error is not None]
 
     def advance(self, ended: int, failed: int) -> tuple[Path | None, str]:
         """Begins the next phase when all ranks have ended the present one. Each rank must call it.
+
+        Sums from before the present phase are ignored, so they may be some time on their way.
 
         Args:
             ended, failed: the sums of `status` over all ranks.
@@ -106,7 +109,7 @@ class Saver:
                 ones are unchanged.
         """
         save = self._save
-        if save is None or ended < dist.get_world_size():
+        if save is None or ended != dist.get_world_size() * save.number:
             return None, ""
         if failed:
             return None, self._try_again(save)
@@ -117,7 +120,7 @@ class Saver:
             dist.gather_object(save.file, files)
             save.phase, save.digests = "committing", dict(zip(names, sums, strict=True))
             save.files = {file_of(rank): file for rank, file in enumerate(files or []) if file}
-            save.run(self._commit)
+            self._start(save, self._commit)
             return None, ""
         self._save = None
         return save.final, ""
@@ -148,8 +151,14 @@ class Saver:
             raise CheckpointError(f"cannot write a checkpoint into {self.folder}: {reason}")
         dist.barrier()  # no rank writes before the files of the last attempt are removed
         save.phase = "writing"
-        save.run(self._write)
+        self._start(save, self._write)
         return f"the checkpoint of step {save.step} could not be written ({reason}); trying again"
+
+    def _start(self, save: "_Save", work: Callable[["_Save"], None]) -> None:
+        """Starts a phase. All ranks start the same ones, so they give it the same number."""
+        self._num_phases += 1
+        save.number = self._num_phases
+        save.run(work)
 
     def _copy(self, shard: TensorShard) -> TensorShard:
         """Copies a shard to host memory. Buffers are kept for the next save: it is then twice as fast."""
@@ -188,7 +197,7 @@ class _Save:
     ):
         self.temporary, self.final, self.copies = temporary, final, copies
         self.step, self.metadata = step, metadata
-        self.phase, self.attempts = "writing", 0
+        self.phase, self.number, self.attempts = "writing", 0, 0
         self.file: dict | None = None  # size and sha256 of this rank's file
         self.digests: dict[str, int] = {}  # of this rank's part, then of the whole
         self.files: dict[str, dict] = {}  # on rank 0, of all ranks

@@ -113,14 +113,14 @@ class Engine(ABC):
         """
 
     @abstractmethod
-    def step(self, learning_rate: float, number: int | None = None) -> float:
+    def step(self, learning_rate: float, number: int | None = None) -> torch.Tensor:
         """Clips the gradients, updates the parameters, and clears the gradients.
 
         Args:
             number: of the step, for groups of parameters with a later first step. None: all groups are updated.
 
         Returns:
-            The global gradient norm before clipping.
+            The global gradient norm before clipping, a scalar on the device. Reading it lets the host wait.
         """
 
     @abstractmethod

@@ -73,12 +73,12 @@ class TorchEngine(Engine):
             (loss_sum * (self.mesh.num_data / num_targets)).backward()
         return loss_sum.detach()
 
-    def step(self, learning_rate: float, number: int | None = None) -> float:
+    def step(self, learning_rate: float, number: int | None = None) -> torch.Tensor:
         norm = clip_gradients(self.module, self.local_parameters, self.mesh, self.max_grad_norm)
         set_learning_rate(self.optimizer, learning_rate, number)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        return float(norm)
+        return norm
 
     @torch.no_grad()
     def forward(self, batch: Batch) -> torch.Tensor:

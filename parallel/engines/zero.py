@@ -185,13 +185,13 @@ class ZeroEngine(Engine):
             self.engine.step()  # not at the boundary, so DeepSpeed only counts the micro-batch
         return loss_sum.detach()
 
-    def step(self, learning_rate: float, number: int | None = None) -> float:
+    def step(self, learning_rate: float, number: int | None = None) -> torch.Tensor:
         set_learning_rate(self.basic_optimizer, learning_rate, number)
         norm = None
         if self.stage == 0:
             norm = clip_gradients(self.module, self.local_parameters, self.mesh, self.max_grad_norm)
         self.engine.step()
-        return float(self.engine.get_global_grad_norm() if norm is None else norm)
+        return torch.as_tensor(self.engine.get_global_grad_norm() if norm is None else norm)
 
     @torch.no_grad()
     def forward(self, batch: Batch) -> torch.Tensor:

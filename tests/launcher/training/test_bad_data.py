@@ -103,8 +103,9 @@ def agree_about_one_rank(folder: str, kind: str) -> str:
             errors = {"strict": DamagedShard("bad bytes"), "none": NoReadableData("all gone"), "bug": KeyError("x")}
             error = errors[kind]
     try:
-        again = watch.agree(*meshes.sum_over_ranks(watch.counts(error)), error, 5)
-        again_next = watch.agree(*meshes.sum_over_ranks(watch.counts(None)), None, 6)
+        first, second = watch.found(error), watch.found(None)
+        again = watch.agree(*meshes.sum_over_ranks(first.counts), first, 5)
+        again_next = watch.agree(*meshes.sum_over_ranks(second.counts), second, 6)
         return f"{again} {again_next} {sorted(watch.names)} {watch.quarantine.find('ab', 3)[0]}"
     except Unreadable as problem:
         return f"{problem.code} {problem}"

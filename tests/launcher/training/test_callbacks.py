@@ -12,6 +12,7 @@ import pytest
 
 from ingot.launcher import pretrain
 from ingot.launcher.runtime import exit_codes
+from ingot.launcher.runtime.stop_signals import StopSignals
 from ingot.launcher.training import setup
 from ingot.launcher.training.callbacks.best_checkpoint import EarlyStopping
 from ingot.launcher.training.callbacks.callback import Callback, Callbacks
@@ -20,7 +21,6 @@ from ingot.launcher.training.callbacks.metrics_file import MetricsFile, read_rec
 from ingot.launcher.training.callbacks.registry import loggers
 from ingot.launcher.training.callbacks.tensorboard import TensorBoard
 from ingot.launcher.training.callbacks.terminal import Terminal
-from ingot.launcher.training.stop_signals import StopSignals
 from ingot.parallel import checkpoint
 from tests.full_disk import full_disk
 from tests.launcher.runs import write_config
