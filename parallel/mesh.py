@@ -9,6 +9,7 @@ import datetime
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from types import MappingProxyType
 
 import torch
@@ -54,12 +55,12 @@ class Mesh:
     def tensor_rank(self) -> int:
         return self.rank % self.tensor
 
-    @property
+    @cached_property  # torch takes milliseconds to look it up
     def data_group(self) -> dist.ProcessGroup:
         """The ranks that hold the same part of each layer and read different data."""
         return flattened(self.torch_mesh["data_replicate", "data_shard"], "data").get_group()
 
-    @property
+    @cached_property
     def tensor_group(self) -> dist.ProcessGroup:
         """The ranks that read the same data and hold different parts of each layer."""
         return self.torch_mesh["tensor"].get_group()
