@@ -1,11 +1,14 @@
 """What the loop costs: a step of Ingot, compared with forward, backward, clipping and optimizer step in a plain script.
 
-python benchmarks/overhead.py             # one process, and two: ZeRO-1 and FSDP2, compared with
-                                          # DistributedDataParallel and DeepSpeed in plain scripts
+python benchmarks/overhead.py             # one process, and two: replicas, ZeRO-1 and FSDP2, compared with
+                                          # DistributedDataParallel, DeepSpeed and FSDP2 in plain scripts
 
-Each side is a process group of its own, started by torchrun, on the same sequences: Ingot reads them from a corpus,
-the others have them in memory. Whole runs of the sides take turns. The figure of a run is the median of its steps after
-the first ones, and the figure of a side is the median of its runs.
+The last column compares a side with the plain script that computes the same. bf16 where the processor has instructions
+for it, else fp32: there products in bf16 are so slow that they would hide what the loop costs.
+
+Each side is a process group of its own, started by torchrun, on the same sequences: Ingot reads them from a corpus, the
+others have them in memory. Whole runs of the sides take turns. The figure of a run is the median of its steps after the
+first ones, and the figure of a side is the median of its runs.
 """
 
 import argparse
@@ -24,9 +27,17 @@ import _clone  # noqa: F401
 
 WARM = 4
 SIDES = {
-    1: ["bare", "ingot fsdp", "ingot zero-1"],
-    2: ["bare DistributedDataParallel", "bare DeepSpeed ZeRO-1", "ingot replicas", "ingot fsdp", "ingot zero-1"],
+    1: {"bare": "bare", "ingot fsdp": "bare", "ingot zero-1": "bare"},
+    2: {
+        "bare DistributedDataParallel": "bare DistributedDataParallel",
+        "bare DeepSpeed ZeRO-1": "bare DistributedDataParallel",
+        "bare FSDP2": "bare DistributedDataParallel",
+        "ingot replicas": "bare DistributedDataParallel",
+        "ingot zero-1": "bare DeepSpeed ZeRO-1",
+        "ingot fsdp": "bare FSDP2",
+    },
 }
+"""By number of ranks: the sides, and what each is compared with."""
 
 
 def config_of(arguments: argparse.Namespace, side: str, folder: Path):
@@ -57,7 +68,7 @@ def config_of(arguments: argparse.Namespace, side: str, folder: Path):
         parallel=Parallel(
             engine="zero" if "zero" in side else "fsdp",
             data_shard=1 if "replicas" in side else None,
-            precision="bf16",  # as the bare loops, on any machine
+            precision=arguments.precision,
         ),
     )
 
@@ -101,10 +112,13 @@ def run_bare(arguments: argparse.Namespace, side: str, folder: Path) -> list[flo
     module.train()
     groups = parameter_groups(module, 0.1, matrices(module))
     optimizer = adamw(groups, learning_rate=6e-4, betas=(0.9, 0.95), eps=1e-8)
+    low = arguments.precision == "bf16"
     if "DeepSpeed" in side:
         train_step = deepspeed_step(module, optimizer, config, mesh, targets)
+    elif "FSDP2" in side:
+        train_step = fsdp_step(module, config, low, targets)
     else:
-        compute = Bf16Compute(module)
+        compute = Bf16Compute(module) if low else module
         wrapped = DistributedDataParallel(compute, gradient_as_bucket_view=True) if mesh.num_data > 1 else compute
 
         def train_step(micro_batches: list) -> None:
@@ -134,7 +148,7 @@ def deepspeed_step(module, optimizer, config, mesh, targets: float):
         "train_batch_size": config.batch.global_size,
         "train_micro_batch_size_per_gpu": config.batch.micro_size,
         "gradient_accumulation_steps": count,
-        "bf16": {"enabled": True},
+        "bf16": {"enabled": config.parallel.precision == "bf16"},
         "zero_optimization": {"stage": 1},
         "gradient_clipping": 1.0,
     }
@@ -144,6 +158,28 @@ def deepspeed_step(module, optimizer, config, mesh, targets: float):
         for micro in micro_batches:
             engine.backward(engine(**micro) * (count / targets))
             engine.step()
+
+    return train_step
+
+
+def fsdp_step(module, config, low: bool, targets: float):
+    import torch
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
+    from ingot.parallel.optimizer import adamw, matrices, parameter_groups
+
+    decaying = matrices(module)
+    policy = MixedPrecisionPolicy(torch.bfloat16 if low else torch.float32, reduce_dtype=torch.float32)
+    for part in (*module.blocks, module):
+        fully_shard(part, mp_policy=policy)
+    optimizer = adamw(parameter_groups(module, 0.1, decaying), learning_rate=6e-4, betas=(0.9, 0.95), eps=1e-8)
+
+    def train_step(micro_batches: list) -> None:
+        for micro in micro_batches:
+            (module(**micro) / targets).backward()
+        torch.nn.utils.clip_grad_norm_(module.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
 
     return train_step
 
@@ -172,9 +208,14 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=256)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--ranks", type=int, nargs="*", default=[1, 2])
+    parser.add_argument("--precision", choices=["bf16", "fp32"])
     parser.add_argument("--side", help="for the processes that this command starts")
     parser.add_argument("--folder", type=Path)
     arguments = parser.parse_args()
+    if arguments.precision is None:
+        from ingot.parallel.torch_compat import cpu_has_bf16_instructions
+
+        arguments.precision = "bf16" if cpu_has_bf16_instructions() else "fp32"
     if arguments.side:
         work = run_ingot if arguments.side.startswith("ingot") else run_bare
         seconds = work(arguments, arguments.side, arguments.folder)
@@ -193,19 +234,21 @@ def compare(arguments: argparse.Namespace, ranks: int, folder: Path) -> None:
         for side, medians in found.items():
             line = [str(Path(sys.executable).parent / "torchrun"), "--standalone", "--nproc_per_node", str(ranks)]
             line = [*line, __file__, "--side", side, "--folder", str(folder), "--steps", str(arguments.steps)]
-            for name in ("width", "length", "batch"):
+            for name in ("width", "length", "batch", "precision"):
                 line += [f"--{name}", str(getattr(arguments, name))]
             shutil.rmtree(folder / side.replace(" ", "-"), ignore_errors=True)
             subprocess.run(line, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
             medians.append(statistics.median(json.loads((folder / "seconds.json").read_text())))
-    first = statistics.median(found[SIDES[ranks][0]])
+    middles = {side: statistics.median(medians) for side, medians in found.items()}
+    first = next(iter(middles.values()))
     print(
-        f"{ranks} process(es), seconds a step: median of {arguments.repeats} runs, their range, relative to the first"
+        f"{ranks} process(es), {arguments.precision}, seconds a step: median of {arguments.repeats} runs, their range, "
+        f"relative to the first, relative to its plain script"
     )
     for side, medians in found.items():
-        middle = statistics.median(medians)
         span = f"{min(medians):.4f} to {max(medians):.4f}"
-        print(f"  {side:30}{middle:9.4f}  {span:20}{middle / first:7.3f}", flush=True)
+        plain = middles[side] / middles[SIDES[ranks][side]]
+        print(f"  {side:30}{middles[side]:9.4f}  {span:20}{middles[side] / first:7.3f}{plain:7.3f}", flush=True)
 
 
 if __name__ == "__main__":
