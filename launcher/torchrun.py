@@ -16,6 +16,7 @@ if not __package__:  # run as a file
     import _clone  # noqa: F401
 
 from ingot.launcher.runtime.exit_codes import DONE, REQUEUE, exit_process
+from ingot.parallel.open_files import raise_file_limit
 
 
 def main(argv: list[str]) -> int:
@@ -28,6 +29,7 @@ def main(argv: list[str]) -> int:
     from torch.distributed.run import main as torchrun
 
     signal.signal(signal.SIGUSR1, _pass_on)
+    raise_file_limit(0, "torchrun")  # it holds the rendezvous, with a connection from each rank
     try:
         torchrun(argv)
     except ChildFailedError as failures:

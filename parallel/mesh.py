@@ -18,6 +18,14 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from ingot.parallel.mesh_sizes import sizes
 from ingot.parallel.num_threads import num_threads
+from ingot.parallel.open_files import (
+    FILES_OF_PROCESS,
+    LAZY,
+    NUM_GROUPS_OF_ALL,
+    lazy_connections,
+    num_connections,
+    raise_file_limit,
+)
 from ingot.parallel.rendezvous import connect
 from ingot.parallel.torch_compat import fake_store, flattened
 
@@ -143,6 +151,8 @@ def start(
 
     timeout = datetime.timedelta(seconds=timeout_seconds)
     if world_size > 1:
+        _set(LAZY, "1")
+        _raise_file_limit(rank, world_size, tensor)
         connect(backend, rank, world_size, rendezvous_seconds, timeout, common)
     else:
         # One process needs no rendezvous, but DeepSpeed reads these variables.
@@ -153,11 +163,25 @@ def start(
             "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": "0",
         }.items():
-            if name not in os.environ:
-                os.environ[name] = value
-                _SET.add(name)
+            _set(name, value)
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
     return reshape(Mesh(rank, world_size, local_rank, target), tensor, data_shard)
+
+
+def _set(name: str, value: str) -> None:
+    """Sets a variable of the environment until `stop`, if nobody has set it."""
+    if name not in os.environ:
+        os.environ[name] = value
+        _SET.add(name)
+
+
+def _raise_file_limit(rank: int, world_size: int, tensor: int) -> None:
+    """Lets this process open a connection to each rank that it will talk to; see `raise_file_limit`."""
+    data = world_size // tensor
+    groups = [world_size] * NUM_GROUPS_OF_ALL + [data, data, data, tensor]  # data: replicas, shards, and both
+    holds_store = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+    connections = num_connections(rank, groups, holds_store=holds_store, lazy=lazy_connections())
+    raise_file_limit(FILES_OF_PROCESS + connections, f"rank {rank} of a run with {world_size:,} ranks")
 
 
 def fake_mesh(world_size: int, tensor: int = 1, data_shard: int | None = None) -> Mesh:

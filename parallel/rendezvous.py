@@ -93,6 +93,7 @@ def connect(
         dist.init_process_group(
             backend, store=dist.PrefixStore("group", store), rank=rank, world_size=world_size, timeout=left
         )
+        dist.all_reduce(torch.zeros(1))  # gloo connects neighbours when they first need it
 
     try:
         _within(left.total_seconds() + CLOSING_SECONDS, join)
@@ -214,13 +215,26 @@ def _register(store: dist.Store, rank: int, world_size: int, address: str) -> No
 
 
 def _who_is_missing(store: dist.Store, rank: int, world_size: int, address: str, seconds: float) -> str:
-    missing = [str(other) for other in range(world_size) if not store.check([f"rank-{other}"])]
-    names = ", ".join(missing[:MOST_NAMED]) + (", ..." if len(missing) > MOST_NAMED else "")
+    missing = _first_missing(store, 0, world_size, MOST_NAMED)
+    count = max(len(missing), world_size - store.add("registered", 0))
+    names = ", ".join(map(str, missing)) + (", ..." if count > MOST_NAMED else "")
     return (
         f"rank {rank} waited {seconds:g} seconds (parallel.rendezvous_seconds) at {address} for {world_size} ranks, "
-        f"and {len(missing)} are missing: {names}. Has the launcher of each machine been started, with the same "
+        f"and {count} are missing: {names}. Has the launcher of each machine been started, with the same "
         f"--master_addr, --master_port and number of machines? Has one of them ended with a message of its own?"
     )
+
+
+def _first_missing(store: dist.Store, first: int, end: int, most: int) -> list[int]:
+    """The first `most` of the ranks `first` to `end - 1` that have not registered, by halves: few questions to a store
+    that all ranks ask at the same time."""
+    if most <= 0 or store.check([f"rank-{rank}" for rank in range(first, end)]):
+        return []
+    if end - first == 1:
+        return [first]
+    middle = (first + end) // 2
+    found = _first_missing(store, first, middle, most)
+    return found + _first_missing(store, middle, end, most - len(found))
 
 
 def _first_line(error: Exception) -> str:

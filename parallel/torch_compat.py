@@ -33,6 +33,11 @@ PRIVATE = (
         ("timeout",),
     ),
     PrivateInterface(
+        "torch.distributed.distributed_c10d",
+        "_get_default_store",
+        "the store of the default process group, for what the ranks tell each other before and beside collectives",
+    ),
+    PrivateInterface(
         "torch.testing._internal.distributed.fake_pg",
         "FakeStore",
         "a dry run builds a layout of many ranks in one process; torch's own tests and torchtitan do it so",
@@ -87,6 +92,11 @@ def flattened(device_mesh: DeviceMesh, name: str) -> DeviceMesh:
 def set_collective_timeout(timeout: datetime.timedelta) -> None:
     """How long a collective of the default process group may take, from now on."""
     dist.distributed_c10d._set_pg_timeout(timeout)
+
+
+def default_store() -> dist.Store:
+    """The store of the default process group."""
+    return dist.distributed_c10d._get_default_store()
 
 
 def fake_store() -> dist.Store:

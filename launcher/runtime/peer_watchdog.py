@@ -1,11 +1,15 @@
-"""Each rank keeps a connection to rank 0, so that all ranks learn at once which rank has died.
+"""Ranks keep connections to each other, as a tree, so that all learn at once which rank has died.
 
 When a process is gone, a collective over gloo fails and does not name it, and one over NCCL waits until its timeout.
-But the kernel closes the connections of a process that ends in any way. Rank 0 then tells the other ranks. A rank that
-fails with an exception tells them why. A machine that vanishes closes nothing: TCP's keep-alive probes notice that
-after about a minute.
+But the kernel closes the connections of a process that ends in any way. The ranks next to it in the tree then tell
+their other neighbours, and so on. A rank that fails with an exception tells them why. A machine that vanishes closes
+nothing: TCP's keep-alive probes notice that after about a minute.
+
+Rank r is below rank (r - 1) // 32, so that no rank holds more than 33 connections, and 1,024 ranks are two below rank 0
+at most.
 """
 
+import datetime
 import json
 import os
 import re
@@ -18,10 +22,14 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 
 from ingot.launcher.runtime.exit_codes import BAD_INPUT, REQUEUE, BadInput, exit_process
+from ingot.parallel.open_files import CHILDREN
 
 GRACE_SECONDS = 5.0  # the main thread has so long to end the process
-REPORT_SECONDS = 2.0  # an error of a collective waits so long for the report of which rank was lost
-CALL_SECONDS = 5.0
+REPORT_SECONDS = 2.0  # an error waits so long for the report of which rank was lost
+CLOSED_SECONDS = 10.0  # the same for an error that says that a connection was closed
+CALL_SECONDS = 10.0
+MEET_SECONDS = 60.0  # a rank waits so long until the one above it listens
+CLOSED = "onnection (closed|reset) by peer"
 KEEP_ALIVE = {"TCP_KEEPIDLE": 20, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 4}
 
 
@@ -64,7 +72,7 @@ class PeerWatchdog:
         self._reported = threading.Event()  # that a rank is lost
         self._leaving = self._watching = False
         self._lock = threading.Lock()
-        self._token = ""
+        self._token = secrets.token_hex(16)
         self._ranks: dict[socket.socket, int | None] = {}  # of each connection; None until the peer has named its rank
         self._buffers: dict[socket.socket, bytes] = {}
         self._selector = selectors.DefaultSelector()
@@ -72,30 +80,41 @@ class PeerWatchdog:
     def __enter__(self) -> "PeerWatchdog":
         return self
 
-    def connect(self, rank: int, world_size: int) -> None:
-        """Connects the ranks of the default process group to rank 0. A collective: each rank must call it."""
+    def connect(self, rank: int, world_size: int, children: int = CHILDREN) -> None:
+        """Connects the ranks of the default process group. Each rank must call it.
+
+        Args:
+            children: how many ranks are directly below a rank.
+        """
         self.rank = rank
         if world_size == 1:
             return
-        import torch
-        from torch.distributed import broadcast_object_list
+        from torch.distributed import PrefixStore
 
-        listener = _listener() if rank == 0 else None
-        address = [(_own_names(), listener.getsockname()[1], secrets.token_hex(16)) if listener else ([], 0, "")]
-        broadcast_object_list(address, src=0, device=torch.device("cpu"))
-        names, port, self._token = address[0]
-        if listener:
+        from ingot.parallel.torch_compat import default_store
+
+        store = PrefixStore("watchdog", default_store())
+        if rank * children + 1 < world_size:
+            listener = _listener()
             self._selector.register(listener, selectors.EVENT_READ, self._accept)
-        elif not self._call(names, port):
-            print(
-                f"rank {rank} cannot reach rank 0 at port {port} of {names}: if a rank dies, this rank will not learn "
-                f"which one",
-                file=sys.stderr,
-                flush=True,
-            )
-            return
+            store.set(str(rank), json.dumps([_own_names(), listener.getsockname()[1], self._token]))
         self._watching = True
         threading.Thread(target=self._watch, daemon=True).start()
+        if rank == 0:
+            return
+        for above in ranks_above(rank, children):  # those further up if the first cannot be reached
+            try:
+                store.wait([str(above)], datetime.timedelta(seconds=MEET_SECONDS))
+                if self._call(above, *json.loads(store.get(str(above)))):
+                    return
+            except RuntimeError:  # of the store: that rank does not listen
+                continue
+        print(
+            f"rank {rank} cannot reach rank {above}, nor others above it: if a rank dies, this rank and those that "
+            f"depend on it may not learn which one",
+            file=sys.stderr,
+            flush=True,
+        )
 
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         self._leaving = error is None or self.lost is None
@@ -104,9 +123,11 @@ class PeerWatchdog:
             return
         if isinstance(error, RuntimeError | OSError):  # torch's errors of communication are RuntimeErrors
             # Also without open connections: the watching thread closes one before it reports whose it was.
-            self._reported.wait(REPORT_SECONDS if self._watching else 0)
-            if self.lost is None and re.search("onnection (closed|reset) by peer", str(error)):
+            is_closed = re.search(CLOSED, str(error))
+            self._reported.wait((CLOSED_SECONDS if is_closed else REPORT_SECONDS) if self._watching else 0)
+            if self.lost is None and is_closed:
                 self.lost = LostRank(None)
+                self._send(asdict(self.lost))  # the others must not take this rank for the lost one
         if self.lost:
             print(self.lost.message_for(self.rank), file=sys.stderr, flush=True)
             self._leaving = False  # if the exit takes too long, the watching thread ends the process
@@ -131,13 +152,14 @@ class PeerWatchdog:
             connection, _ = listener.accept()
             self._add(connection, None)
 
-    def _call(self, names: list[str], port: int) -> bool:
+    def _call(self, rank: int, names: list[str], port: int, token: str) -> bool:
+        """Connects to the rank that listens there, if it does."""
         for name in names:
             try:
                 connection = socket.create_connection((name, port), timeout=CALL_SECONDS)
-                connection.sendall(_packed({"token": self._token, "rank": self.rank}))
-                if connection.recv(1) == b"\n":  # rank 0 answers with an empty line
-                    self._add(connection, 0)
+                connection.sendall(_packed({"token": token, "rank": self.rank}))
+                if connection.recv(1) == b"\n":  # it answers with an empty line
+                    self._add(connection, rank)
                     return True
             except OSError:
                 continue
@@ -197,8 +219,7 @@ class PeerWatchdog:
     def _lose(self, lost: LostRank) -> None:
         if self.lost is None:
             self.lost = lost
-            if self.rank == 0:
-                self._send(asdict(lost))
+            self._send(asdict(lost))
 
     def _send(self, message: dict) -> None:
         with self._lock:
@@ -206,6 +227,15 @@ class PeerWatchdog:
         for connection in connections:
             with suppress(OSError):
                 connection.sendall(_packed(message))
+
+
+def ranks_above(rank: int, children: int = CHILDREN) -> list[int]:
+    """The ranks above a rank in the tree, up to rank 0, the next one first."""
+    above = []
+    while rank:
+        rank = (rank - 1) // children
+        above.append(rank)
+    return above
 
 
 def _packed(message: dict) -> bytes:
@@ -221,7 +251,8 @@ def _listener() -> socket.socket:
 def _own_names() -> list[str]:
     """Names under which other machines may reach this one, the best first.
 
-    They are the address of its interface towards MASTER_ADDR, MASTER_ADDR itself, and its host name.
+    They are the address of its interface towards MASTER_ADDR, MASTER_ADDR itself (right for ranks on rank 0's machine),
+    and its host name.
     """
     names = [os.environ["MASTER_ADDR"], socket.gethostname()]
     with suppress(OSError):

@@ -10,11 +10,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
-import torch.distributed as dist
 from torch import nn
 
 from ingot.parallel.checkpoint.digest import digest
-from ingot.parallel.checkpoint.owners import agree_on_owners
+from ingot.parallel.checkpoint.owners import agree_on_owners, union
 from ingot.parallel.mesh import Mesh, sum_over_ranks
 from ingot.parallel.tensor_shards import TensorShard, TensorSlice, parameter_of, to_global, whole_shard
 
@@ -92,9 +91,8 @@ class Engine(ABC):
         shards = [shard for shard in self.shards() if shard.name.startswith("model/")]
         if not only_trainable:
             shards += self._global(self.frozen_shards())
-        shapes: list = [None] * dist.get_world_size()  # a ZeRO rank may hold nothing of some parameters
-        dist.all_gather_object(shapes, {shard.name: shard.global_shape for shard in shards})
-        return sum(math.prod(shape) for shape in {n: s for part in shapes for n, s in part.items()}.values())
+        shapes = union({shard.name: shard.global_shape for shard in shards})  # a ZeRO rank may hold nothing of some
+        return sum(math.prod(shape) for shape in shapes.values())
 
     def _global(self, shards: list[TensorShard]) -> list[TensorShard]:
         return to_global(shards, self.local_parameters.slices)

@@ -1,0 +1,88 @@
+"""How many files and connections a rank has open, and the limit of its process, which is raised to what it needs.
+
+A process may often open 1,024 files only, and in a run of many ranks some of them hold a connection to each rank.
+"""
+
+import os
+import resource
+from collections.abc import Sequence
+
+LAZY = "TORCH_GLOO_LAZY_INIT"
+"""With this variable at 1, gloo connects two ranks when they first have something to send each other (torch 2.8 and
+later). Without it, each group of n ranks has n x (n - 1) / 2 connections from the start."""
+
+NUM_GROUPS_OF_ALL = 3
+"""Groups of all ranks in a run: the default one, and those that DeepSpeed makes."""
+
+FILES_OF_PROCESS = 256
+"""What a rank opens beside its connections: libraries, shards that threads read ahead, logs, checkpoints."""
+
+CHILDREN = 32
+"""Of a rank in the tree in which the ranks watch each other."""
+
+
+def num_connections(
+    rank: int, group_sizes: Sequence[int], *, holds_store: bool, lazy: bool = True, children: int = CHILDREN
+) -> int:
+    """The number of sockets of a rank that has taken part in a sum, a barrier, a broadcast and a gather over all ranks.
+
+    They belong to the rendezvous's store (its holder has one from each rank, one to itself, and listens), to gloo (in
+    each group one that listens, and those of `_peers`), and to the tree in which ranks watch each other.
+
+    Args:
+        group_sizes: the number of ranks in each process group of this rank, the group of all ranks first. In the others
+            it is taken for the first rank.
+        holds_store: whether this process holds the store; under torchrun its agent does.
+        lazy: whether gloo connects ranks when they first need it.
+    """
+    world_size = group_sizes[0]
+    of_store = world_size + 2 if holds_store else 1
+    of_groups = len(group_sizes)
+    for number, size in enumerate(group_sizes):
+        gathers = lazy and number > 0  # nothing is gathered in the other groups
+        of_groups += size - 1 if not lazy else len(_peers(0 if gathers else rank, size, hub=not gathers))
+    below = max(0, min(children, world_size - 1 - rank * children))
+    of_watchdog = below + (below > 0) + (rank > 0)
+    return of_store + of_groups + of_watchdog
+
+
+def _peers(rank: int, size: int, hub: bool) -> set[int]:
+    """With whom a rank talks in a group: those at a distance of a power of 2 (a ring, a barrier and a broadcast need no
+    others), and, with `hub`, all with rank 0, which gathers from each."""
+    if hub and rank == 0:
+        return set(range(1, size))
+    distances = [2**k for k in range((size - 1).bit_length())]
+    peers = {(rank + sign * distance) % size for distance in distances for sign in (1, -1)}
+    return (peers | ({0} if hub else set())) - {rank}
+
+
+def raise_file_limit(needed: int, purpose: str) -> None:
+    """Lets this process open as many files as the system allows it.
+
+    Args:
+        needed: the number that it will have open.
+        purpose: of these files, for the message.
+
+    Raises:
+        ValueError: the system does not allow so many. The message has the numbers and the remedy.
+    """
+    limit, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if most != resource.RLIM_INFINITY and most < needed:
+        raise ValueError(
+            f"{purpose} needs up to {needed:,} open files in one process, and this system allows {most:,} (ulimit -H "
+            f"-n). Let the administrator raise it: nofile in /etc/security/limits.conf, LimitNOFILE of the service, or "
+            f"--ulimit nofile=65536 of a container"
+        )
+    if limit == resource.RLIM_INFINITY or (most != resource.RLIM_INFINITY and limit >= most):
+        return
+    for wanted in (most, max(limit, needed)):  # some systems refuse what they call the most
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))
+            return
+        except (ValueError, OSError):
+            continue
+
+
+def lazy_connections() -> bool:
+    """Whether gloo connects two ranks when they first need it, as the environment says."""
+    return os.environ.get(LAZY, "0").upper() in ("1", "Y", "TRUE", "ON", "YES")
