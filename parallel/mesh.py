@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from types import MappingProxyType
+from typing import Literal
 
 import torch
 import torch.distributed as dist
@@ -27,7 +28,7 @@ from ingot.parallel.open_files import (
     raise_file_limit,
 )
 from ingot.parallel.rendezvous import connect
-from ingot.parallel.torch_compat import fake_store, flattened
+from ingot.parallel.torch_compat import fake_store, flattened, set_collective_timeout
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,7 @@ class Mesh:
         tensor: number of ranks over which each layer is split.
         data_shard: number of data ranks over which engine `fsdp` shards parameters, gradients and optimizer. The
             `num_data / data_shard` groups of them are replicas.
+        timeout_seconds, init_timeout_seconds: as in `start`.
         device_mesh: the same mesh as torch's class, with dims data_replicate, data_shard, tensor.
         control_group: all ranks over gloo, for what a thread exchanges beside the main thread. None: of one process.
     """
@@ -50,6 +52,8 @@ class Mesh:
     data_shard: int = 1
     device_mesh: DeviceMesh | None = None
     control_group: dist.ProcessGroup | None = None
+    timeout_seconds: int = 600
+    init_timeout_seconds: int = 3600
 
     @property
     def num_data(self) -> int:
@@ -83,6 +87,19 @@ class Mesh:
     def is_main(self) -> bool:
         return self.rank == 0
 
+    def set_timeouts(self, kind: Literal["long", "short"]) -> None:
+        """Sets how long a collective may take, in all process groups that there are now. (It is none itself.)
+
+        Args:
+            kind: `short` is `timeout_seconds`, for steps. `long` is `init_timeout_seconds` if that is more, for where a
+                rank may rightly wait for another: while a model is built, loaded and compiled, after evaluations and
+                saves.
+        """
+        seconds = self.timeout_seconds
+        if kind == "long":
+            seconds = max(seconds, self.init_timeout_seconds)
+        set_collective_timeout(datetime.timedelta(seconds=seconds))
+
     def describe(self, most: int = 16) -> str:
         """The sizes of the axes, and a table with the coordinates of the first `most` ranks."""
         lines = [
@@ -106,11 +123,12 @@ _SET: set[str] = set()
 
 def start(
     device: str = "auto",
-    timeout_seconds: int = 1800,
+    timeout_seconds: int = 600,
     tensor: int = 1,
     data_shard: int | None = None,
     rendezvous_seconds: int = 300,
     common: Mapping[str, str] = MappingProxyType({}),
+    init_timeout_seconds: int = 3600,
 ) -> Mesh:
     """Joins the process group that the environment describes (variables that `deepspeed` and `torchrun` set).
 
@@ -118,10 +136,11 @@ def start(
 
     Args:
         device: `auto` (CUDA if there is one, else the CPU), `cuda` or `cpu`.
-        timeout_seconds: how long a collective may take before it fails.
+        timeout_seconds: how long a collective may take before it fails, after `Mesh.set_timeouts("short")`.
         tensor, data_shard: as in `sizes`.
         rendezvous_seconds: how long the rendezvous of all ranks may take.
         common: what all ranks must have in common, by name.
+        init_timeout_seconds: how long a collective may take until then.
 
     Raises:
         ValueError: there is no CUDA device and `device` is cuda, a machine has more ranks than devices, the rendezvous
@@ -149,7 +168,7 @@ def start(
             torch.set_num_threads(threads)
         target, backend = torch.device("cpu"), "gloo"
 
-    timeout = datetime.timedelta(seconds=timeout_seconds)
+    timeout = datetime.timedelta(seconds=max(timeout_seconds, init_timeout_seconds))
     if world_size > 1:
         _set(LAZY, "1")
         _raise_file_limit(rank, world_size, tensor)
@@ -165,7 +184,15 @@ def start(
         }.items():
             _set(name, value)
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
-    return reshape(Mesh(rank, world_size, local_rank, target), tensor, data_shard)
+    mesh = Mesh(
+        rank,
+        world_size,
+        local_rank,
+        target,
+        timeout_seconds=timeout_seconds,
+        init_timeout_seconds=init_timeout_seconds,
+    )
+    return reshape(mesh, tensor, data_shard)
 
 
 def _set(name: str, value: str) -> None:
@@ -201,7 +228,9 @@ def reshape(mesh: Mesh, tensor: int = 1, data_shard: int | None = None) -> Mesh:
     control_group = mesh.control_group
     if control_group is None and mesh.world_size > 1 and dist.get_backend() != "fake":
         control_group = dist.new_group(backend="gloo")
-    return replace(mesh, tensor=tensor, data_shard=shape[1], device_mesh=device_mesh, control_group=control_group)
+    mesh = replace(mesh, tensor=tensor, data_shard=shape[1], device_mesh=device_mesh, control_group=control_group)
+    mesh.set_timeouts("long")  # of the groups of its axes
+    return mesh
 
 
 def sum_over_ranks(values: list[int], group: dist.ProcessGroup | None = None) -> list[int]:

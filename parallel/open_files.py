@@ -12,7 +12,7 @@ LAZY = "TORCH_GLOO_LAZY_INIT"
 later). Without it, each group of n ranks has n x (n - 1) / 2 connections from the start."""
 
 NUM_GROUPS_OF_ALL = 3
-"""Groups of all ranks in a run: the default one, and those that DeepSpeed makes."""
+"""Groups of all ranks in a run: the default one, and room for those that libraries make (DeepSpeed takes ours)."""
 
 FILES_OF_PROCESS = 256
 """What a rank opens beside its connections: libraries, shards that threads read ahead, logs, checkpoints."""

@@ -29,8 +29,13 @@ PRIVATE = (
     PrivateInterface(
         "torch.distributed.distributed_c10d",
         "_set_pg_timeout",
-        "another timeout for collectives than for the rendezvous before them; there is no public function",
-        ("timeout",),
+        "another timeout for collectives than at their group's creation; there is no public function",
+        ("timeout", "group"),
+    ),
+    PrivateInterface(
+        "torch.distributed.distributed_c10d",
+        "_world.pg_map",
+        "all process groups of this process, those of DeepSpeed and of meshes included, to set their timeouts",
     ),
     PrivateInterface(
         "torch.distributed.distributed_c10d",
@@ -89,9 +94,19 @@ def flattened(device_mesh: DeviceMesh, name: str) -> DeviceMesh:
     return device_mesh._flatten(name)
 
 
+def process_groups() -> list[dist.ProcessGroup]:
+    """All process groups that this process is in, whoever has made them."""
+    return list(dist.distributed_c10d._world.pg_map)
+
+
 def set_collective_timeout(timeout: datetime.timedelta) -> None:
-    """How long a collective of the default process group may take, from now on."""
-    dist.distributed_c10d._set_pg_timeout(timeout)
+    """How long a collective of any process group may take that begins from now on.
+
+    (A group that is made later has torch's default: 30 minutes over gloo, 10 over NCCL.)
+    """
+    for group in process_groups():
+        if dist.get_backend(group) != "fake":
+            dist.distributed_c10d._set_pg_timeout(timeout, group)
 
 
 def default_store() -> dist.Store:

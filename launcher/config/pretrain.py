@@ -283,8 +283,12 @@ class Parallel:
     bf16 if every rank's device has instructions for it, otherwise fp32; a dry run assumes bf16."""
     deepspeed: dict[str, Any] = field(default_factory=dict)
     """More DeepSpeed settings under DeepSpeed's names. Settings that follow from Ingot's options are refused."""
-    timeout_seconds: Seconds = 1800
-    """Time limit of a collective; after it the run fails."""
+    timeout_seconds: Seconds = 600
+    """Time limit of a collective after the first step: a rank that hangs so long ends the run. It holds in all process
+    groups."""
+    init_timeout_seconds: Seconds = 3600
+    """Time limit of a collective until the first step is done (building, loading, compiling), and after a step with an
+    evaluation or a save, where all may wait for one rank. Never less than timeout_seconds."""
     rendezvous_seconds: Seconds = 300
     """Time limit for the processes of all machines to find each other at the start."""
 

@@ -65,6 +65,7 @@ def start_mesh(config: Config, watchdog: PeerWatchdog, files: dict[str, str]) ->
         parallel.data_shard,
         parallel.rendezvous_seconds,
         common_values(config, files),
+        parallel.init_timeout_seconds,
     )
     watchdog.connect(mesh.rank, mesh.world_size)
     if parallel.precision != "auto":

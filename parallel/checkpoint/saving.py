@@ -38,13 +38,20 @@ class Saver:
         folder: the run's folder `checkpoints`.
         keep: how many checkpoints stay, with the newest; 0 keeps all.
         source: the checkpoint that the run was told to resume from. It stays in addition.
+        before_waiting: called before this rank waits until all have written, as long as the slowest disk takes.
     """
 
-    def __init__(self, folder: Path, keep: int, source: Path | None = None):
+    def __init__(
+        self,
+        folder: Path,
+        keep: int,
+        source: Path | None = None,
+        before_waiting: Callable[[], None] = lambda: None,
+    ):
         self.folder, self._retention = folder, Retention(folder, keep, source)
         token = [secrets.token_hex(4)]
         dist.broadcast_object_list(token)
-        self._token = token[0]
+        self._token, self._before_waiting = token[0], before_waiting
         self._main = dist.get_rank() == 0
         self._ownership: Ownership | None = None  # the same in each save
         self._mine: set = set()  # keys of the shards that this rank writes
@@ -128,6 +135,8 @@ class Saver:
     def finish(self) -> Path | None:
         """Waits until no save is in progress. Returns the checkpoint that was completed, if there was one."""
         found = None
+        if self._save is not None:
+            self._before_waiting()
         while self._save is not None:
             self._save.hurry.set()
             self._save.thread.join()
