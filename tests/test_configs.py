@@ -46,7 +46,7 @@ def test_a_run_says_what_matters_instead_of_leaving_it_to_defaults(path):
         "batch": {"ramp"},
         "optimizer": {"kind", "muon_matrices", "momentum", "eps", "lr_decay_ratio"},
         "parallel": {"deepspeed", "timeout_seconds", "init_timeout_seconds", "rendezvous_seconds", "data_shard",
-                     "tensor", "activation_checkpointing", "compile", "offload", "offload_dir"},
+                     "tensor", "check_devices", "activation_checkpointing", "compile", "offload", "offload_dir"},
     }  # fmt: skip
     written = yaml.safe_load(path.read_text())
     whole = asdict(parse(TrainConfig, ["--config", str(path)], ""))

@@ -291,6 +291,9 @@ class Parallel:
     evaluation or a save, where all may wait for one rank. Never less than timeout_seconds."""
     rendezvous_seconds: Seconds = 300
     """Time limit for the processes of all machines to find each other at the start."""
+    check_devices: bool = True
+    """At the start, time a matrix product on each rank and a sum over all, and name a rank or machine that is much
+    slower than the others. It takes less than 2 seconds; one process alone is not checked."""
 
     def problems(self) -> list[str]:
         """Combinations that an engine does not support, each with the nearest one that works."""

@@ -24,6 +24,7 @@ from ingot.launcher.training.common_values import common_values
 from ingot.launcher.training.job import Job
 from ingot.launcher.training.progress import Progress
 from ingot.parallel import mesh as meshes
+from ingot.parallel.device_check import check_devices
 from ingot.parallel.mesh import Mesh
 
 Config = TypeVar("Config", TrainConfig, FinetuneConfig)
@@ -166,6 +167,7 @@ def open_callbacks(
     found = on_main_rank(mesh, lambda: loggers(run_folder(config), steps=config.run.num_steps, step=progress.step))
     callbacks.add(*(found or []))
     messages = [*messages, f"{engine_name(config)} on {mesh.describe()}"]
+    messages += check_devices(mesh) if config.parallel.check_devices else []
     messages += config.optimizer.warmup_notes(config.run.num_steps)
     if config.parallel.precision == "bf16" and not computes_in_bf16(mesh.device):
         messages.append("this device has no instructions for bf16; it is faster with parallel.precision fp32")
