@@ -24,14 +24,14 @@ CHILDREN = 32
 def num_connections(
     rank: int, group_sizes: Sequence[int], *, holds_store: bool, lazy: bool = True, children: int = CHILDREN
 ) -> int:
-    """The number of sockets of a rank that has taken part in a sum, a barrier, a broadcast and a gather over all ranks.
+    """The number of sockets of a rank that has taken part in a sum, a barrier, a broadcast and a gather over all ranks,
+    and in a sum in its other groups.
 
     They belong to the rendezvous's store (its holder has one from each rank, one to itself, and listens), to gloo (in
     each group one that listens, and those of `_peers`), and to the tree in which ranks watch each other.
 
     Args:
-        group_sizes: the number of ranks in each process group of this rank, the group of all ranks first. In the others
-            it is taken for the first rank.
+        group_sizes: the number of ranks in each process group of this rank, the group of all ranks first.
         holds_store: whether this process holds the store; under torchrun its agent does.
         lazy: whether gloo connects ranks when they first need it.
     """
@@ -39,21 +39,22 @@ def num_connections(
     of_store = world_size + 2 if holds_store else 1
     of_groups = len(group_sizes)
     for number, size in enumerate(group_sizes):
-        gathers = lazy and number > 0  # nothing is gathered in the other groups
-        of_groups += size - 1 if not lazy else len(_peers(0 if gathers else rank, size, hub=not gathers))
+        if not lazy:
+            of_groups += size - 1
+        else:
+            of_groups += len(_peers(rank, size)) if number == 0 else min(2, size - 1)  # a sum goes around a ring
     below = max(0, min(children, world_size - 1 - rank * children))
     of_watchdog = below + (below > 0) + (rank > 0)
     return of_store + of_groups + of_watchdog
 
 
-def _peers(rank: int, size: int, hub: bool) -> set[int]:
-    """With whom a rank talks in a group: those at a distance of a power of 2 (a ring, a barrier and a broadcast need no
-    others), and, with `hub`, all with rank 0, which gathers from each."""
-    if hub and rank == 0:
+def _peers(rank: int, size: int) -> set[int]:
+    """With whom a rank talks in the group of all ranks: those at a distance of a power of 2 (a sum, a barrier and a
+    broadcast need no others), and rank 0, which gathers from each."""
+    if rank == 0:
         return set(range(1, size))
     distances = [2**k for k in range((size - 1).bit_length())]
-    peers = {(rank + sign * distance) % size for distance in distances for sign in (1, -1)}
-    return (peers | ({0} if hub else set())) - {rank}
+    return ({(rank + sign * distance) % size for distance in distances for sign in (1, -1)} | {0}) - {rank}
 
 
 def raise_file_limit(needed: int, purpose: str) -> None:

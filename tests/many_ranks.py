@@ -115,6 +115,7 @@ def _train_and_wait(lost: int, folder: Path, children: int) -> int:
         losses = []
         for step in range(STEPS):
             start = time.perf_counter()
+            meshes.sum_over_ranks([0], mesh.control_group)
             input_ids = torch.randint(0, VOCABULARY, (1, LENGTH), generator=torch.Generator().manual_seed(step))
             num_targets = LENGTH * mesh.world_size
             loss = engine.forward_backward(
