@@ -63,6 +63,12 @@ PRIVATE = (
     ),
     PrivateInterface("torch", "_foreach_mul_", "all gradients scaled by one kernel; torch's own clipping does it"),
     PrivateInterface(
+        "torch",
+        "_scaled_mm",
+        "products of float8 matrices; torch.compile tunes the newer public scaled_mm for "
+        "fewer cases, and it may lack a kernel for CPUs in older torch",
+    ),
+    PrivateInterface(
         "torch._ops",
         "OpOverload",
         "its attribute _schema has the name of an operator without its overload, for selective recomputation",
@@ -139,6 +145,22 @@ def norms(tensors: list[Tensor]) -> list[Tensor]:
 def multiply_(tensors: list[Tensor], factor: Tensor) -> None:
     """Multiplies each tensor by a scalar, in place."""
     torch._foreach_mul_(tensors, factor)
+
+
+def scaled_mm(
+    a: Tensor, b: Tensor, scale_a: Tensor, scale_b: Tensor, *, out_dtype: torch.dtype, fast_sums: bool
+) -> Tensor:
+    """(a * scale_a) @ (b * scale_b) of matrices in float8, in `out_dtype`.
+
+    The kernels for CUDA take `a` row-major and `b` column-major, with sizes that are multiples of 16 (but for the rows
+    of `a`), and not e5m2 for both.
+
+    Args:
+        a, b: (R, C) and (C, S).
+        scale_a, scale_b: fp32, both scalars, or (R, 1) and (1, S).
+        fast_sums: sums may be kept in fewer bits than fp32, where the device is faster so.
+    """
+    return torch._scaled_mm(a, b, scale_a, scale_b, out_dtype=out_dtype, use_fast_accum=fast_sums)
 
 
 def operator_name(operator: object) -> str:

@@ -255,7 +255,8 @@ class Loss:
 
 @dataclass(frozen=True)
 class Parallel:
-    """How the work is distributed over devices. It changes speed and memory, never the result."""
+    """How the work is distributed over devices. It changes speed and memory, never the result: precision and float8
+    change how it is rounded."""
 
     engine: Literal["zero", "fsdp"] = "zero"
     """zero: DeepSpeed ZeRO. fsdp: torch's own."""
@@ -281,6 +282,11 @@ class Parallel:
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """Precision of the computation. Master weights, gradient accumulation and reduction are fp32 in any case. auto:
     bf16 if every rank's device has instructions for it, otherwise fp32; a dry run assumes bf16."""
+    float8: Literal["none", "tensorwise", "rowwise"] = "none"
+    """Matrix products of the blocks' linear layers in float8, while training, on GPUs from compute capability 8.9 on
+    (Ada, Hopper, Blackwell); with parallel.compile. tensorwise: one scale for a matrix, the fastest. rowwise: a scale
+    for each row, closer to bf16. Weights, optimizer and checkpoints are those of parallel.precision: a resume may
+    change it."""
     deepspeed: dict[str, Any] = field(default_factory=dict)
     """More DeepSpeed settings under DeepSpeed's names. Settings that follow from Ingot's options are refused."""
     timeout_seconds: Seconds = 600

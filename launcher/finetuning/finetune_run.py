@@ -26,7 +26,7 @@ from ingot.launcher.runtime.exit_codes import DONE, bad_input
 from ingot.launcher.tasks.registry import task_kind
 from ingot.launcher.tasks.task_kind import TaskKind
 from ingot.launcher.training.batch_sizes import BatchSizes
-from ingot.launcher.training.build import build_engine
+from ingot.launcher.training.build import build_engine, float8_messages
 from ingot.launcher.training.callbacks.best_checkpoint import BestCheckpoint, EarlyStopping
 from ingot.launcher.training.callbacks.callback import Callback
 from ingot.launcher.training.common_values import start_files
@@ -306,6 +306,7 @@ def make_job(config: FinetuneConfig, mesh: Mesh, files: Files) -> Job:
             export_note(model, task),
             *(_describe_data(path, part, tokenizer, kind) for path, part in zip(paths, parts, strict=False)),
             _describe_parameters(engine, config),
+            *float8_messages(config.parallel, engine.module, tensor_plan(model)),
         ],
     )
 

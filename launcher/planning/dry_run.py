@@ -15,6 +15,7 @@ from ingot.model.tensor_plan import tensor_plan
 from ingot.model.transformer import LanguageModel
 from ingot.parallel import mesh as meshes
 from ingot.parallel.engines.fsdp import apply_fsdp
+from ingot.parallel.float8.layers import apply_float8
 from ingot.parallel.memory_plan import Memory, memory, traffic
 from ingot.parallel.tensor_parallel.layers import parallelize_module
 
@@ -64,7 +65,8 @@ def _build(config: TrainConfig, mesh: meshes.Mesh) -> int:
     """Parameters that rank 0 keeps, counted on the model itself, cut as a real run cuts it."""
     with torch.device("meta"):
         model = LanguageModel(config.model)
-    parallelize_module(model, tensor_plan(config.model), mesh)
+    local_parameters = parallelize_module(model, tensor_plan(config.model), mesh)
+    apply_float8(model, tensor_plan(config.model), config.parallel.float8, mesh, local_parameters.slices)
     if config.parallel.engine == "fsdp" and mesh.data_shard > 1:
         apply_fsdp(model, list(model.blocks), mesh, counted_precision(config))
     held = sum(p.to_local().numel() if isinstance(p, DTensor) else p.numel() for p in model.parameters())

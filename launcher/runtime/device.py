@@ -38,6 +38,23 @@ def computes_in_bf16(device: torch.device) -> bool:
     return cpu_has_bf16_instructions()
 
 
+def float8_problem(device: torch.device, precision: str) -> str:
+    """Why a device cannot compute in float8 (`parallel.float8`); empty if it can. A CPU can, but has no instructions.
+
+    Args:
+        precision: `bf16` or `fp32`.
+    """
+    if device.type != "cuda":
+        return ""
+    name, capability = torch.cuda.get_device_name(device), torch.cuda.get_device_capability(device)
+    if torch.version.hip is not None or capability < (8, 9):
+        needed = "an NVIDIA GPU of compute capability 8.9 or more (Ada, Hopper, Blackwell)"
+        return f"parallel.float8 needs {needed}, and this is {name}; set it to none"
+    if precision != "bf16":
+        return f"parallel.float8 needs parallel.precision bf16 on a GPU, which is {precision}; set it to bf16"
+    return ""
+
+
 def in_dtype(model: Module, name: str) -> Module:
     """Converts the parameters of a model to `float32` or `bfloat16`, in place."""
     return model.to(DTYPES[name])

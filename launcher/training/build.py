@@ -24,6 +24,7 @@ from ingot.parallel.engines.activation_checkpointing import checkpoint_activatio
 from ingot.parallel.engines.engine import Engine
 from ingot.parallel.engines.fsdp import TorchEngine
 from ingot.parallel.engines.zero import ZeroEngine
+from ingot.parallel.float8.layers import apply_float8, describe_float8
 from ingot.parallel.mesh import Mesh
 from ingot.parallel.muon import MuonWithAdamW, names_matching
 from ingot.parallel.optimizer import adamw, matrices, parameter_groups
@@ -180,15 +181,16 @@ def build_engine(
     """Builds the engine that the configuration names. The parameters have no values yet; see `Engine.initialize`.
 
     Args:
-        model: on the meta device. It is changed in place: parallelized over the tensor ranks, with activation
-            checkpointing, and compiled, as the configuration says.
+        model: on the meta device. It is changed in place: parallelized over the tensor ranks, in float8, with
+            activation checkpointing, and compiled, as the configuration says.
         plan: how the layers are split over the tensor ranks.
         micro_batch, num_micro_batches: sequences of a micro-batch, and micro-batches of a step; only DeepSpeed needs
             them.
         scale_and_start: see `parameter_groups`.
 
     Raises:
-        ValueError: optimizer.muon_matrices has a pattern that matches no matrix.
+        ValueError: optimizer.muon_matrices has a pattern that matches no matrix, or parallel.float8 does not fit
+            parallel.tensor.
     """
     assert parallel.precision != "auto"  # start_mesh chooses one
     decaying = matrices(model)
@@ -210,6 +212,7 @@ def build_engine(
         )
 
     local_parameters = parallelize_module(model, plan, mesh)
+    apply_float8(model, plan, parallel.float8, mesh, local_parameters.slices)
     checkpoint_activations(list(model.blocks), parallel.activation_checkpointing, kept=OPERATORS)
     if parallel.compile:
         for block in model.blocks:
@@ -239,3 +242,8 @@ def build_engine(
         offload_folder=parallel.offload_dir,
         settings=parallel.deepspeed,
     )
+
+
+def float8_messages(parallel: Parallel, model: torch.nn.Module, plan: Plan) -> list[str]:
+    """For the log: which layers of the built model compute in float8; nothing without it."""
+    return [describe_float8(model, plan)] if parallel.float8 != "none" else []

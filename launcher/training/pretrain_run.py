@@ -21,6 +21,7 @@ from ingot.launcher.training.setup import RunLock, rank_group, run_folder, start
 from ingot.launcher.training.validation import validation_scores
 from ingot.model.costs.flops import flops_per_token, summary
 from ingot.model.huggingface.families.registry import export_note
+from ingot.model.tensor_plan import tensor_plan
 from ingot.parallel.engines.engine import Batch
 from ingot.parallel.mesh import Mesh
 
@@ -107,7 +108,11 @@ def make_job(config: TrainConfig, mesh: Mesh, data: OpenData) -> Job:
         max_bad_fraction=config.data.max_bad_fraction,
         allow_changed=config.data.allow_changed,
         init_from=config.run.init_from,
-        messages=[summary(config.model), export_note(config.model)],
+        messages=[
+            summary(config.model),
+            export_note(config.model),
+            *build.float8_messages(config.parallel, engine.module, tensor_plan(config.model)),
+        ],
     )
 
 

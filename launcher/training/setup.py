@@ -14,7 +14,7 @@ from ingot.durable_files import replace_folder, write_atomically
 from ingot.launcher.config import parser
 from ingot.launcher.config.finetune import FinetuneConfig
 from ingot.launcher.config.pretrain import TrainConfig
-from ingot.launcher.runtime.device import computes_in_bf16
+from ingot.launcher.runtime.device import computes_in_bf16, float8_problem
 from ingot.launcher.runtime.exit_codes import BadInput
 from ingot.launcher.runtime.peer_watchdog import PeerWatchdog
 from ingot.launcher.runtime.run_lock import lock
@@ -69,10 +69,22 @@ def start_mesh(config: Config, watchdog: PeerWatchdog, files: dict[str, str]) ->
         parallel.init_timeout_seconds,
     )
     watchdog.connect(mesh.rank, mesh.world_size)
-    if parallel.precision != "auto":
-        return mesh, config
-    [lacking] = meshes.sum_over_ranks([int(not computes_in_bf16(mesh.device))])
-    return mesh, replace(config, parallel=replace(parallel, precision="fp32" if lacking else "bf16"))
+    if parallel.precision == "auto":
+        [lacking] = meshes.sum_over_ranks([int(not computes_in_bf16(mesh.device))])
+        parallel = replace(parallel, precision="fp32" if lacking else "bf16")
+    if parallel.float8 != "none":
+        _check_float8(mesh, parallel.precision)
+    return mesh, replace(config, parallel=parallel)
+
+
+def _check_float8(mesh: Mesh, precision: str) -> None:
+    """
+    Raises:
+        ValueError: on all ranks, if the device of one of them cannot compute in float8.
+    """
+    problem = float8_problem(mesh.device, precision)
+    if meshes.sum_over_ranks([bool(problem)])[0]:
+        raise ValueError(problem or "parallel.float8: the device of another rank cannot compute in it; set it to none")
 
 
 class RunLock:
@@ -171,6 +183,8 @@ def open_callbacks(
     messages += config.optimizer.warmup_notes(config.run.num_steps)
     if config.parallel.precision == "bf16" and not computes_in_bf16(mesh.device):
         messages.append("this device has no instructions for bf16; it is faster with parallel.precision fp32")
+    if config.parallel.float8 != "none" and mesh.device.type == "cpu":
+        messages.append("a CPU has no instructions for float8; it is slower with parallel.float8 than without")
     for text in messages:
         callbacks.message(text)
     for note in notes:
@@ -201,4 +215,5 @@ def checkpoint_metadata(job: Job, mesh: Mesh) -> dict:
 def engine_name(config: TrainConfig | FinetuneConfig) -> str:
     """The name of the engine and its precision, for people."""
     name = f"DeepSpeed ZeRO-{config.parallel.zero_stage}" if config.parallel.engine == "zero" else "torch"
-    return f"{name}, {config.parallel.precision}"
+    float8 = config.parallel.float8
+    return f"{name}, {config.parallel.precision}" + (f", float8 {float8}" if float8 != "none" else "")

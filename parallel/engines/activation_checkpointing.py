@@ -18,11 +18,13 @@ from ingot.parallel.torch_compat import operator_name
 _KEPT_NAMES = (
     "aten::mm",
     "aten::addmm",
+    "aten::_scaled_mm",
     "aten::_scaled_dot_product_flash_attention",
     "aten::_scaled_dot_product_flash_attention_for_cpu",
     "aten::_scaled_dot_product_efficient_attention",
     "aten::_scaled_dot_product_cudnn_attention",
     "_c10d_functional::reduce_scatter_tensor",
+    "_c10d_functional::all_reduce",  # in blocks: the maxima of float8
 )
 
 

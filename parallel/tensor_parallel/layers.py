@@ -53,9 +53,12 @@ class ColumnLinear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.replicas is None:
-            return nn.functional.linear(x, self.weight, self.bias)
+            return self.product(x, self.weight, self.bias)
         bias = None if self.bias is None else copy_to_ranks(self.bias, self.replicas)
-        return nn.functional.linear(x, copy_to_ranks(self.weight, self.replicas), bias)
+        return self.product(x, copy_to_ranks(self.weight, self.replicas), bias)
+
+    def product(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        return nn.functional.linear(x, weight, bias)
 
 
 class RowLinear(nn.Linear):
@@ -64,8 +67,11 @@ class RowLinear(nn.Linear):
     group: dist.ProcessGroup
 
     def forward(self, x_BTD: Tensor) -> Tensor:
-        out_BTD = reduce_scatter_sequence(nn.functional.linear(x_BTD, self.weight), self.group)
+        out_BTD = reduce_scatter_sequence(self.product(x_BTD, self.weight), self.group)
         return out_BTD if self.bias is None else out_BTD + copy_to_ranks(self.bias, self.group)
+
+    def product(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        return nn.functional.linear(x, weight, bias)
 
 
 class VocabularyEmbedding(nn.Embedding):
