@@ -37,7 +37,11 @@ class Footprint:
 
 @dataclass(frozen=True)
 class LayoutSizes:
-    """A layout. Engine `fsdp` shards over `data_shard` data ranks, ZeRO over all `num_data`."""
+    """A layout. Engine `fsdp` shards over `data_shard` data ranks, ZeRO over all `num_data`.
+
+    Attributes:
+        moment: bytes of a number in each of AdamW's two moments.
+    """
 
     engine: str
     stage: int
@@ -47,6 +51,7 @@ class LayoutSizes:
     precision: str = "bf16"
     offload: str = "none"
     accumulation: int = 1
+    moment: int = 4
 
     @property
     def name(self) -> str:
@@ -104,11 +109,14 @@ def memory(footprint: Footprint, layout: LayoutSizes) -> Memory:
     count, low = footprint.parameters, layout.precision == "bf16"
     if layout.engine == "fsdp" or layout.stage == 0:
         shard = layout.data_shard if layout.engine == "fsdp" else 1
-        parameters, gradients, optimizer = 4 * count / shard, 4 * count / shard, 8 * count / shard
+        parameters, gradients, optimizer = 4 * count / shard, 4 * count / shard, 2 * layout.moment * count / shard
         buffers = _unsharded_buffers(footprint, layout, low) if shard == 1 else _gathered(footprint, low)
     else:
         weight = 2 if low else 4
-        states = zero_states(count, layout.num_data, layout.stage, weight=weight, gradient=4)
+        masters_and_moments = 4 + 2 * layout.moment
+        states = zero_states(
+            count, layout.num_data, layout.stage, weight=weight, gradient=4, optimizer=masters_and_moments
+        )
         parameters, gradients, optimizer = states
         buffers = 4.0 * min(BUCKET, count)
         if layout.stage == 1:

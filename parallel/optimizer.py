@@ -5,6 +5,8 @@ from collections.abc import Callable, Container
 
 import torch
 
+from ingot.parallel.low_precision_adamw import AdamWInBf16
+
 
 def matrices(module: torch.nn.Module) -> frozenset[str]:
     """Names of the parameters with two or more dims. To be called before an engine flattens the parameters."""
@@ -45,13 +47,22 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float, st
         group["lr"] = learning_rate * group.get("lr_scale", 1.0) if has_begun else 0.0
 
 
-def adamw(groups: list[dict], *, learning_rate: float, betas: tuple[float, float], eps: float) -> torch.optim.AdamW:
-    """AdamW (Loshchilov & Hutter 2019), with the fused kernel that torch has for CPU and CUDA."""
+def adamw(
+    groups: list[dict], *, learning_rate: float, betas: tuple[float, float], eps: float, state_dtype: str = "fp32"
+) -> torch.optim.Optimizer:
+    """AdamW (Loshchilov & Hutter 2019), with the fused kernel that torch has for CPU and CUDA.
+
+    Args:
+        state_dtype: of its two moments, `fp32` or `bf16`.
+    """
+    if state_dtype == "bf16":
+        return AdamWInBf16(groups, learning_rate=learning_rate, betas=betas, eps=eps)
     return torch.optim.AdamW(groups, lr=learning_rate, betas=betas, eps=eps, fused=True)
 
 
 def create_state(optimizer: torch.optim.Optimizer, parameters: list[torch.Tensor]) -> None:
     """Makes the optimizer's state before its first step, so that a checkpoint can be loaded into it."""
+    dtype = getattr(optimizer, "state_dtype", None)  # None: that of the parameter
     muon = {p for group in optimizer.param_groups if "momentum" in group for p in group["params"]}
     for parameter in parameters:
         if parameter in muon:
@@ -59,8 +70,8 @@ def create_state(optimizer: torch.optim.Optimizer, parameters: list[torch.Tensor
         else:
             optimizer.state[parameter] = {
                 "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
-                "exp_avg": torch.zeros_like(parameter),
-                "exp_avg_sq": torch.zeros_like(parameter),
+                "exp_avg": torch.zeros_like(parameter, dtype=dtype),
+                "exp_avg_sq": torch.zeros_like(parameter, dtype=dtype),
             }
 
 

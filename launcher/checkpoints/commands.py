@@ -261,8 +261,9 @@ def plan(options: argparse.Namespace) -> int:
     wrong = [f"{n}: {saved.get(n, 'missing')} there and {wanted.get(n, 'not in this model')} here" for n in odd]
     footprint, layout = footprint_of(config), layout_of(config, options.ranks)
     parts = layout.data_shard if layout.engine == "fsdp" else layout.num_data if layout.stage else 1
-    held = 12 * footprint.parameters / parts
-    total = 12 * sum(math.prod(shape) for shape in shapes.values())
+    width = 4 + 2 * layout.moment
+    held = width * footprint.parameters / parts
+    total = width * sum(math.prod(shape) for shape in shapes.values())
     print(f"{path} ({_layout(manifest)}) into {layout.name} on {options.ranks} ranks")
     print(
         f"  state: {total / 1e9:.3f} GB, fp32 weights and two moments; a rank reads and holds {held / 1e9:.3f} GB of it"

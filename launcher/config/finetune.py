@@ -207,6 +207,7 @@ class FinetuneConfig:
         """
         problems = [
             *self.parallel.problems(),
+            *self.optimizer.problems(self.parallel),
             *_start_problems(self, world_size),
             *_task_problems(self),
             *_kind_problems(self),

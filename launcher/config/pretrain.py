@@ -208,6 +208,9 @@ class Optimizer:
     """Decay rates of Adam's two moments."""
     eps: PositiveFloat = 1e-8
     """Added to the square root of the second moment."""
+    state_dtype: Literal["fp32", "bf16"] = "fp32"
+    """Type in which AdamW keeps its two moments. bf16 saves 4 bytes a parameter. Weights stay fp32, and an update is
+    computed in fp32. A run may change it at a resume: the moments of the checkpoint are converted."""
     weight_decay: NonNegativeFloat = 0.1
     """Decoupled weight decay of matrices and embedding tables; norms and biases have none."""
     max_grad_norm: NonNegativeFloat = 1.0
@@ -223,6 +226,20 @@ class Optimizer:
     """Minimum of the schedule, as a fraction of the peak."""
     lr_decay_ratio: ClosedUnitInterval = 0.2
     """Share of the schedule in which wsd decays."""
+
+    def problems(self, parallel: "Parallel") -> list[str]:
+        """Where moments in bf16 do not go."""
+        if self.state_dtype == "fp32":
+            return []
+        problems = []
+        if self.kind != "adamw":
+            problems.append(f"optimizer.state_dtype {self.state_dtype} is for optimizer.kind adamw; set it to fp32")
+        if parallel.offload_dir is not None:
+            problems.append(
+                f"optimizer.state_dtype {self.state_dtype} does not go with parallel.offload_dir, to which DeepSpeed "
+                f"swaps fp32 states; set it to fp32, or leave parallel.offload_dir out"
+            )
+        return problems
 
     def warmup_notes(self, steps: int) -> list[str]:
         """What a user should know of a warm-up that a run of `steps` steps, or its schedule, does not get past."""
@@ -390,7 +407,7 @@ def _batch_problems(config: TrainConfig, world_size: int) -> list[str]:
 
 
 def _optimizer_problems(config: TrainConfig) -> list[str]:
-    problems: list[str] = []
+    problems = config.optimizer.problems(config.parallel)
     if config.optimizer.kind == "muon":
         if config.parallel.tensor > 1:
             problems.append("optimizer.kind muon needs whole matrices; set parallel.tensor to 1")

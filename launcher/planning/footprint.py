@@ -33,6 +33,7 @@ def layout_of(config: TrainConfig, world_size: int) -> LayoutSizes:
         counted_precision(config),
         parallel.offload,
         max(1, config.batch.global_size // num_data // config.batch.micro_size),
+        2 if config.optimizer.state_dtype == "bf16" else 4,
     )
 
 

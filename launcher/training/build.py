@@ -199,7 +199,7 @@ def build_engine(
     def make_optimizer(module: torch.nn.Module) -> torch.optim.Optimizer:
         if settings.kind == "adamw":
             groups = parameter_groups(module, settings.weight_decay, decaying, scale_and_start)
-            return adamw(groups, learning_rate=rate, betas=(beta1, beta2), eps=eps)
+            return adamw(groups, learning_rate=rate, betas=(beta1, beta2), eps=eps, state_dtype=settings.state_dtype)
         return MuonWithAdamW(
             module,
             names_matching(decaying, settings.muon_matrices),

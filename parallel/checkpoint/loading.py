@@ -1,6 +1,6 @@
 """Loading a checkpoint into any layout: each rank reads the bytes that it needs, and all ranks check the digests."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -13,6 +13,9 @@ from ingot.parallel.checkpoint.manifest import read_manifest
 from ingot.parallel.checkpoint.owners import agree_on_owners, union
 from ingot.parallel.mesh import sum_over_ranks
 from ingot.parallel.tensor_shards import Rectangle, TensorShard
+
+CONVERTED = {torch.float32, torch.bfloat16}
+"""Types of optimizer states that are converted into each other while they are loaded."""
 
 
 @dataclass
@@ -68,9 +71,15 @@ def load(
     counts = ReadCounts() if counts is None else counts
     problem = ""
     files: dict[str, TensorFile] = {}
+    digests, mine = dict.fromkeys(entries, 0), {shard.key for shard in agree_on_owners(shards).mine}
     try:
         for shard in shards:
-            read_shard(path, entries[shard.name], shard, files, counts)
+            stored = _as_stored(shard, entries[shard.name])
+            read_shard(path, entries[shard.name], stored, files, counts)
+            if shard.key in mine:
+                digests[shard.name] += digest(stored)
+            if stored is not shard:
+                shard.tensor.copy_(stored.tensor)
     except (OSError, CheckpointError, FileDamaged) as error:
         problem = f"{type(error).__name__}: {error}"
     finally:
@@ -78,8 +87,19 @@ def load(
             file.close()
     if sum_over_ranks([bool(problem)])[0]:
         raise CheckpointError(f"checkpoint {path} cannot be read: {_first(problem)}")
-    _check_digests(path, entries, shards)
+    _check_digests(path, entries, digests)
     return manifest
+
+
+def _as_stored(shard: TensorShard, entry: dict) -> TensorShard:
+    """The shard; or one in host memory, for a state that the optimizer keeps in another type than the checkpoint.
+
+    Digests are of what is stored, so it is read as it is and converted afterwards.
+    """
+    stored = getattr(torch, entry["dtype"])
+    if stored == shard.tensor.dtype or not {stored, shard.tensor.dtype} <= CONVERTED or shard.name.startswith("model/"):
+        return shard
+    return replace(shard, tensor=torch.empty(shard.tensor.shape, dtype=stored))
 
 
 def read_tensor(path: Path, manifest: dict, name: str) -> torch.Tensor:
@@ -144,10 +164,11 @@ def _check_names(path: Path, entries: dict[str, dict], shards: list[TensorShard]
         raise CheckpointMismatch(f"checkpoint {path} was made by another model: {_some(problems)}")
 
 
-def _check_digests(path: Path, entries: dict[str, dict], shards: list[TensorShard]) -> None:
-    digests = dict.fromkeys(entries, 0)
-    for shard in agree_on_owners(shards).mine:
-        digests[shard.name] += digest(shard)
+def _check_digests(path: Path, entries: dict[str, dict], digests: dict[str, int]) -> None:
+    """
+    Args:
+        digests: what this rank adds to the digest of each tensor.
+    """
     sums = sum_over_ranks([digests[name] for name in entries])
     wrong = [n for n, value in zip(entries, sums, strict=True) if f"{value:016x}" != entries[n]["digest"]]
     if wrong:
