@@ -21,6 +21,7 @@ class Footprint:
         small: number of parameters in tensors of fewer than `PERSISTENT` elements.
         activations: bytes kept from the forward to the backward pass.
         exchanged: bytes that one block sends to the other tensor ranks for one micro-batch, forward and backward.
+        work: bytes that one layer needs besides, while it computes.
     """
 
     block: int
@@ -29,6 +30,7 @@ class Footprint:
     small: int
     activations: float
     exchanged: float = 0.0
+    work: float = 0.0
 
     @property
     def parameters(self) -> int:
@@ -127,7 +129,7 @@ def memory(footprint: Footprint, layout: LayoutSizes) -> Memory:
         optimizer = 0.0
     if layout.offload == "all":
         parameters = gradients = 0.0
-    return Memory(parameters, gradients, optimizer, footprint.activations, buffers)
+    return Memory(parameters, gradients, optimizer, footprint.activations, buffers + footprint.work)
 
 
 def _unsharded_buffers(footprint: Footprint, layout: LayoutSizes, low: bool) -> float:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch.distributed.tensor import DTensor
 
-from ingot.launcher.config.pretrain import Batch, Data, Parallel, TrainConfig
+from ingot.launcher.config.pretrain import Batch, Data, Optimizer, Parallel, TrainConfig
 from ingot.launcher.planning.footprint import footprint_of, layout_of
 from ingot.launcher.training.build import build_pretraining_engine
 from ingot.model.config import ModelConfig
@@ -57,7 +57,7 @@ def live_storages() -> dict[int, int]:
     return found
 
 
-def config_of(model: str, layout: Layout, num_data: int, **parallel: object) -> TrainConfig:
+def config_of(model: str, layout: Layout, num_data: int, state_dtype: Any = "fp32", **parallel: object) -> TrainConfig:
     zero = layout.engine.startswith("zero")
     common = {
         "engine": "zero" if zero else "fsdp",
@@ -70,6 +70,7 @@ def config_of(model: str, layout: Layout, num_data: int, **parallel: object) -> 
         model=replace(MODELS[model]),
         data=Data(sequence_length=LENGTH, objective="clm" if MODELS[model].causal else "mlm"),
         batch=Batch(global_size=ROWS, micro_size=ROWS // num_data // layout.accumulation),
+        optimizer=Optimizer(state_dtype=state_dtype),
         parallel=Parallel(**{**common, **parallel}),
     )
 
@@ -78,7 +79,11 @@ _engines: list[Engine] = []  # all that were measured: kept, so that no address 
 
 
 def measure(model: str, layout: Layout, world: Mesh, **parallel: object) -> dict[str, float]:
-    """Bytes on this rank, measured and planned: of states (with the buffers that stay), and of activations."""
+    """Bytes on this rank, measured and planned: of states (with the buffers that stay), and of activations.
+
+    Args:
+        parallel: settings of the section parallel, and optimizer.state_dtype.
+    """
     before = live_storages()
     mesh = shape_of(world, layout)
     config = config_of(model, layout, mesh.num_data, **parallel)

@@ -49,16 +49,18 @@ def footprint_of(
     """
     model, length, tensor = config.model, config.data.sequence_length, config.parallel.tensor
     element = 2 if counted_precision(config) == "bf16" else 4
-    rest, small, blocks = 0, 0, [0] * model.num_hidden_layers
+    rest, small, blocks, work = 0, 0, [0] * model.num_hidden_layers, 0
+    tokens = config.batch.micro_size * length
     for name, shape in (shapes or local_shapes(model, tensor)).items():
         count = math.prod(shape)
         small += count * (count < PERSISTENT)
         if name.startswith("blocks."):
             blocks[int(name.split(".")[1])] += count
+            if config.parallel.float8 != "none" and len(shape) == 2:  # gradient, weight and input of a layer in float8
+                work = max(work, tokens * sum(shape) + count)
         else:
             rest += count
     targets = 1.0 if config.data.objective == "clm" else config.data.mlm_probability
-    tokens = config.batch.micro_size * length
     common: dict[str, Any] = {"sequence_length": length, "tensor": tensor, "element": element, "mask": mask}
     how = config.parallel.activation_checkpointing
     activations = activation_bytes(model, tokens=tokens, activation_checkpointing=how, targets=targets, **common)
@@ -67,4 +69,4 @@ def footprint_of(
     # Forward and backward gather whole sequences before attention and MLP, and scatter sums behind them.
     passes = 8 if how == "none" else 10
     exchanged = passes * tokens * model.hidden_size * element * (tensor - 1) / tensor
-    return Footprint(max(blocks), model.num_hidden_layers, rest, small, activations, exchanged)
+    return Footprint(max(blocks), model.num_hidden_layers, rest, small, activations, exchanged, work)

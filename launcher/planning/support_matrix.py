@@ -39,7 +39,9 @@ PRETRAINING: dict[str, dict[str, Any]] = {
     "`parallel.offload: optimizer`": {"parallel.offload": "optimizer"},
     "`parallel.offload: all`": {"parallel.offload": "all"},
     "`parallel.offload: all` with `offload_dir`": {"parallel.offload": "all", "parallel.offload_dir": "nvme"},
+    "`parallel.float8: tensorwise`, `rowwise`": {"parallel.float8": "rowwise"},
     "`optimizer.kind: muon`": {"optimizer.kind": "muon"},
+    "`optimizer.state_dtype: bf16`": {"optimizer.state_dtype": "bf16"},
     "`distillation.teacher`": {"distillation.teacher": "runs/large"},
 }
 OBJECTIVE: dict[str, dict[str, Any]] = {
