@@ -301,9 +301,9 @@ class Parallel:
     bf16 if every rank's device has instructions for it, otherwise fp32; a dry run assumes bf16."""
     float8: Literal["none", "tensorwise", "rowwise"] = "none"
     """Matrix products of the blocks' linear layers in float8, while training, on GPUs from compute capability 8.9 on
-    (Ada, Hopper, Blackwell); with parallel.compile. tensorwise: one scale for a matrix, the fastest. rowwise: a scale
-    for each row, closer to bf16. Weights, optimizer and checkpoints are those of parallel.precision: a resume may
-    change it."""
+    (Ada, Hopper, Blackwell); best with parallel.compile. tensorwise: one scale for a matrix. rowwise: a scale for each
+    row, which is more work and closer to bf16. Weights, optimizer and checkpoints are those of parallel.precision, and
+    a resume may change it."""
     deepspeed: dict[str, Any] = field(default_factory=dict)
     """More DeepSpeed settings under DeepSpeed's names. Settings that follow from Ingot's options are refused."""
     timeout_seconds: Seconds = 600
