@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from ingot.model.config import ModelConfig
+from ingot.model.cross_entropy import IGNORED, VocabularyPart
 from ingot.model.layers import ACTIVATIONS, make_norm
-from ingot.model.loss import IGNORED, VocabularyPart, keep_targets, linear_cross_entropy
+from ingot.model.loss import keep_targets, linear_cross_entropy
 
 
 class HeadTransform(nn.Module):

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from ingot.model.attention.attention import AttentionLayout, attention, default_positions, prepare_layout
 from ingot.model.attention.kv_cache import KeyValueCache, LayerCache
 from ingot.model.config import ModelConfig
+from ingot.model.cross_entropy import IGNORED
 from ingot.model.heads import LanguageModelHead, PairHead
 from ingot.model.layers import MLP, make_norm
-from ingot.model.loss import IGNORED
 from ingot.model.rotary import Rotation, rotate, rotation_of
 
 

@@ -14,7 +14,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from ingot.model.loss import IGNORED
+from ingot.model.cross_entropy import IGNORED
 from ingot.model.transformer import Transformer
 
 ORTHOGONALITY = 0.5  # weight of the orthogonality penalty, as in peft

@@ -19,9 +19,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from ingot.model.cross_entropy import IGNORED
 from ingot.model.finetuning.task_model import TaskModel, label_loss
 from ingot.model.heads import LanguageModelHead
-from ingot.model.loss import IGNORED, keep_targets, rows_at_a_time
+from ingot.model.loss import keep_targets, rows_at_a_time
 from ingot.model.transformer import LanguageModel, Transformer
 
 

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from ingot.model.attention.masks import segments_of
 from ingot.model.config import ModelConfig
+from ingot.model.cross_entropy import IGNORED
 from ingot.model.heads import HeadTransform
-from ingot.model.loss import IGNORED
 from ingot.model.transformer import Transformer
 
 Problem = Literal["classes", "labels", "regression", "choice"]

@@ -1,13 +1,16 @@
 """The fused loss and its gradients equal naive ones in float64, in pieces of any size and in all uses of autograd."""
 
 import math
+import threading
 
 import pytest
 import torch
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from ingot.model import cross_entropy as cross_entropy_file
 from ingot.model import loss as loss_file
+from ingot.model.cross_entropy import VocabularyPart
 from ingot.model.loss import keep_targets, linear_cross_entropy, rows_at_a_time
 
 ROWS, WIDTH, VOCABULARY = 23, 16, 41
@@ -57,6 +60,18 @@ def small_pieces(monkeypatch):
     monkeypatch.setattr(loss_file, "rows_at_a_time", lambda num_rows, *_: (min(9, max(1, num_rows)), 4))
 
 
+@pytest.fixture
+def way(request, monkeypatch):
+    """The loss of a CPU, or the one that is compiled on a GPU, here run without the compiler."""
+    if request.param == "fused":
+        fuse(monkeypatch)
+        monkeypatch.setattr(cross_entropy_file, "_compiled", lambda function: function)
+
+
+def fuse(monkeypatch):
+    monkeypatch.setattr(loss_file, "fuses", lambda device: True)
+
+
 OPTIONS = [
     {},
     {"softcap": 3.0},
@@ -69,6 +84,8 @@ OPTIONS = [
 @pytest.mark.parametrize("options", OPTIONS, ids=lambda options: "+".join(options) or "plain")
 @pytest.mark.parametrize("has_bias", [True, False], ids=["bias", "no bias"])
 @pytest.mark.parametrize("ignored", [True, False], ids=["ignored rows", "all targets"])
+@pytest.mark.parametrize("way", ["operators", "fused"], indirect=True)
+@pytest.mark.usefixtures("way")
 class TestAgainstFloat64:
     def test_in_fp32(self, options, has_bias, ignored):
         hidden, weight, bias, labels = rows(ignored=ignored)
@@ -93,6 +110,90 @@ class TestAgainstFloat64:
         for a, b, c in zip(*gradients, strict=True):
             assert a.dtype == torch.bfloat16
             assert relative_error(a, c) <= 1.5 * relative_error(b, c) + 1e-3
+
+
+@pytest.mark.parametrize("has_bias", [True, False], ids=["bias", "no bias"])
+def test_the_compiled_loss_is_one_kernel_without_a_second_copy_of_the_logits(has_bias, monkeypatch):
+    from torch._inductor.utils import run_and_get_code
+
+    def run():
+        hidden, weight, bias, labels = rows(torch.bfloat16)
+        loss = linear_cross_entropy(hidden, weight, bias if has_bias else None, labels, z_loss=0.1, label_smoothing=0.2)
+        loss.backward()
+        return loss, hidden.grad, weight.grad, *([bias.grad] if has_bias else [])
+
+    plain = run()
+    fuse(monkeypatch)
+    torch._dynamo.reset()
+    compiled, sources = run_and_get_code(run)
+    for got, expected in zip(compiled, plain, strict=True):
+        torch.testing.assert_close(got, expected, rtol=2e-2, atol=2e-3)
+    assert len(sources) == 2  # one for the first number of rows, and one for all numbers of rows
+    for source in sources:
+        call = source[source.index("def call(self, args)") : source.index("runner = Runner")]
+        assert sum(line.lstrip().startswith("cpp_fused") for line in call.splitlines()) == 1
+        buffers = [line for line in call.splitlines() if "= empty_strided" in line]
+        assert buffers
+        assert all(", 1), (" in line for line in buffers), "only numbers of rows, not of logits"
+
+
+@pytest.mark.parametrize("way", ["operators", "fused"], indirect=True)
+@pytest.mark.usefixtures("way")
+@pytest.mark.parametrize("options", [OPTIONS[0], OPTIONS[-1]])
+def test_two_parts_of_a_vocabulary_give_the_loss_and_gradients_of_the_whole(options, monkeypatch):
+    hidden, weight, bias, labels = (x.detach() for x in rows())
+    expected = [x.clone().requires_grad_() for x in (hidden, weight, bias)]
+    naive(*expected, labels, **options).backward()
+
+    # Two threads meet in each exchange, as two ranks would.
+    barrier, boxes = threading.Barrier(2), [None, None]
+
+    def exchange(combine, rank):
+        def run(x):
+            boxes[rank] = x
+            barrier.wait(60)
+            result = combine(*boxes)
+            barrier.wait(60)
+            return result
+
+        return run
+
+    halves, found = ((0, 30), (30, VOCABULARY)), [None, None]
+
+    def run(rank):
+        first, end = halves[rank]
+        add, maximum = exchange(torch.add, rank), exchange(torch.maximum, rank)
+        part = VocabularyPart(first, end - first, VOCABULARY, lambda x: x, add, maximum, lambda x: x)
+        factors = [hidden.clone(), weight[first:end].clone(), bias[first:end].clone()]
+        factors = [x.requires_grad_() for x in factors]
+        loss = linear_cross_entropy(*factors, labels, **options, part=part)
+        found[rank] = (loss, *torch.autograd.grad(loss, factors))
+
+    threads = [threading.Thread(target=run, args=(rank,)) for rank in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    (loss, *one), (same_loss, *other) = found
+    assert loss == same_loss
+    torch.testing.assert_close(one[0] + other[0], expected[0].grad, rtol=1e-4, atol=2e-6)
+    for mine, theirs, whole in zip(one[1:], other[1:], expected[1:], strict=True):
+        torch.testing.assert_close(torch.cat((mine, theirs)), whole.grad, rtol=1e-4, atol=2e-6)
+
+
+def test_rows_of_logits_start_at_multiples_of_64_elements(monkeypatch):
+    strides = set()
+    plain = loss_file.cross_entropy
+
+    def recorded(product_NV, *rest):
+        strides.add((product_NV.shape[1], product_NV.stride()))
+        return plain(product_NV, *rest)
+
+    monkeypatch.setattr(loss_file, "cross_entropy", recorded)
+    hidden, weight, bias, labels = rows(torch.bfloat16)
+    linear_cross_entropy(hidden, weight, bias, labels).backward()
+    assert strides == {(41, (64, 1))}
+    assert [loss_file.padded(n) for n in (1, 64, 65, 50257, 50304)] == [64, 64, 128, 50304, 50304]
 
 
 @pytest.mark.parametrize("num_rows", [1, 8, 9, 10, 18, 27])
