@@ -63,11 +63,24 @@ class LanguageModelHead(nn.Module):
         self.softcap = config.final_logit_softcapping
 
     def forward(
-        self, hidden: Tensor, labels: Tensor | None = None, z_loss: float = 0.0, label_smoothing: float = 0.0
+        self,
+        hidden: Tensor,
+        labels: Tensor | None = None,
+        z_loss: float = 0.0,
+        label_smoothing: float = 0.0,
+        target_rows: Tensor | None = None,
     ) -> Tensor:
-        """Logits (..., V) of hidden (..., D), or, with labels (...), the fp32 sum of the losses of the targets."""
+        """Logits (..., V) of hidden (..., D), or, with labels (...), the fp32 sum of the losses of the targets.
+
+        Args:
+            target_rows: as in `keep_targets`, in the flattened rows. None: on a CPU they are searched. On other devices
+                all rows are computed, because the host would have to wait to know how many targets there are; rows
+                without a target change nothing.
+        """
         if labels is not None:
-            hidden, labels = keep_targets(hidden.flatten(0, -2), labels.flatten())
+            hidden, labels = hidden.flatten(0, -2), labels.flatten()
+            if target_rows is not None or hidden.device.type == "cpu":
+                hidden, labels = keep_targets(hidden, labels, target_rows)
         if self.transform is not None:
             hidden = self.transform(hidden)
         part = self.part

@@ -48,12 +48,18 @@ def linear_cross_entropy(
 
 
 @torch.compiler.disable  # The number of rows depends on the data.
-def keep_targets(hidden_ND: Tensor, labels_N: Tensor) -> tuple[Tensor, Tensor]:
-    """The rows with a label other than -100, and their labels: about one row in seven in masked language modelling."""
-    targets = (labels_N != IGNORED).nonzero()[:, 0]
-    if len(targets) == len(labels_N):
+def keep_targets(hidden_ND: Tensor, labels_N: Tensor, target_rows: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """The rows with a label other than -100, and their labels: about one row in seven in masked language modelling.
+
+    Args:
+        target_rows: int64, the numbers of these rows, in order. None: they are searched in the labels; the host then
+            waits for the device.
+    """
+    if target_rows is None:
+        target_rows = (labels_N != IGNORED).nonzero()[:, 0]
+    if len(target_rows) == len(labels_N):
         return hidden_ND, labels_N
-    return hidden_ND.index_select(0, targets), labels_N[targets]
+    return hidden_ND.index_select(0, target_rows), labels_N.index_select(0, target_rows)
 
 
 class _LinearCrossEntropy(torch.autograd.Function):

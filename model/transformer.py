@@ -243,6 +243,7 @@ class LanguageModel(Transformer):
         attention_mask_BS: Tensor | None = None,
         z_loss: float = 0.0,
         label_smoothing: float = 0.0,
+        target_rows: Tensor | None = None,
     ) -> Tensor:
         """Logits (B, T, V), or, with labels, the loss.
 
@@ -255,6 +256,9 @@ class LanguageModel(Transformer):
             pair_weight: factor of the losses of the pairs. With (targets of the step) / (pairs of the step) the result,
                 divided by the targets, is the sum of the two means, as in BERT.
             z_loss, label_smoothing: as in `linear_cross_entropy` (model/loss.py).
+            target_rows: int64 (targets,), the positions of the labels other than -100 in the flattened B * T labels, in
+                order. Whoever has the labels on the host should pass it: without it the host waits for a GPU in masked
+                language modelling, and next-token prediction computes rows without a target too.
 
         Returns:
             Without labels: the logits in the dtype of the model. With labels: the **sum** of the cross-entropies of the
@@ -266,13 +270,10 @@ class LanguageModel(Transformer):
         )
         if labels_BT is None:
             return self.head(hidden_BTD)
-        extra = {"z_loss": z_loss, "label_smoothing": label_smoothing}
-        if self.config.causal:
-            return self.head(hidden_BTD, labels_BT, **extra)
-        # In masked language modelling about one token in seven is a target. Only these rows go through the head.
-        labels_N = labels_BT.flatten()
-        targets = (labels_N != IGNORED).nonzero()[:, 0]
-        loss = self.head(hidden_BTD.flatten(0, 1).index_select(0, targets), labels_N[targets], **extra)
+        if target_rows is None and not self.config.causal:
+            # About one token in seven is a target, so the head should not compute the other rows.
+            target_rows = (labels_BT.flatten() != IGNORED).nonzero()[:, 0]
+        loss = self.head(hidden_BTD, labels_BT, z_loss, label_smoothing, target_rows)
         if pair_labels_B is not None:
             assert self.pair_head is not None, "pair labels for a model without a pair head"
             loss = loss + pair_weight * self.pair_head(hidden_BTD[:, 0], pair_labels_B)

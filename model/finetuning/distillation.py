@@ -89,7 +89,7 @@ class DistilledLanguageModel(LanguageModel):
         with _last_blocks(self, distillation.teacher) as outputs:
             with torch.no_grad():
                 teacher_BTD = distillation.teacher.hidden_states(*args, **body)
-            head.teacher_ND = keep_targets(teacher_BTD.flatten(0, 1), labels_N)[0]
+            head.teacher_ND = keep_targets(teacher_BTD.flatten(0, 1), labels_N, inputs.get("target_rows"))[0]
             try:
                 loss = forward(*args, labels_BT=labels_BT, **inputs)
             finally:
@@ -108,16 +108,21 @@ class DistilledHead(LanguageModelHead):
     _distillation: Distillation
 
     def forward(
-        self, hidden: Tensor, labels: Tensor | None = None, z_loss: float = 0.0, label_smoothing: float = 0.0
+        self,
+        hidden: Tensor,
+        labels: Tensor | None = None,
+        z_loss: float = 0.0,
+        label_smoothing: float = 0.0,
+        target_rows: Tensor | None = None,
     ) -> Tensor:
         """As `LanguageModelHead.forward`, with the KL divergence from the teacher, whose hidden states of the rows with
         a label are `teacher_ND`."""
-        loss = super().forward(hidden, labels, z_loss, label_smoothing)
+        loss = super().forward(hidden, labels, z_loss, label_smoothing, target_rows)
         if self.teacher_ND is None:
             return loss
         assert labels is not None  # `DistilledLanguageModel.forward` sets `teacher_ND` only with labels
         distillation = self._distillation
-        hidden_ND, _ = keep_targets(hidden.flatten(0, -2), labels.flatten())
+        hidden_ND, _ = keep_targets(hidden.flatten(0, -2), labels.flatten(), target_rows)
         rows, _ = rows_at_a_time(len(hidden_ND), len(self.weight), 4, hidden.device.type)
         chunks = zip(hidden_ND.split(rows), self.teacher_ND.split(rows), strict=True)
         kl_loss = sum(checkpoint(self._kl_loss, *chunk, use_reentrant=False) for chunk in chunks)

@@ -375,3 +375,14 @@ def test_a_compiled_model_gives_the_same_loss_and_gradients(build, tokens, kind,
         torch.testing.assert_close(got, expected, rtol=1e-5, atol=0)
         for a, b in zip(*(torch.autograd.grad(x, parameters) for x in (got, expected)), strict=True):
             torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["gpt", "bert"])
+def test_rows_of_targets_that_are_given_are_those_that_are_searched(build, tokens, kind):
+    model, ids, labels = build(kind, num_hidden_layers=1), tokens(2, 12), tokens(2, 12, seed=1)
+    labels[:, ::3] = -100
+    target_rows = (labels.flatten() != -100).nonzero()[:, 0]
+    expected = model(ids, labels_BT=labels)
+    assert model(ids, labels_BT=labels, target_rows=target_rows) == expected
+    assert model(ids, labels_BT=labels, target_rows=target_rows[1:]) < expected  # they are used
+    assert model(ids, labels_BT=torch.full_like(labels, -100), target_rows=target_rows[:0]) == 0

@@ -6,6 +6,7 @@ from itertools import pairwise
 import pytest
 import torch
 
+from ingot.model import heads
 from ingot.model.config import ModelConfig
 from ingot.model.transformer import LanguageModel
 
@@ -52,14 +53,16 @@ def test_the_loss_is_the_sum_over_the_targets(build, tokens, kind):
     torch.testing.assert_close(got, halves, rtol=1e-5, atol=0)
 
 
-def test_gathering_the_targets_changes_nothing(build, tokens):
+def test_gathering_the_targets_changes_nothing(build, tokens, monkeypatch):
     model, ids, labels = build("bert"), tokens(2, 12), tokens(2, 12, seed=1)
     labels[torch.rand(labels.shape, generator=torch.Generator().manual_seed(0)) > 0.2] = -100
     rows = []
-    model.head.register_forward_pre_hook(lambda head, arguments: rows.append(len(arguments[0])))
+    model.head.transform.register_forward_pre_hook(lambda module, arguments: rows.append(len(arguments[0])))
     gathered = model(ids, labels_BT=labels)
     assert rows == [int((labels != -100).sum())]
-    ungathered = model.head(model.hidden_states(ids), labels)
+    monkeypatch.setattr(heads, "keep_targets", lambda hidden_ND, labels_N, target_rows: (hidden_ND, labels_N))
+    ungathered = model(ids, labels_BT=labels)
+    assert rows[1:] == [24]
     parameters = list(model.parameters())
     torch.testing.assert_close(gathered, ungathered, rtol=1e-6, atol=0)
     for a, b in zip(*(torch.autograd.grad(x, parameters) for x in (gathered, ungathered)), strict=True):
