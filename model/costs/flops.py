@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
+from collections.abc import Sequence
 
 import torch
 from torch import nn
@@ -121,6 +123,68 @@ def flops_per_token(config: ModelConfig, sequence_length: int, task: TaskConfig 
     keys = sum(attended_keys(config, layer, sequence_length) for layer in range(config.num_hidden_layers))
     attention = 12 * config.num_attention_heads * config.head_size * keys
     return float(6 * num_computing_parameters(config, task) + attention)
+
+
+def computed_pairs(config: ModelConfig, layer: int, document_lengths: Sequence[int]) -> int:
+    """Number of (query, key) pairs that a layer computes for documents of these lengths, when nothing hidden is
+    computed.
+
+    A causal document of n tokens has n (n + 1) / 2 pairs, another one n^2. In a local layer a token sees at most the
+    window before it, and if not causal as many after it.
+    """
+    window = config.window if config.is_local(layer) else None
+    return sum(count * _pairs(length, config.causal, window) for length, count in Counter(document_lengths).items())
+
+
+def _pairs(length: int, causal: bool, window: int | None) -> int:
+    reach = length - 1 if window is None else min(window, length - 1)
+    # Each token sees itself and `reach` tokens before it, less those that the first `reach` tokens lack.
+    before = reach * length - reach * (reach + 1) // 2
+    return length + (before if causal else 2 * before)
+
+
+def computed_flops(
+    config: ModelConfig, document_lengths: Sequence[int], num_targets: int | None = None, task: TaskConfig | None = None
+) -> float:
+    """FLOPs of forward and backward that are really needed for documents of these lengths.
+
+    Beside `flops_per_token`, which counts as is common, this deducts what is hidden: the causal half, what is outside
+    windows, pairs of tokens of different documents, and, with `num_targets`, the rows of the head without a target.
+    Recomputed activations count in neither. Only integers are used, so it may be called for every micro-batch.
+
+    Args:
+        document_lengths: tokens of each document, for example `numpy.diff(cu_seqlens).tolist()`; zeros do not count.
+            Padding is a document of its own, and counts.
+        num_targets: rows that go through the head of a language model. None: all tokens.
+    """
+    tokens = sum(document_lengths)
+    pairs_of = {local: 0 for local in map(config.is_local, range(config.num_hidden_layers))}
+    for layer in range(config.num_hidden_layers):
+        if not pairs_of[config.is_local(layer)]:
+            pairs_of[config.is_local(layer)] = computed_pairs(config, layer, document_lengths)
+    pairs = sum(pairs_of[config.is_local(layer)] for layer in range(config.num_hidden_layers))
+    skipped = 0
+    if task is None and num_targets is not None:
+        skipped = (tokens - num_targets) * _head_parameters(config)
+    parameters = _computing_parameters(config, task)
+    return 6.0 * (parameters * tokens - skipped) + 12.0 * config.num_attention_heads * config.head_size * pairs
+
+
+def _head_parameters(config: ModelConfig) -> int:
+    """Parameters of the head of a language model that each of its rows is multiplied with."""
+    transform = config.hidden_size**2 if config.head_transform else 0
+    return config.vocab_size * config.hidden_size + transform
+
+
+_COMPUTING: dict[str, int] = {}
+
+
+def _computing_parameters(config: ModelConfig, task: TaskConfig | None) -> int:
+    """`num_computing_parameters`, which builds the model on the meta device, once for each configuration."""
+    key = repr((config, task))
+    if key not in _COMPUTING:
+        _COMPUTING[key] = num_computing_parameters(config, task)
+    return _COMPUTING[key]
 
 
 def summary(config: ModelConfig, task: TaskConfig | None = None) -> str:

@@ -5,9 +5,12 @@ from dataclasses import replace
 import pytest
 import torch
 
+from ingot.model.attention.masks import seen_at
 from ingot.model.config import ModelConfig
 from ingot.model.costs.flops import (
     attended_keys,
+    computed_flops,
+    computed_pairs,
     flops_per_token,
     num_computing_parameters,
     num_parameters,
@@ -290,3 +293,33 @@ def test_the_summary_has_a_table_of_the_parts():
     assert counts["norms"] == 49 * 896
     untied = summary(replace(QWEN2_05B, tie_word_embeddings=False))
     assert "head           136,134,656" in untied
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("window", [None, 1, 3, 9, 50])
+def test_computed_pairs_are_those_that_a_mask_shows(causal, window):
+    more = {} if window is None else {"layer_pattern": "GL", "sliding_window": window}
+    config = ModelConfig(causal=causal, num_hidden_layers=2, **more)
+    lengths = [1, 2, 7, 7, 0, 20]
+    for layer in range(2):
+        reach = config.window if config.is_local(layer) else None
+        expected = 0
+        for length in lengths:
+            back = torch.arange(length)[:, None] - torch.arange(length)
+            expected += int(seen_at(back, causal, reach).sum())
+        assert computed_pairs(config, layer, lengths) == expected
+
+
+def test_computed_flops_deduct_what_is_hidden_and_nothing_else():
+    config = replace(GPT2_124M)
+    whole = flops_per_token(config, 1024) * 1024
+    attention = 12 * 12 * 768 * 1024 * 1024
+    causal = computed_flops(config, [1024])
+    assert causal == whole - attention * (1 - 1025 / 2048)
+    halves = computed_flops(config, [512, 512])
+    assert causal - halves == 12 * 12 * 768 * 512 * 512
+    full = replace(BERT_BASE)
+    assert computed_flops(full, [512, 512]) == flops_per_token(full, 512) * 1024
+    rows = computed_flops(full, [512, 512]) - computed_flops(full, [512, 512], num_targets=154)
+    assert rows == 6 * (1024 - 154) * (30522 * 768 + 768 * 768)
+    assert computed_flops(config, []) == 0
