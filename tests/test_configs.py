@@ -42,11 +42,12 @@ def test_a_run_says_what_matters_instead_of_leaving_it_to_defaults(path):
                   "layer_pattern", "sliding_window", "final_logit_softcapping"},
         "data": {"mlm_probability", "threads", "prefetch", "allow_changed", "mixture_schedule", "packing", "shuffle",
                  "window_shards", "partitions", "mask_unit", "sentence_pairs", "fim_rate", "cache_dir",
-                 "cache_bytes", "strict", "max_bad_fraction"},
+                 "cache_bytes", "strict", "max_bad_fraction", "intra_document_masking"},
         "batch": {"ramp"},
         "optimizer": {"kind", "muon_matrices", "momentum", "eps", "lr_decay_ratio"},
         "parallel": {"deepspeed", "timeout_seconds", "init_timeout_seconds", "rendezvous_seconds", "data_shard",
-                     "tensor", "check_devices", "activation_checkpointing", "compile", "offload", "offload_dir"},
+                     "tensor", "check_devices", "activation_checkpointing", "compile", "offload", "offload_dir",
+                     "attn_implementation"},
     }  # fmt: skip
     written = yaml.safe_load(path.read_text())
     whole = asdict(parse(TrainConfig, ["--config", str(path)], ""))
