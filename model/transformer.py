@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ingot.model.attention.attention import AttentionLayout, attention, default_positions, prepare_layout
+from ingot.model.attention.backends import Backend
 from ingot.model.attention.kv_cache import KeyValueCache, LayerCache
 from ingot.model.config import ModelConfig
 from ingot.model.cross_entropy import IGNORED
@@ -106,9 +107,15 @@ class Block(nn.Module):
 class Transformer(nn.Module):
     """Embeddings, blocks and (pre-norm) a final norm: token ids to hidden states.
 
+    Attributes:
+        attention_backend: the back-end of all layers; None for the fastest of each layout. `use_implementation` in
+            attention_implementation.py sets it.
+
     Raises:
         ValueError: from `ModelConfig.validate`, with all problems.
     """
+
+    attention_backend: Backend | None = None
 
     def __init__(self, config: ModelConfig):
         super().__init__()
@@ -176,6 +183,7 @@ class Transformer(nn.Module):
                 dtype=x_BTD.dtype,
                 head_size=config.head_size,
                 dropout=config.attention_dropout if self.training else 0.0,
+                backend=self.attention_backend,
             )
             for local in kinds
         }

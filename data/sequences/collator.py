@@ -60,6 +60,7 @@ class Collator:
         self.row_length = options.sequence_length + (not self.packed)
         self.pad_id = tokenizer.pad_id if tokenizer.pad_id is not None else 0
         self._eos_id = tokenizer.eos_id
+        self._one_document = not options.intra_document_masking
         if self.packed and options.objective == "mlm" and tokenizer.pad_id is None:
             raise ValueError(
                 "best-fit packing with mlm needs a padding token, which the tokenizer lacks: use packing concatenate, "
@@ -85,9 +86,12 @@ class Collator:
         elif self._fim is not None:
             tokens, starts, lengths = self._fim(tokens, starts, rows.slots, lengths)
         L = self.sequence_length
+        documents = starts
+        if self._one_document:
+            starts = _starts_of_rows(starts, lengths)
         if self._mlm is not None:
             tokens, starts = tokens[:, :L], starts[:, :L]
-            input_ids, labels = self._mlm(tokens, rows.slots, starts)
+            input_ids, labels = self._mlm(tokens, rows.slots, documents[:, :L])  # words end where documents end
         elif self.packed:
             assert lengths is not None
             input_ids, labels = clm_rows(tokens, starts, lengths)
@@ -114,6 +118,13 @@ class Collator:
             ids[row], types[row], labels[row], begins[row] = pairs.build_pair(*mine, *other, slot)
         labels[rows.num_real :] = IGNORE_INDEX
         return ids, begins, {"token_types": types, "pair_labels": labels}
+
+
+def _starts_of_rows(starts: np.ndarray, lengths: np.ndarray | None) -> np.ndarray:
+    """`starts` with one document in each row, and its padding, which no token may see."""
+    places = np.arange(starts.shape[1])
+    is_start = np.broadcast_to(places == 0, starts.shape)
+    return is_start if lengths is None else is_start | (places == np.asarray(lengths)[:, None])
 
 
 def _masking(options: SequenceOptions, tokenizer: Tokenizer, seed: int) -> MaskedLanguageModel:

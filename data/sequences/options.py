@@ -20,6 +20,8 @@ class SequenceOptions:
         mask_unit: what mlm masks at once: token, word or span.
         sentence_pairs: none, nsp or sop; only with mlm.
         fim_rate: share of the documents that are rearranged for fill-in-the-middle; only with clm.
+        intra_document_masking: False ignores where documents end in a row: the tokens of a row are one document. Not
+            with sentence pairs, which are one document already.
     """
 
     sequence_length: int
@@ -29,6 +31,7 @@ class SequenceOptions:
     mask_unit: str = "token"
     sentence_pairs: str = "none"
     fim_rate: float = 0.0
+    intra_document_masking: bool = True
 
     def check(self) -> None:
         """Raises ValueError that lists every option that is unknown or does not fit the others."""
@@ -46,5 +49,10 @@ class SequenceOptions:
             )
         if self.objective != "clm" and self.fim_rate:
             problems.append(f"fim_rate {self.fim_rate} needs objective clm: set fim_rate to 0")
+        if self.sentence_pairs != "none" and not self.intra_document_masking:
+            problems.append(
+                f"sentence_pairs {self.sentence_pairs} makes one document of each row: set intra_document_masking to "
+                f"true, or sentence_pairs to none"
+            )
         if problems:
             raise ValueError("; ".join(problems))

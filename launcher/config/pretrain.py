@@ -126,7 +126,11 @@ class Data:
     weights}."""
     sequence_length: Annotated[int, Range(1, 10**7)] = 1024
     """Number of tokens in a sequence. Several documents are packed into one sequence; attention and positions do not
-    cross the end of a document."""
+    cross the end of a document, unless intra_document_masking is false."""
+    intra_document_masking: bool = True
+    """false: ignore where documents end inside a sequence. A token then also sees and predicts tokens of other
+    documents, as in GPT-2 and GPT-3, and positions count from the start of the sequence. This is another model, and on
+    a GPU it may be faster."""
     packing: Literal["concatenate", "best_fit"] = "concatenate"
     """concatenate: documents one after the other, split at the sequence length. best_fit: whole documents where they
     fit, and padding; for short documents."""
@@ -291,6 +295,12 @@ class Parallel:
     matrix products and attention. full: all."""
     compile: bool = False
     """Compile each block with torch.compile. This takes a minute at the start and makes steps faster on a GPU."""
+    attn_implementation: Literal[
+        "auto", "sdpa", "flex_attention", "flash_attention_2", "flash_attention_3", "flash_attention_4"
+    ] = "auto"
+    """How attention is computed. auto: the fastest that supports the device, the precision and the model; on a Hopper
+    GPU FlashAttention 3 and on Blackwell 4 if their packages are installed. The other values are for comparisons: sdpa
+    runs everywhere, with a dense mask where sequences are packed. The values agree but for rounding."""
     offload: Literal["none", "optimizer", "all"] = "none"
     """What is kept in the host's memory instead of the device's. optimizer: the optimizer's states (ZeRO-1 to 3). all:
     parameters too (ZeRO-3 and fsdp)."""

@@ -17,6 +17,7 @@ from ingot.launcher.config.pretrain import Batch, CorpusSource, Optimizer, Paral
 from ingot.launcher.loading.teacher import learn_from
 from ingot.launcher.training.batch_sizes import BatchSizes
 from ingot.model.attention.blocks import OPERATORS
+from ingot.model.attention_implementation import use_implementation
 from ingot.model.initialization import InitialValues
 from ingot.model.tensor_plan import tensor_plan
 from ingot.model.transformer import LanguageModel, Transformer
@@ -119,6 +120,7 @@ def reader_options(config: TrainConfig) -> ReaderOptions:
         mask_unit=data.mask_unit,
         sentence_pairs=data.sentence_pairs,
         fim_rate=data.fim_rate,
+        intra_document_masking=data.intra_document_masking,
         global_batch=config.batch.global_size,
         micro_batch=config.batch.micro_size,
         seed=config.run.seed,
@@ -189,8 +191,8 @@ def build_engine(
         scale_and_start: see `parameter_groups`.
 
     Raises:
-        ValueError: optimizer.muon_matrices has a pattern that matches no matrix, or parallel.float8 does not fit
-            parallel.tensor.
+        ValueError: optimizer.muon_matrices has a pattern that matches no matrix, parallel.float8 does not fit
+            parallel.tensor, or parallel.attn_implementation does not support the device or the model.
     """
     assert parallel.precision != "auto"  # start_mesh chooses one
     decaying = matrices(model)
@@ -211,6 +213,8 @@ def build_engine(
             weight_decay=settings.weight_decay,
         )
 
+    dtype = torch.bfloat16 if parallel.precision == "bf16" else torch.float32
+    use_implementation(model, parallel.attn_implementation, mesh.device, dtype)
     local_parameters = parallelize_module(model, plan, mesh)
     apply_float8(model, plan, parallel.float8, mesh, local_parameters.slices)
     checkpoint_activations(list(model.blocks), parallel.activation_checkpointing, kept=OPERATORS)

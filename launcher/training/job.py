@@ -75,5 +75,7 @@ class Job:
     """A run, a checkpoint or a Hugging Face folder with the initial weights of a run without checkpoints."""
     metadata: dict = field(default_factory=dict)
     """What the checkpoints of this kind of run contain in addition."""
+    is_packed: bool = True
+    """Whether rows have several documents that do not see each other."""
     messages: Sequence[str] = ()
     """Lines of the log at the start."""

@@ -108,6 +108,7 @@ def make_job(config: TrainConfig, mesh: Mesh, data: OpenData) -> Job:
         max_bad_fraction=config.data.max_bad_fraction,
         allow_changed=config.data.allow_changed,
         init_from=config.run.init_from,
+        is_packed=config.data.intra_document_masking,
         messages=[
             summary(config.model),
             export_note(config.model),

@@ -161,6 +161,8 @@ def data_stamp(config: TrainConfig, corpora: list[Corpus]) -> dict:
         "objective": data.objective,
         **{name: getattr(data, name) for name in ("sequence_length", "packing", "shuffle", "fim_rate")},
     }
+    if not data.intra_document_masking:  # left out otherwise: checkpoints of before it existed have no such key
+        stamp["intra_document_masking"] = False
     if data.shuffle == "window":
         stamp |= {"window_shards": data.window_shards, "partitions": data.partitions}
         if data.partitions > 1:  # the shards of each partition depend on all changes of the weights, also later ones

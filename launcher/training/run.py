@@ -25,6 +25,7 @@ from ingot.launcher.training.setup import (
     run_folder,
 )
 from ingot.launcher.training.trainer import Trainer
+from ingot.model.attention_implementation import notes as attention_notes
 from ingot.parallel import checkpoint
 from ingot.parallel.mesh import Mesh
 
@@ -97,7 +98,8 @@ def _train(job: Job, mesh: Mesh, run_lock: RunLock, resumed: Resumed) -> Outcome
     open_folder(job.config, job.tokenizer, mesh, run_lock)
     branch = choose_branch(job.config, mesh, resumed)
     notes = [*resumed.notes, *branch.notes]
-    callbacks = open_callbacks(job.config, mesh, progress, list(job.messages), notes)
+    messages = [*job.messages, *attention_notes(job.model, mesh.device, job.is_packed)]
+    callbacks = open_callbacks(job.config, mesh, progress, messages, notes)
     try:
         bad_data = BadDataWatch(job.quarantine, callbacks, folder, max_bad_fraction=job.max_bad_fraction)
         bad_data.start(progress.quarantine)

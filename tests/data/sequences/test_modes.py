@@ -22,6 +22,9 @@ MODES = {
     "sentence order": {"objective": "mlm", "sentence_pairs": "sop", "mask_unit": "word"},
     "fill in the middle": {"fim_rate": 0.5},
     "fill in the middle, best fit": {"fim_rate": 0.5, "packing": "best_fit"},
+    "one document": {"intra_document_masking": False},
+    "one document, best fit": {"intra_document_masking": False, "packing": "best_fit"},
+    "one document, words": {"intra_document_masking": False, "objective": "mlm", "mask_unit": "word"},
 }
 
 
@@ -135,3 +138,39 @@ def test_what_does_not_go_together_is_refused(corpora, fim_tokenizer, settings, 
     fixed = {"sequence_length": LENGTH, "seed": 1, "shuffle": True, "global_batch": 8, "micro_batch": 1}
     with pytest.raises(ValueError, match=message):
         Reader(corpora, fim_tokenizer, ReaderOptions(weights=[1, 1], **fixed, **settings))
+
+
+@pytest.mark.parametrize("mode", ["window", "best fit", "words"])
+def test_without_intra_document_masking_each_row_is_one_document(reader, fim_tokenizer, mode, monkeypatch):
+    """The same rows and masks, and what a corpus gives whose documents begin where its rows begin."""
+    settings = {**MODES[mode], "intra_document_masking": False}
+    monkeypatch.setitem(MODES, "one", settings)
+    together, apart = rows(reader, "one"), rows(reader, mode)
+    assert any(len(micro["cu_seqlens"]) > len(micro["input_ids"]) + 1 for micro in apart)
+    more = 0
+    for one, several in zip(together, apart, strict=True):
+        np.testing.assert_array_equal(one["input_ids"], several["input_ids"])
+        padding = (
+            (one["input_ids"] == fim_tokenizer.pad_id) if mode == "best fit" else np.zeros_like(one["labels"], bool)
+        )
+        starts = np.zeros(one["labels"].size, dtype=bool)
+        starts[one["cu_seqlens"][:-1]] = True
+        expected = np.zeros_like(padding)
+        expected[:, 0] = True
+        expected[:, 1:] |= padding[:, 1:] & ~padding[:, :-1]
+        np.testing.assert_array_equal(starts.reshape(padding.shape), expected)
+        positions = np.where(padding, 0, one["positions"])
+        np.testing.assert_array_equal(positions, np.where(padding, 0, np.arange(LENGTH)))
+        if mode == "words":
+            np.testing.assert_array_equal(one["labels"], several["labels"])
+        else:  # every next token of the row is a target
+            inside = ~padding[:, :-1] & ~padding[:, 1:]
+            np.testing.assert_array_equal(one["labels"][:, :-1][inside], one["input_ids"][:, 1:][inside])
+            more += (one["labels"] != IGNORE_INDEX).sum() - (several["labels"] != IGNORE_INDEX).sum()
+    assert (more > 0) == (mode != "words")
+
+
+def test_sentence_pairs_are_one_document_already(reader, monkeypatch):
+    monkeypatch.setitem(MODES, "pairs", {**MODES["next sentence"], "intra_document_masking": False})
+    with pytest.raises(ValueError, match="sentence_pairs nsp makes one document of each row"):
+        reader("pairs")

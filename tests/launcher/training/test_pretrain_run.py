@@ -9,6 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from ingot.launcher.config.parser import parse
+from ingot.launcher.config.pretrain import TrainConfig
+from ingot.launcher.training.build import reader_options
+from ingot.launcher.training.resume import data_stamp
 from tests.launcher.runs import command, environment, launch, records, write_config
 
 LAYOUTS = [
@@ -232,3 +236,10 @@ def test_masks_are_filled_by_a_bert(reference):
     result = launch("python", "--checkpoint", run, "--prompt", "import <mask>\nself.<mask>", script="generate")
     assert result.stdout.startswith("mask 1: ")
     assert "mask 2: " in result.stdout
+
+
+def test_ignoring_where_documents_end_is_other_data_and_the_default_is_no_news_to_old_checkpoints():
+    config = parse(TrainConfig, ["--data.train", "corpora/demo"], "")
+    other = parse(TrainConfig, ["--data.train", "corpora/demo", "--data.intra_document_masking", "false"], "")
+    assert data_stamp(other, []) == {**data_stamp(config, []), "intra_document_masking": False}
+    assert not reader_options(other).intra_document_masking
