@@ -10,6 +10,18 @@ BUCKET = 50_000_000
 """Elements that DeepSpeed reduces at once, in an fp32 buffer of this size. With its own default the buffer has 2 GB."""
 PERSISTENT = 100_000
 """ZeRO-3 does not partition parameters with fewer elements (its own default)."""
+REUSED = 500_000_000
+"""So many elements, the last ones of the forward pass, stay gathered at ZeRO-3 until the backward pass: their next use
+is less than 10^9 elements away (its own default). The others are gathered again."""
+
+MOST_OWNERS = 16
+"""Data ranks up to which ZeRO-1 and 2 reduce each gradient to its owner alone. NCCL sends such a reduction from rank to
+rank, one owner after the other, so with many ranks an all-reduce is faster, although it sends twice as much."""
+
+
+def reduces_to_owners(num_data: int) -> bool:
+    """Whether ZeRO-1 and 2 reduce gradients to the ranks that own them; otherwise they all-reduce them."""
+    return num_data <= MOST_OWNERS
 
 
 @dataclass(frozen=True)
@@ -18,6 +30,7 @@ class Footprint:
 
     Attributes:
         block, rest: number of parameters in one block, and outside of the blocks.
+        first, last: those of `rest` that FSDP2 gathers as groups of their own, before and behind the blocks.
         small: number of parameters in tensors of fewer than `PERSISTENT` elements.
         activations: bytes kept from the forward to the backward pass.
         exchanged: bytes that one block sends to the other tensor ranks for one micro-batch, forward and backward.
@@ -31,6 +44,8 @@ class Footprint:
     activations: float
     exchanged: float = 0.0
     work: float = 0.0
+    first: int = 0
+    last: int = 0
 
     @property
     def parameters(self) -> int:
@@ -54,6 +69,9 @@ class LayoutSizes:
     offload: str = "none"
     accumulation: int = 1
     moment: int = 4
+    reduce_dtype: str = "fp32"
+    reshard_after_forward: bool = True
+    sync_each_micro_batch: bool = True
 
     @property
     def name(self) -> str:
@@ -112,7 +130,7 @@ def memory(footprint: Footprint, layout: LayoutSizes) -> Memory:
     if layout.engine == "fsdp" or layout.stage == 0:
         shard = layout.data_shard if layout.engine == "fsdp" else 1
         parameters, gradients, optimizer = 4 * count / shard, 4 * count / shard, 2 * layout.moment * count / shard
-        buffers = _unsharded_buffers(footprint, layout, low) if shard == 1 else _gathered(footprint, low)
+        buffers = _unsharded_buffers(footprint, layout, low) if shard == 1 else _gathered(footprint, layout, low)
     else:
         weight = 2 if low else 4
         masters_and_moments = 4 + 2 * layout.moment
@@ -121,10 +139,14 @@ def memory(footprint: Footprint, layout: LayoutSizes) -> Memory:
         )
         parameters, gradients, optimizer = states
         buffers = 4.0 * min(BUCKET, count)
+        if layout.stage < 3:
+            buffers *= 2  # one is filled while the other is reduced
         if layout.stage == 1:
-            buffers += weight * min(footprint.rest + footprint.block, count)  # gradients until they are added up
+            # The gradient of one tensor until it is added up, and this rank's part of the reduced gradients.
+            buffers += weight * max(footprint.block, footprint.rest) + 4 * count / layout.num_data
         if layout.stage == 3:
-            buffers += weight * (footprint.small * (1 - 1 / layout.num_data) + 2 * footprint.block + footprint.rest)
+            live = min(count, max(REUSED, 2 * footprint.block + footprint.rest))
+            buffers += weight * (footprint.small * (1 - 1 / layout.num_data) + live)
     if layout.offload != "none":
         optimizer = 0.0
     if layout.offload == "all":
@@ -137,10 +159,18 @@ def _unsharded_buffers(footprint: Footprint, layout: LayoutSizes, low: bool) -> 
     return reduced + (2.0 * footprint.parameters if low else 0.0)
 
 
-def _gathered(footprint: Footprint, low: bool) -> float:
-    """What FSDP2 gathers: the present block and the next one, what is outside of blocks, and one block's gradients."""
-    size = 2 if low else 4
-    return size * (2 * footprint.block + footprint.rest) + (size + 4.0) * max(footprint.block, footprint.rest)
+def _gathered(footprint: Footprint, layout: LayoutSizes, low: bool) -> float:
+    """What FSDP2 has gathered: the root, and the present group and the next one; and one group's gradients."""
+    size, block = 2 if low else 4, footprint.block
+    root = footprint.rest - footprint.first - footprint.last
+    if layout.reshard_after_forward:
+        gathered = root + max(footprint.first + block, footprint.last + 2 * block)
+    else:
+        gathered = footprint.parameters
+    whole = 0.0
+    if layout.accumulation > 1 and not layout.sync_each_micro_batch:
+        whole = 4.0 * footprint.parameters
+    return size * gathered + (size + 4.0) * max(block, root, footprint.first, footprint.last) + whole
 
 
 @dataclass(frozen=True)
@@ -152,20 +182,29 @@ class Traffic:
 
 
 def traffic(footprint: Footprint, layout: LayoutSizes) -> Traffic:
-    """What ring collectives send: (n - 1) / n of the gathered or reduced bytes, and twice as much for an all-reduce."""
+    """What ring collectives send: (n - 1) / n of the gathered or reduced bytes, and twice as much for an all-reduce.
+
+    tests/parallel/engines/test_traffic.py counts what the engines send.
+    """
     count, weight = footprint.parameters, 2 if layout.precision == "bf16" else 4
+    gradient = 2 if layout.reduce_dtype == "bf16" else 4
+    times = layout.accumulation
     around = (layout.num_data - 1) / layout.num_data
     if layout.engine == "fsdp" and layout.data_shard > 1:
         replicas = layout.num_data // layout.data_shard
         within = (layout.data_shard - 1) / layout.data_shard
-        sent = layout.accumulation * (2 * weight + 4) * count * within  # gathered twice, reduced once
-        sent += 2 * (replicas - 1) / replicas * 4 * count / layout.data_shard
+        # Once in the forward pass. Again in the backward pass: all blocks but the last.
+        again = (footprint.num_blocks - 1) * footprint.block if layout.reshard_after_forward else 0
+        reductions = times if layout.sync_each_micro_batch else 1
+        sent = within * (times * weight * (count + again) + reductions * gradient * count)
+        sent += 2 * (replicas - 1) / replicas * gradient * count / layout.data_shard
     elif layout.engine == "fsdp" or layout.stage == 0:
-        sent = 2 * around * 4 * count
-    elif layout.stage == 1:
-        sent = around * (4 + weight) * count
-    elif layout.stage == 2:
-        sent = around * (layout.accumulation * 4 + weight) * count
+        sent = 2 * around * gradient * count
+    elif layout.stage < 3:
+        reductions = (1 if layout.stage == 1 else times) * (1 if reduces_to_owners(layout.num_data) else 2)
+        sent = around * (reductions * gradient + weight) * count
     else:
-        sent = around * layout.accumulation * (2 * weight + 4) * count
+        partitioned = count - footprint.small
+        again = max(0, partitioned - REUSED)
+        sent = around * (times * (weight * (partitioned + again) + gradient * count) + weight * footprint.small)
     return Traffic(sent, layout.accumulation * footprint.num_blocks * footprint.exchanged)

@@ -103,7 +103,7 @@ def measure(model: str, layout: Layout, world: Mesh, **parallel: object) -> dict
     engine.step(1e-3)
 
     staying = 0.0
-    in_between = layout.engine == "zero-1" and layout.precision == "fp32" and layout.accumulation > 1
+    in_between = layout.engine == "zero-1" and layout.accumulation > 1
     if layout.engine == "zero-3" or in_between:  # the buffer of reductions
         staying = 4.0 * min(BUCKET, footprint.parameters)
     if layout.engine == "zero-3":  # small parameters, which are not partitioned

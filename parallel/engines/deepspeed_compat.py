@@ -11,7 +11,7 @@ import io
 import logging
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import reduce
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,16 @@ PRIVATE = (
     PrivateInterface(
         "deepspeed.runtime.engine", "DeepSpeedEngine.get_global_grad_norm", "the gradient norm before clipping"
     ),
+    PrivateInterface(
+        "deepspeed.runtime.engine",
+        "DeepSpeedEngine._do_optimizer_sanity_check",
+        "decides which class stage 1 becomes in bf16",
+        ("basic_optimizer",),
+    ),
+    PrivateInterface(
+        "deepspeed.runtime.engine", "ZERO_OPTIMIZATION", "the answer that means the class of stages 1 and 2"
+    ),
+    PrivateInterface("deepspeed.runtime.engine", "BFLOAT16", "the answer that means BF16_Optimizer"),
     PrivateInterface(
         "deepspeed.runtime.zero.partition_parameters",
         "Init",
@@ -90,6 +100,10 @@ PRIVATE = (
 )
 
 ATTRIBUTES = {
+    1: {
+        "optimizer.reduce_gradients": "reduces gradients to the ranks that need them; BF16_Optimizer has none",
+        "optimizer.use_grad_accum_attribute": "whether gradients are added up in fp32 beside those of a micro-batch",
+    },
     3: {
         "parameter.ds_tensor": "this rank's flat partition",
         "parameter.ds_numel": "number of elements of the whole parameter",
@@ -108,7 +122,7 @@ ATTRIBUTES = {
     },
 }
 """Attributes that DeepSpeed sets on its optimizer and on the parameters while it builds an engine, and what they are.
-They are listed by stage; stage 1 has those of stage 2."""
+They are listed by stage; stage 1 also has those of stage 2."""
 
 
 def missing_attributes(stage: int, optimizer: Any, parameter: Any) -> list[str]:
@@ -199,6 +213,29 @@ def shared_buffer(rank: int) -> Path:
     """The name of a rank's shared buffer, as `shm_initialize` in csrc/cpu/comm/shm.cpp makes it."""
     address, port = os.environ.get("MASTER_ADDR", ""), os.environ.get("MASTER_PORT", "")
     return Path(f"/dev/shm/deepspeed_allreduce_buffer_{os.getuid()}_{address}_{port}_{rank}")
+
+
+@contextlib.contextmanager
+def one_class_for_stages_1_and_2() -> Iterator[None]:
+    """While an engine is built: stage 1 in bf16 with fp32 gradients becomes DeepSpeedZeroOptimizer, as with offload.
+
+    By itself it becomes BF16_Optimizer, which all-reduces fp32 gradients after the backward pass, not beside it. No
+    public setting decides that. DeepSpeedZeroOptimizer has what is needed: it adds gradients up in fp32 in
+    `grad_accum` of each parameter, and reduces them in the last backward pass of a step.
+    """
+    from deepspeed.runtime import engine
+
+    decide = engine.DeepSpeedEngine._do_optimizer_sanity_check
+
+    def decide_for_zero(self: Any, basic_optimizer: Any) -> Any:
+        answer = decide(self, basic_optimizer)
+        return engine.ZERO_OPTIMIZATION if answer == engine.BFLOAT16 else answer
+
+    engine.DeepSpeedEngine._do_optimizer_sanity_check = decide_for_zero
+    try:
+        yield
+    finally:
+        engine.DeepSpeedEngine._do_optimizer_sanity_check = decide
 
 
 def partition(

@@ -32,7 +32,7 @@ from ingot.parallel.engines.engine import (
 )
 from ingot.parallel.engines.gradient_clipping import clip_gradients
 from ingot.parallel.engines.materialization import materialize, shared_parameters, tie_weights
-from ingot.parallel.memory_plan import BUCKET
+from ingot.parallel.memory_plan import BUCKET, PERSISTENT, reduces_to_owners
 from ingot.parallel.mesh import Mesh
 from ingot.parallel.optimizer import create_state, set_learning_rate, set_step
 from ingot.parallel.tensor_shards import TensorShard, flat_shards
@@ -49,7 +49,7 @@ OWNED_KEYS = {
     "amp": "parallel.precision",
     "torch_autocast": "parallel.precision",
     "data_types": "parallel.precision",
-    "communication_data_type": "parallel.precision",
+    "communication_data_type": "parallel.reduce_dtype",
     "optimizer": "optimizer",
     "scheduler": "optimizer.schedule",
     "zero_optimization.stage": "parallel.zero_stage",
@@ -96,6 +96,7 @@ class ZeroEngine(Engine):
         max_grad_norm: global gradient norm above which gradients are scaled down; 0 means no clipping.
         offload: what is kept in the host's memory: `none`, `optimizer`, or `all` (parameters too).
         offload_folder: a folder on a disk, which is used instead of the host's memory.
+        reduce_dtype: in which gradients are reduced, `fp32` or `bf16`.
         settings: further DeepSpeed settings, as its documentation names them.
     """
 
@@ -113,11 +114,13 @@ class ZeroEngine(Engine):
         max_grad_norm: float,
         offload: str = "none",
         offload_folder: str | None = None,
+        reduce_dtype: str = "fp32",
         settings: dict | None = None,
     ):
         super().__init__(module, mesh, local_parameters)
         self.stage, self.max_grad_norm = stage, max_grad_norm
-        self.accumulates_apart = stage == 1 and precision == "bf16"  # DeepSpeed sums gradients in fp32 buffers
+        # DeepSpeed then keeps fp32 sums of the gradients of all parameters until they are reduced.
+        self.adds_up_apart = stage == 1 and precision == "bf16"
         check_settings(settings or {})
         if offload_folder is not None:
             check_disk_offload()
@@ -139,6 +142,11 @@ class ZeroEngine(Engine):
                 # does not.
                 "memory_efficient_linear": False,
                 "reduce_bucket_size": min(BUCKET, sum(p.numel() for p in module.parameters())),
+                "stage3_param_persistence_threshold": PERSISTENT,
+                "use_multi_rank_bucket_allreduce": not reduces_to_owners(mesh.num_data),
+                # DeepSpeed's own default is stage 3 only. Without it stage 2 waits for each reduction, and stage 1
+                # begins to reduce after the backward pass. On CPUs nothing runs beside the computation.
+                "overlap_comm": stage == 3 or mesh.device.type == "cuda",
                 **_offload_settings(offload, offload_folder),
                 **(settings or {}).get("zero_optimization", {}),
                 "stage": stage,
@@ -146,12 +154,13 @@ class ZeroEngine(Engine):
             # No step is skipped: the training loop sees a norm that is not finite, and stops.
             "bf16": {"enabled": low_precision, "check_grad_overflow": False},
             "data_types": {"grad_accum_dtype": "fp32"},
-            "communication_data_type": "fp32",
+            "communication_data_type": reduce_dtype,
         }
         groups = compat.DataAndTensorGroups(data=mesh.data_group, tensor=mesh.tensor_group)
         shapes = {name: tuple(p.shape) for name, p in module.named_parameters()}
         dtype = torch.bfloat16 if low_precision else torch.float32
-        with contextlib.redirect_stdout(io.StringIO()):  # it prints memory reports at every log level
+        # It prints memory reports at every log level.
+        with contextlib.redirect_stdout(io.StringIO()), compat.one_class_for_stages_1_and_2():
             build_communication()
             compat.init_distributed()
             if stage == 3:
@@ -178,9 +187,6 @@ class ZeroEngine(Engine):
         self.engine.set_gradient_accumulation_boundary(is_last)
         loss_sum = self.engine(**batch)
         self.engine.backward(loss_sum * (self.mesh.num_data / num_targets), scale_wrt_gas=False)
-        if self.accumulates_apart:
-            for _, parameter, _ in self._parameters:
-                parameter.grad = None
         if not is_last:
             self.engine.step()  # not at the boundary, so DeepSpeed only counts the micro-batch
         return loss_sum.detach()
@@ -190,6 +196,8 @@ class ZeroEngine(Engine):
         norm = None
         if self.stage == 0:
             norm = clip_gradients(self.module, self.local_parameters, self.mesh, self.max_grad_norm)
+        if self.adds_up_apart:
+            self.optimizer.zero_grad()  # what was reduced is in this rank's part; the step needs room
         self.engine.step()
         return torch.as_tensor(self.engine.get_global_grad_norm() if norm is None else norm)
 
