@@ -314,6 +314,17 @@ class Parallel:
     (Ada, Hopper, Blackwell); best with parallel.compile. tensorwise: one scale for a matrix. rowwise: a scale for each
     row, which is more work and closer to bf16. Weights, optimizer and checkpoints are those of parallel.precision, and
     a resume may change it."""
+    reduce_dtype: Literal["fp32", "bf16"] = "fp32"
+    """Type in which gradients are summed over data ranks. bf16 sends half as much and rounds each sum; gradients of
+    micro-batches are still added up in fp32."""
+    reshard_after_forward: bool = True
+    """With engine fsdp: free the gathered parameters of a block after its forward pass, and gather them again in the
+    backward pass. false gathers once, and keeps the whole model in the precision of the computation."""
+    sync_each_micro_batch: bool = True
+    """With engine fsdp: reduce gradients to their shards after each micro-batch. false reduces once per step, and each
+    rank holds the gradients of the whole model in fp32."""
+    symmetric_memory: bool = False
+    """With engine fsdp on CUDA, torch 2.13: gather parameters from memory that the devices of a machine share."""
     deepspeed: dict[str, Any] = field(default_factory=dict)
     """More DeepSpeed settings under DeepSpeed's names. Settings that follow from Ingot's options are refused."""
     timeout_seconds: Seconds = 600
@@ -336,7 +347,10 @@ class Parallel:
                 problems.append("parallel.offload optimizer needs engine zero; engine fsdp has parallel.offload all")
             if self.offload_dir is not None:
                 problems.append("parallel.offload_dir needs parallel.engine zero with parallel.zero_stage 3")
-            return problems
+            return problems + self._sharding_problems()
+        for name in ("reshard_after_forward", "sync_each_micro_batch", "symmetric_memory"):
+            if getattr(self, name) != type(self).__dataclass_fields__[name].default:
+                problems.append(f"parallel.{name} needs parallel.engine fsdp; leave it out with engine zero")
         if self.data_shard is not None:
             problems.append(
                 f"parallel.data_shard is {self.data_shard}, and engine zero cuts over all data ranks; leave it out, or "
@@ -357,6 +371,20 @@ class Parallel:
             problems.append(f"parallel.offload {self.offload} needs parallel.zero_stage {needed}, which is {stage}")
         if self.offload_dir is not None and (self.offload == "none" or stage < 3):
             problems.append("parallel.offload_dir needs parallel.offload optimizer or all, and parallel.zero_stage 3")
+        return problems
+
+    def _sharding_problems(self) -> list[str]:
+        problems = []
+        if not self.sync_each_micro_batch and self.reduce_dtype == "bf16":
+            problems.append(
+                "parallel.sync_each_micro_batch false with parallel.reduce_dtype bf16 would add micro-batches up in "
+                "bf16; set one of them to its default"
+            )
+        if not self.sync_each_micro_batch and self.offload == "all":
+            problems.append(
+                "parallel.sync_each_micro_batch false keeps whole gradients on the device, and parallel.offload all "
+                "is for devices without that memory; set one of them to its default"
+            )
         return problems
 
 

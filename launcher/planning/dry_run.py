@@ -8,13 +8,14 @@ from torch.distributed.tensor import DTensor
 from ingot.launcher.config.pretrain import TrainConfig
 from ingot.launcher.planning.footprint import counted_precision, footprint_of, layout_of
 from ingot.launcher.runtime.exit_codes import DONE
+from ingot.launcher.training.build import gathered_together
 from ingot.launcher.training.run_length import with_steps
 from ingot.model.costs.flops import flops_per_token, summary
 from ingot.model.huggingface.families.registry import export_note
 from ingot.model.tensor_plan import tensor_plan
 from ingot.model.transformer import LanguageModel
 from ingot.parallel import mesh as meshes
-from ingot.parallel.engines.fsdp import apply_fsdp
+from ingot.parallel.engines.fsdp import Sharding, apply_fsdp
 from ingot.parallel.float8.layers import apply_float8
 from ingot.parallel.memory_plan import Memory, memory, traffic
 from ingot.parallel.tensor_parallel.layers import parallelize_module
@@ -68,7 +69,7 @@ def _build(config: TrainConfig, mesh: meshes.Mesh) -> int:
     local_parameters = parallelize_module(model, tensor_plan(config.model), mesh)
     apply_float8(model, tensor_plan(config.model), config.parallel.float8, mesh, local_parameters.slices)
     if config.parallel.engine == "fsdp" and mesh.data_shard > 1:
-        apply_fsdp(model, list(model.blocks), mesh, counted_precision(config))
+        apply_fsdp(model, gathered_together(model), mesh, counted_precision(config), Sharding())
     held = sum(p.to_local().numel() if isinstance(p, DTensor) else p.numel() for p in model.parameters())
     if config.parallel.engine == "zero" and config.parallel.zero_stage == 3:
         held = sum(-(-p.numel() // mesh.num_data) for p in model.parameters())

@@ -34,6 +34,9 @@ def layout_of(config: TrainConfig, world_size: int) -> LayoutSizes:
         parallel.offload,
         max(1, config.batch.global_size // num_data // config.batch.micro_size),
         2 if config.optimizer.state_dtype == "bf16" else 4,
+        parallel.reduce_dtype,
+        parallel.reshard_after_forward,
+        parallel.sync_each_micro_batch,
     )
 
 
@@ -50,6 +53,7 @@ def footprint_of(
     model, length, tensor = config.model, config.data.sequence_length, config.parallel.tensor
     element = 2 if counted_precision(config) == "bf16" else 4
     rest, small, blocks, work = 0, 0, [0] * model.num_hidden_layers, 0
+    ends = {"first": 0, "last": 0}
     tokens = config.batch.micro_size * length
     for name, shape in (shapes or local_shapes(model, tensor)).items():
         count = math.prod(shape)
@@ -58,8 +62,11 @@ def footprint_of(
             blocks[int(name.split(".")[1])] += count
             if config.parallel.float8 != "none" and len(shape) == 2:  # gradient, weight and input of a layer in float8
                 work = max(work, tokens * sum(shape) + count)
-        else:
-            rest += count
+            continue
+        rest += count
+        if not model.tie_word_embeddings:  # as `gathered_together` in launcher/training/build.py
+            ends["first"] += count * name.startswith(("embedding.token", "embedding.position"))
+            ends["last"] += count * name.startswith(("final_norm.", "head."))
     targets = 1.0 if config.data.objective == "clm" else config.data.mlm_probability
     common: dict[str, Any] = {"sequence_length": length, "tensor": tensor, "element": element, "mask": mask}
     how = config.parallel.activation_checkpointing
@@ -69,4 +76,4 @@ def footprint_of(
     # Forward and backward gather whole sequences before attention and MLP, and scatter sums behind them.
     passes = 8 if how == "none" else 10
     exchanged = passes * tokens * model.hidden_size * element * (tensor - 1) / tensor
-    return Footprint(max(blocks), model.num_hidden_layers, rest, small, activations, exchanged, work)
+    return Footprint(max(blocks), model.num_hidden_layers, rest, small, activations, exchanged, work, **ends)

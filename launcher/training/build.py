@@ -23,7 +23,7 @@ from ingot.model.tensor_plan import tensor_plan
 from ingot.model.transformer import LanguageModel, Transformer
 from ingot.parallel.engines.activation_checkpointing import checkpoint_activations
 from ingot.parallel.engines.engine import Engine
-from ingot.parallel.engines.fsdp import TorchEngine
+from ingot.parallel.engines.fsdp import Groups, Sharding, TorchEngine
 from ingot.parallel.engines.zero import ZeroEngine
 from ingot.parallel.float8.layers import apply_float8, describe_float8
 from ingot.parallel.mesh import Mesh
@@ -227,7 +227,8 @@ def build_engine(
             make_optimizer,
             mesh=mesh,
             local_parameters=local_parameters,
-            blocks=list(model.blocks),
+            groups=gathered_together(model),
+            sharding=sharding_of(parallel),
             precision=parallel.precision,
             max_grad_norm=settings.max_grad_norm,
             offload=parallel.offload == "all",
@@ -244,6 +245,7 @@ def build_engine(
         num_micro_batches=num_micro_batches,
         offload=parallel.offload,
         offload_folder=parallel.offload_dir,
+        reduce_dtype=parallel.reduce_dtype,
         settings=parallel.deepspeed,
     )
 
@@ -251,3 +253,25 @@ def build_engine(
 def float8_messages(parallel: Parallel, model: torch.nn.Module, plan: Plan) -> list[str]:
     """For the log: which layers of the built model compute in float8; nothing without it."""
     return [describe_float8(model, plan)] if parallel.float8 != "none" else []
+
+
+def gathered_together(model: Transformer) -> Groups:
+    """The modules whose parameters FSDP2 gathers together.
+
+    A task's head is small, and soft prompts are used outside of the embedding that makes them: they stay in the root.
+    """
+    embedding, blocks = model.embedding, list(model.blocks)
+    if not isinstance(model, LanguageModel) or not isinstance(embedding.token, torch.nn.Embedding):
+        return Groups(blocks)
+    tables = [embedding.token, embedding.position, embedding.token_type]
+    first, last = ([part for part in end if part is not None] for end in (tables, [model.final_norm, model.head]))
+    return Groups(blocks, first, last)
+
+
+def sharding_of(parallel: Parallel) -> Sharding:
+    return Sharding(
+        parallel.reshard_after_forward,
+        parallel.reduce_dtype,
+        parallel.sync_each_micro_batch,
+        parallel.symmetric_memory,
+    )
