@@ -5,14 +5,17 @@ tests/parallel/test_torch_compat.py names the one that has changed. (Private ker
 """
 
 import datetime
+import inspect
 import platform
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
 from torch.distributed.device_mesh import DeviceMesh
 
 from ingot.parallel.private_interfaces import PrivateInterface
@@ -74,6 +77,36 @@ PRIVATE = (
         "its attribute _schema has the name of an operator without its overload, for selective recomputation",
     ),
     PrivateInterface(
+        "torch._dynamo",
+        "lookup_backend",
+        "the function behind the name of a backend, to count the graphs that it makes",
+        ("compiler_fn",),
+    ),
+    PrivateInterface(
+        "torch._dynamo",
+        "maybe_mark_dynamic",
+        "one graph for all sizes of a dim from the first on, but no error if it must be one for each",
+        ("t", "index"),
+    ),
+    PrivateInterface("torch._dynamo.exc", "FailOnRecompileLimitHit", "a function has too many graphs"),
+    PrivateInterface("torch._dynamo.exc", "TorchDynamoException", "a function cannot be compiled"),
+    PrivateInterface(
+        "torch._dynamo", "config.recompile_limit", "the number of graphs of a function, before torch 2.13"
+    ),
+    PrivateInterface(
+        "torch._functorch.config",
+        "activation_memory_budget",
+        "how much compiled graphs save for the backward pass; torchtitan sets it so too",
+    ),
+    PrivateInterface("torch.utils._triton", "has_triton", "whether torch.compile can make kernels for a GPU"),
+    PrivateInterface(
+        "torch.cuda.memory",
+        "_record_memory_history",
+        "what allocates a GPU's memory; torch documents it",
+        ("max_entries",),
+    ),
+    PrivateInterface("torch.cuda.memory", "_dump_snapshot", "writes that; torch documents it", ("filename",)),
+    PrivateInterface(
         "torch.utils.cpp_extension",
         "_get_build_directory",
         "the folder in which torch builds a C++ extension, to find the lock of a build that was killed",
@@ -90,6 +123,9 @@ PRIVATE = (
         "whether another processor has instructions for matrix products in bf16",
     ),
 )
+
+COMPILATION_FAILURES: tuple[type[Exception], ...] = (TorchDynamoException, FailOnRecompileLimitHit)
+"""What a call of a compiled function raises if it cannot be compiled."""
 
 functional_collectives: Any = torch.ops._c10d_functional
 """all_gather_into_tensor, reduce_scatter_tensor, all_reduce, and wait_tensor on the result of each."""
@@ -181,3 +217,48 @@ def cpu_has_bf16_instructions() -> bool:
     if platform.machine() in ("x86_64", "AMD64"):
         return torch.cpu._is_avx512_bf16_supported()
     return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
+def compiler_backend(name: str) -> Callable:
+    """The function behind a name of a backend of torch.compile: from a graph and examples to what runs it."""
+    return torch._dynamo.lookup_backend(name)
+
+
+def compile_function(function: Callable, backend: Callable, *, most_graphs: int) -> Callable:
+    """torch.compile as one graph, with a limit of `most_graphs` graphs instead of torch's 8."""
+    options: dict[str, Any] = {}
+    if "recompile_limit" in inspect.signature(torch.compile).parameters:
+        options["recompile_limit"] = most_graphs
+    else:  # before torch 2.13 the limit is one for the whole process
+        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, most_graphs)
+    return torch.compile(function, backend=backend, fullgraph=True, **options)
+
+
+def mark_varying(tensor: Tensor, dim: int) -> None:
+    """Tells torch.compile to make no graph for one size of this dim only."""
+    if dim not in getattr(tensor, "_dynamo_weak_dynamic_indices", ()):
+        torch._dynamo.maybe_mark_dynamic(tensor, dim)
+
+
+def memory_budget(share: float) -> AbstractContextManager:
+    """Context in which torch.compile makes graphs that save so much of what they would save by default."""
+    import torch._functorch.config
+
+    return torch._functorch.config.patch(activation_memory_budget=share)
+
+
+def has_triton() -> bool:
+    """Whether torch.compile can make kernels for the GPUs of this machine."""
+    from torch.utils._triton import has_triton as found
+
+    return found()
+
+
+def record_memory_history(on: bool) -> None:
+    """Whether CUDA's allocator remembers what was allocated, and where in the code: the last 100,000 events."""
+    torch.cuda.memory._record_memory_history("all" if on else None, max_entries=100_000)
+
+
+def write_memory_snapshot(path: Path) -> None:
+    """Writes what CUDA's allocator remembers, as pytorch.org/memory_viz reads it (a pickle of lists and numbers)."""
+    torch.cuda.memory._dump_snapshot(str(path))

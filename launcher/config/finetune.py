@@ -208,6 +208,7 @@ class FinetuneConfig:
         problems = [
             *self.parallel.problems(),
             *self.optimizer.problems(self.parallel),
+            *self.run.profile_problems(world_size),
             *_start_problems(self, world_size),
             *_task_problems(self),
             *_kind_problems(self),

@@ -41,7 +41,7 @@ class Kind:
     def __str__(self) -> str:
         """As a reader of the help has it."""
         if self.type is Literal:
-            text = ", ".join(map(str, self.choices))
+            text = ", ".join(map(written, self.choices))
         elif self.type is list:
             text = f"list of {self.items[0].plural}"
         elif self.type is tuple:

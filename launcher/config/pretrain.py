@@ -27,7 +27,7 @@ from ingot.parallel.mesh_sizes import sizes
 
 OF_ONE_MACHINE = (
     *("data.threads", "data.prefetch", "data.cache_dir", "data.cache_bytes"),
-    *("parallel.offload_dir", "parallel.rendezvous_seconds"),
+    *("parallel.offload_dir", "parallel.compile_cache", "parallel.rendezvous_seconds"),
 )
 """Options that may differ between ranks: they fit a machine's disks and cores, and decide nothing about the run."""
 
@@ -70,6 +70,18 @@ class Run:
     everything else starts at step 0."""
     device: Literal["auto", "cuda", "cpu"] = "auto"
     """Where to compute. auto uses CUDA if a GPU is present."""
+    deterministic: bool = False
+    """Use only operators that give the same bits each time: a run that is stopped and resumed on the same number of the
+    same GPUs then ends with the same bits as one that was not. Steps are slower. CPUs need it for no operator."""
+    profile_steps: tuple[PositiveCount, PositiveCount] | None = None
+    """First and last step that torch's profiler records. It writes a trace for Perfetto, and a table, into RUN/profile
+    (docs/profiling.md)."""
+    profile_rank: NonNegativeCount = 0
+    """The rank that is profiled."""
+    memory_snapshots: bool = False
+    """Record what allocates memory of the GPU, and write it into RUN/profile if the memory is exhausted."""
+    memory_snapshot_steps: list[PositiveCount] = field(default_factory=list)
+    """Steps after which run.memory_snapshots writes too."""
     dry_run: bool = False
     """Do not train. Print the memory and communication that this configuration needs; one process without a GPU is
     enough."""
@@ -89,6 +101,18 @@ class Run:
         """More than one way in which the length of the run is given."""
         given = [f"run.{name}" for name in ("steps", "epochs", "tokens") if getattr(self, name) is not None]
         return [f"{' and '.join(given)} are given; give one of them, and set the others to null"] if given[1:] else []
+
+    def profile_problems(self, world_size: int) -> list[str]:
+        """A profile that would never be written."""
+        problems = []
+        if self.profile_steps is not None and self.profile_steps[0] > self.profile_steps[1]:
+            first, last = self.profile_steps
+            problems.append(f"run.profile_steps is [{first}, {last}]; give the first and the last step")
+        if self.profile_rank >= world_size:
+            problems.append(f"run.profile_rank is {self.profile_rank}, and there are {world_size} process(es)")
+        if self.memory_snapshot_steps and not self.memory_snapshots:
+            problems.append("run.memory_snapshot_steps needs run.memory_snapshots true")
+        return problems
 
 
 @dataclass(frozen=True)
@@ -290,11 +314,23 @@ class Parallel:
     tensor: Ranks = 1
     """Number of ranks that split each layer by heads and features, and the activations between layers by the sequence.
     The number of data ranks is processes / tensor. It is fast only within one machine."""
-    activation_checkpointing: Literal["none", "selective", "full"] = "none"
+    activation_checkpointing: Literal["none", "selective", "full", "memory_budget"] = "none"
     """Which activations of each block are computed again in the backward pass, to save memory. selective: all except
-    matrix products and attention. full: all."""
-    compile: bool = False
-    """Compile each block with torch.compile. This takes a minute at the start and makes steps faster on a GPU."""
+    matrix products and attention. full: all. memory_budget: what torch.compile chooses so that a share of the memory is
+    enough (parallel.activation_memory_budget)."""
+    activation_checkpointing_every: Size = 1
+    """With selective and full: every so many blocks one is checkpointed, and the others keep everything."""
+    activation_memory_budget: ClosedUnitInterval = 0.5
+    """Share of the memory of a compiled block's activations that memory_budget may use: 1 is what torch.compile keeps
+    by default, 0 is as full."""
+    activation_offload: bool = False
+    """With full: keep the inputs of the blocks in the host's memory until the backward pass."""
+    compile: Literal["auto", True, False] = "auto"
+    """Compile each block with torch.compile. This takes a minute at the start and makes steps faster on a GPU. auto: a
+    pretraining run of at least 500 steps on GPUs with Triton, outside ZeRO-3."""
+    compile_cache: str | None = None
+    """Folder for compiled code, where a run that starts again finds it; by default one in /tmp. It should be on a disk
+    of the machine, and only you should be able to write to it: what is in it is executed."""
     attn_implementation: Literal[
         "auto", "sdpa", "flex_attention", "flash_attention_2", "flash_attention_3", "flash_attention_4"
     ] = "auto"
@@ -333,6 +369,9 @@ class Parallel:
     init_timeout_seconds: Seconds = 3600
     """Time limit of a collective until the first step is done (building, loading, compiling), and after a step with an
     evaluation or a save, where all may wait for one rank. Never less than timeout_seconds."""
+    flight_recorder: NonNegativeCount = 2000
+    """Number of NCCL's last collectives that each rank remembers, and writes into RUN/flight-recorder if one takes
+    longer than parallel.timeout_seconds; 0 turns it off (docs/profiling.md)."""
     rendezvous_seconds: Seconds = 300
     """Time limit for the processes of all machines to find each other at the start."""
     check_devices: bool = True
@@ -341,7 +380,7 @@ class Parallel:
 
     def problems(self) -> list[str]:
         """Combinations that an engine does not support, each with the nearest one that works."""
-        problems, stage = [], self.zero_stage
+        problems, stage = self._checkpointing_problems(), self.zero_stage
         if self.engine == "fsdp":
             if self.offload == "optimizer":
                 problems.append("parallel.offload optimizer needs engine zero; engine fsdp has parallel.offload all")
@@ -361,7 +400,7 @@ class Parallel:
                 "parallel.activation_checkpointing selective needs the same operators in forward and backward, and "
                 "ZeRO-3 gathers differently there; set it to full, or parallel.engine to fsdp"
             )
-        if stage == 3 and self.compile:
+        if stage == 3 and self.compile is True:
             problems.append(
                 "parallel.compile does not go with ZeRO-3, whose hooks it would compile; set parallel.zero_stage to 2, "
                 "or parallel.engine to fsdp"
@@ -384,6 +423,27 @@ class Parallel:
             problems.append(
                 "parallel.sync_each_micro_batch false keeps whole gradients on the device, and parallel.offload all "
                 "is for devices without that memory; set one of them to its default"
+            )
+        return problems
+
+    def _checkpointing_problems(self) -> list[str]:
+        how, problems = self.activation_checkpointing, []
+        zero_3 = self.engine == "zero" and self.zero_stage == 3
+        if how == "memory_budget" and (self.compile is False or zero_3):
+            remedy = "set parallel.engine to fsdp" if zero_3 else "set parallel.compile to true"
+            problems.append(
+                f"parallel.activation_checkpointing memory_budget is a choice of torch.compile; {remedy}, or "
+                f"parallel.activation_checkpointing to full"
+            )
+        if self.activation_checkpointing_every > 1 and how not in ("selective", "full"):
+            problems.append(
+                f"parallel.activation_checkpointing_every is {self.activation_checkpointing_every}, and "
+                f"parallel.activation_checkpointing {how}; set that to selective or full"
+            )
+        if self.activation_offload and how != "full":
+            problems.append(
+                f"parallel.activation_offload moves the inputs of checkpointed blocks, and "
+                f"parallel.activation_checkpointing is {how}; set that to full"
             )
         return problems
 
@@ -412,6 +472,7 @@ class TrainConfig:
         """
         problems = [
             *self.run.length_problems(),
+            *self.run.profile_problems(world_size),
             *_model_problems(self),
             *_batch_problems(self, world_size),
             *self.parallel.problems(),

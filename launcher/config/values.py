@@ -5,7 +5,7 @@ import dataclasses
 from dataclasses import MISSING, is_dataclass
 from typing import Any, Literal, TypeVar
 
-from ingot.launcher.config.options import Kind, default_of, kinds
+from ingot.launcher.config.options import Kind, default_of, kinds, written
 from ingot.launcher.config.yaml_file import NULLS, Plain, number, parse_text, resolved
 
 T = TypeVar("T")
@@ -158,9 +158,12 @@ def _text(kind: Kind, value: Any, name: str) -> str:
 
 def _choice(kind: Kind, value: Any, name: str) -> Any:
     for choice in kind.choices:
-        if isinstance(value, str | int) and not isinstance(value, bool) and str(value) == str(choice):
+        if isinstance(choice, bool):
+            if isinstance(value, str | bool) and str(value).lower() in (_TRUE if choice else _FALSE):
+                return choice
+        elif isinstance(value, str | int) and not isinstance(value, bool) and str(value) == str(choice):
             return choice
-    raise _wrong(kind, value, name, f"one of {', '.join(map(str, kind.choices))}")
+    raise _wrong(kind, value, name, f"one of {', '.join(map(written, kind.choices))}")
 
 
 def _dict(kind: Kind, value: Any, name: str) -> dict:

@@ -16,12 +16,14 @@ from ingot.data.tokenizers.tokenizer import Tokenizer
 from ingot.launcher.config.pretrain import Batch, CorpusSource, Optimizer, Parallel, TrainConfig
 from ingot.launcher.loading.teacher import learn_from
 from ingot.launcher.training.batch_sizes import BatchSizes
-from ingot.model.attention.blocks import OPERATORS
+from ingot.model.attention.attention import OPERATORS, AttentionLayout
 from ingot.model.attention_implementation import use_implementation
 from ingot.model.initialization import InitialValues
 from ingot.model.tensor_plan import tensor_plan
 from ingot.model.transformer import LanguageModel, Transformer
 from ingot.parallel.engines.activation_checkpointing import checkpoint_activations
+from ingot.parallel.engines.activation_offload import offload_inputs
+from ingot.parallel.engines.compilation import Compilation, compile_blocks
 from ingot.parallel.engines.engine import Engine
 from ingot.parallel.engines.fsdp import Groups, Sharding, TorchEngine
 from ingot.parallel.engines.zero import ZeroEngine
@@ -194,7 +196,7 @@ def build_engine(
         ValueError: optimizer.muon_matrices has a pattern that matches no matrix, parallel.float8 does not fit
             parallel.tensor, or parallel.attn_implementation does not support the device or the model.
     """
-    assert parallel.precision != "auto"  # start_mesh chooses one
+    assert parallel.precision != "auto"  # start_mesh chooses one, and whether to compile
     decaying = matrices(model)
     rate, (beta1, beta2), eps = settings.learning_rate, settings.betas, settings.eps
 
@@ -217,12 +219,10 @@ def build_engine(
     use_implementation(model, parallel.attn_implementation, mesh.device, dtype)
     local_parameters = parallelize_module(model, plan, mesh)
     apply_float8(model, plan, parallel.float8, mesh, local_parameters.slices)
-    checkpoint_activations(list(model.blocks), parallel.activation_checkpointing, kept=OPERATORS)
-    if parallel.compile:
-        for block in model.blocks:
-            block.compile()
+    compilation = prepare_blocks(list(model.blocks), parallel)
+    engine: Engine
     if parallel.engine == "fsdp":
-        return TorchEngine(
+        engine = TorchEngine(
             model,
             make_optimizer,
             mesh=mesh,
@@ -233,21 +233,42 @@ def build_engine(
             max_grad_norm=settings.max_grad_norm,
             offload=parallel.offload == "all",
         )
-    return ZeroEngine(
-        model,
-        make_optimizer,
-        mesh=mesh,
-        local_parameters=local_parameters,
-        stage=parallel.zero_stage,
-        precision=parallel.precision,
-        max_grad_norm=settings.max_grad_norm,
-        micro_batch=micro_batch,
-        num_micro_batches=num_micro_batches,
-        offload=parallel.offload,
-        offload_folder=parallel.offload_dir,
-        reduce_dtype=parallel.reduce_dtype,
-        settings=parallel.deepspeed,
-    )
+    else:
+        engine = ZeroEngine(
+            model,
+            make_optimizer,
+            mesh=mesh,
+            local_parameters=local_parameters,
+            stage=parallel.zero_stage,
+            precision=parallel.precision,
+            max_grad_norm=settings.max_grad_norm,
+            micro_batch=micro_batch,
+            num_micro_batches=num_micro_batches,
+            offload=parallel.offload,
+            offload_folder=parallel.offload_dir,
+            reduce_dtype=parallel.reduce_dtype,
+            settings=parallel.deepspeed,
+        )
+    engine.compilation = compilation
+    return engine
+
+
+def prepare_blocks(blocks: list[torch.nn.Module], parallel: Parallel) -> Compilation | None:
+    """Sets what each block keeps for the backward pass, and compiles it."""
+    how, every = parallel.activation_checkpointing, parallel.activation_checkpointing_every
+    checkpoint_activations(blocks, how, kept=OPERATORS, every=every)
+    compilation = None
+    if parallel.compile is True:
+        budget = parallel.activation_memory_budget if how == "memory_budget" else 1.0
+        compilation = compile_blocks(blocks, varying, budget=budget)
+    if parallel.activation_offload:
+        offload_inputs(blocks[every - 1 :: every])
+    return compilation
+
+
+def varying(x: torch.Tensor, layout: AttentionLayout, *rest: object) -> list[tuple[torch.Tensor, int]]:
+    """Of a block's inputs, the tensors and dims whose sizes differ from batch to batch."""
+    return layout.varying()
 
 
 def float8_messages(parallel: Parallel, model: torch.nn.Module, plan: Plan) -> list[str]:

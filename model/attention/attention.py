@@ -32,6 +32,17 @@ from ingot.model.attention.masks import dense_mask, seen_intervals, segments_of
 from ingot.model.attention.varlen import varlen_attention
 from ingot.model.attention.windows import window_attention, window_mask
 
+OPERATORS = (
+    "ingot::blockwise_attention",
+    "ingot::document_attention",
+    "ingot::window_attention",
+    "torch_attn::_varlen_attn",  # of torch.nn.attention.varlen, in torch 2.11 to 2.13
+    "flex_attention",  # in a compiled model
+    "inductor_compiled_code",  # flex_attention elsewhere: see flex.py
+)
+"""The back-ends that are one operator. Slow to compute, small to save: selective checkpointing saves their results.
+(Those behind `scaled_dot_product_attention` are torch's.)"""
+
 # Whether torch's flash kernel for the CPU supports fewer key heads than query heads, also in the backward pass.
 _CPU_SHARES_KEYS = torch.__version__ >= "2.13"
 
@@ -60,6 +71,11 @@ class AttentionLayout:
     intervals: Tensor | None = None
     block_mask: BlockMask | None = None
     first_key: int = 0
+
+    def varying(self) -> list[tuple[Tensor, int]]:
+        """The tensors whose size follows from the documents of a batch, each with this dim: one compiled graph must do
+        for all sizes."""
+        return [] if self.documents is None else [(self.documents, 0)]
 
 
 def default_positions(

@@ -21,7 +21,6 @@ import torch
 from torch import Tensor
 
 QUERIES = 128  # in a block; 64 and 256 are slower at 512 tokens
-OPERATORS = ("ingot::blockwise_attention",)  # slow to compute, small to save: selective checkpointing saves them
 SCORES = 1 << 19  # in a block, of as many heads as fit: 1 MiB in bf16, half of the caches of two cores
 
 

@@ -76,7 +76,8 @@ def flex_block_mask(segments_BT: Tensor, causal: bool, window: int | None) -> Bl
 
 @cache
 def _compiled():
-    return torch.compile(flex.flex_attention)
+    # Without the option selective checkpointing would not see the compiled function, and compute it again.
+    return torch.compile(flex.flex_attention, options={"wrap_inductor_compiled_regions": True})
 
 
 def flex_attention(q_BTHE: Tensor, k_BTKE: Tensor, v_BTKE: Tensor, block_mask: BlockMask) -> Tensor:

@@ -2,7 +2,7 @@
 
 `full` keeps only the input of each block. `selective` also keeps results that are expensive to compute: those of matrix
 products, of attention, and of sums over tensor ranks. Norms, activation functions, rotary embeddings and gathered
-sequences are computed again.
+sequences are computed again. (`memory_budget` is a choice of the compiler: compilation.py.)
 """
 
 from collections.abc import Callable, Sequence
@@ -23,25 +23,27 @@ _KEPT_NAMES = (
     "aten::_scaled_dot_product_flash_attention_for_cpu",
     "aten::_scaled_dot_product_efficient_attention",
     "aten::_scaled_dot_product_cudnn_attention",
+    "aten::_scaled_dot_product_fused_attention_overrideable",
     "_c10d_functional::reduce_scatter_tensor",
     "_c10d_functional::all_reduce",  # in blocks: the maxima of float8
 )
 
 
-def checkpoint_activations(blocks: Sequence[nn.Module], how: str, kept: Sequence[str] = ()) -> None:
+def checkpoint_activations(blocks: Sequence[nn.Module], how: str, kept: Sequence[str] = (), every: int = 1) -> None:
     """Sets what each of `blocks` keeps for its backward pass.
 
     Args:
-        how: `none` (keep everything), `selective`, or `full`.
+        how: `selective` or `full`; otherwise all blocks keep everything.
         kept: names of the model's own operators, such as `library::attention`, whose results `selective` keeps.
+        every: of so many blocks the last one is checkpointed, and the others keep everything.
     """
-    if how == "none":
+    if how not in ("selective", "full"):
         return
     contexts: dict[str, Any] = {}
     if how == "selective":
         policy = partial(_policy, frozenset((*_KEPT_NAMES, *kept)))
         contexts["context_fn"] = partial(create_selective_checkpoint_contexts, policy)
-    for block in blocks:
+    for block in blocks[every - 1 :: every]:
         # The method is replaced, not the module. So names stay, and hooks of an engine on the block stay outside.
         block.forward = _checkpointed(block, contexts)
 
@@ -68,10 +70,13 @@ def _checkpointed(block: nn.Module, contexts: dict[str, Any]) -> Callable:
         copies: dict[str, torch.Tensor] = {
             name: p for name, p in original.named_parameters() if not isinstance(p, nn.Parameter)
         }
-        function = partial(torch.func.functional_call, original, copies) if copies else original.run
-        arguments = (inputs,) if copies else inputs
+
+        def run_with_copies(*inputs):
+            return torch.func.functional_call(original, copies, inputs)
+
+        function = run_with_copies if copies else original.run
         # ZeRO-3 has other shapes of parameters in the backward pass than in the forward pass: no check of shapes.
-        return checkpoint(function, *arguments, use_reentrant=False, determinism_check="none", **contexts)
+        return checkpoint(function, *inputs, use_reentrant=False, determinism_check="none", **contexts)
 
     return run
 

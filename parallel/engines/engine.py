@@ -14,6 +14,7 @@ from torch import nn
 
 from ingot.parallel.checkpoint.digest import digest
 from ingot.parallel.checkpoint.owners import agree_on_owners, union
+from ingot.parallel.engines.compilation import Compilation
 from ingot.parallel.mesh import Mesh, sum_over_ranks
 from ingot.parallel.tensor_shards import TensorShard, TensorSlice, parameter_of, to_global, whole_shard
 
@@ -49,6 +50,8 @@ class Engine(ABC):
         self.module = module
         self.mesh = mesh
         self.local_parameters = local_parameters
+        self.compilation: Compilation | None = None
+        """Of the module's blocks; None if they run eager."""
         self.frozen_digests: dict[str, str] = {}
         """Of the fp32 values that `initialize` gave to frozen parameters, by name: `model/NAME`."""
 

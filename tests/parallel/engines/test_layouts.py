@@ -20,7 +20,7 @@ COVER = [  # with further settings of the section parallel
     ("llama", Layout("fsdp2", 2, 2, "bf16"), {"activation_checkpointing": "selective"}),
     ("llama", Layout("zero-0", 4, 4), {}),
     ("bert", Layout("zero-2", 2, 1, "bf16"), {}),
-    ("bert", Layout("fsdp2", 2, 2), {"offload": "all", "compile": True}),
+    ("bert", Layout("fsdp2", 2, 2), {"offload": "all"}),
     ("bert", Layout("zero-3", 1, 1), {"offload": "all"}),
 ]
 
