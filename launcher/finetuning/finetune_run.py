@@ -50,7 +50,7 @@ def finetune(config: FinetuneConfig) -> int:
     Raises:
         BadInput: there is a mistake that the user can correct. The folder of the run is unchanged.
     """
-    with rank_group() as watchdog:
+    with rank_group(config) as watchdog:
         with bad_input():
             files = read_files(config)  # first what needs no other rank
             mesh, config = start_mesh(config, watchdog, files.identities(config))

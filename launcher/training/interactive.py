@@ -52,7 +52,7 @@ class Training:
             self.config = parse(TrainConfig, ["--config", str(config), *argv], self.__doc__ or "")
             self.config.check(1)
         with ExitStack() as stack:
-            watchdog = stack.enter_context(rank_group())
+            watchdog = stack.enter_context(rank_group(self.config))
             with bad_input():
                 self._run_lock = RunLock(run_folder(self.config))
                 stack.callback(self._run_lock.close)

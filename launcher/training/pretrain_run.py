@@ -42,7 +42,7 @@ def pretrain(config: TrainConfig) -> int:
     Raises:
         BadInput: there is a mistake that the user can correct. The folder of the run is unchanged.
     """
-    with rank_group() as watchdog:
+    with rank_group(config) as watchdog:
         with bad_input():  # first the checks that need no other rank
             run_lock = RunLock(run_folder(config))
             data = open_data(config)

@@ -13,6 +13,7 @@ from ingot.launcher.runtime.exit_codes import bad_input
 from ingot.launcher.training.bad_data import BadDataWatch
 from ingot.launcher.training.branch import choose_branch
 from ingot.launcher.training.callbacks.callback import Callback
+from ingot.launcher.training.callbacks.registry import observers
 from ingot.launcher.training.callbacks.timeouts import CollectiveTimeouts
 from ingot.launcher.training.job import Job, RunContext
 from ingot.launcher.training.resume import Resumed, checkpoints_to_try, resume
@@ -110,6 +111,7 @@ def _train(job: Job, mesh: Mesh, run_lock: RunLock, resumed: Resumed) -> Outcome
                 f"raise run.steps (or run.tokens, or the epochs) to go on"
             )
         callbacks.add(CollectiveTimeouts(mesh, job.config.run))
+        callbacks.add(*observers(job.config.run, folder, job.engine, callbacks))
         callbacks.add(*job.callbacks(RunContext(folder, progress, callbacks, metadata, branch.is_new)))
         saver = checkpoint.Saver(
             folder / "checkpoints",
