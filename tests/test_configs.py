@@ -35,7 +35,8 @@ def test_a_run_is_valid_for_one_and_two_ranks_and_builds(path):
 def test_a_run_says_what_matters_instead_of_leaving_it_to_defaults(path):
     """Sections are complete but for options that have no effect there, which these few lists name."""
     silent = {
-        "run": {"dry_run", "dry_run_ranks", "device_memory_gb", "init_from", "epochs", "tokens"},
+        "run": {"dry_run", "dry_run_ranks", "device_memory_gb", "init_from", "epochs", "tokens", "deterministic",
+                "profile_steps", "profile_rank", "memory_snapshots", "memory_snapshot_steps"},
         "model": {"head_dim", "num_key_value_heads", "rope_theta", "qk_norm", "type_vocab_size", "embedding_norm",
                   "head_transform", "head_bias", "pair_head", "attention_dropout", "first_norm", "qkv_bias",
                   "output_bias", "mlp_bias", "norm_bias", "position_offset", "local_rope_theta", "rope_scaling",
@@ -47,7 +48,8 @@ def test_a_run_says_what_matters_instead_of_leaving_it_to_defaults(path):
         "optimizer": {"kind", "muon_matrices", "momentum", "eps", "lr_decay_ratio"},
         "parallel": {"deepspeed", "timeout_seconds", "init_timeout_seconds", "rendezvous_seconds", "data_shard",
                      "tensor", "check_devices", "activation_checkpointing", "compile", "offload", "offload_dir",
-                     "attn_implementation"},
+                     "attn_implementation", "activation_checkpointing_every", "activation_memory_budget",
+                     "activation_offload", "compile_cache", "flight_recorder"},
     }  # fmt: skip
     written = yaml.safe_load(path.read_text())
     whole = asdict(parse(TrainConfig, ["--config", str(path)], ""))
@@ -96,6 +98,19 @@ def test_the_demo_corpus_fits_the_demo():
             "set it to full, or parallel.engine to fsdp",
         ),
         ({"parallel.zero_stage": 3, "parallel.compile": True}, "set parallel.zero_stage to 2"),
+        (
+            {"parallel.zero_stage": 3, "parallel.activation_checkpointing": "memory_budget"},
+            "is a choice of torch.compile; set parallel.engine to fsdp, or parallel.activation_checkpointing to full",
+        ),
+        (
+            {"parallel.compile": False, "parallel.activation_checkpointing": "memory_budget"},
+            "is a choice of torch.compile; set parallel.compile to true",
+        ),
+        ({"parallel.activation_checkpointing_every": 2}, "set that to selective or full"),
+        ({"parallel.activation_offload": True, "parallel.activation_checkpointing": "selective"}, "set that to full"),
+        ({"run.profile_steps": [3, 2]}, "give the first and the last step"),
+        ({"run.profile_rank": 4}, "there are 4 process"),
+        ({"run.memory_snapshot_steps": [5]}, "needs run.memory_snapshots true"),
         ({"parallel.zero_stage": 0, "parallel.offload": "optimizer"}, "needs parallel.zero_stage 1, which is 0"),
         (
             {"parallel.engine": "fsdp", "parallel.offload": "optimizer"},

@@ -40,7 +40,13 @@ def dry_run(config: TrainConfig, world_size: int) -> int:
     flops = tokens * flops_per_token(config.model, config.data.sequence_length) / world_size
     print(summary(config.model))
     print(export_note(config.model))
-    checkpointing = f"activation_checkpointing {config.parallel.activation_checkpointing}"
+    parallel = config.parallel
+    checkpointing = f"activation_checkpointing {parallel.activation_checkpointing}"
+    if parallel.activation_checkpointing_every > 1:
+        checkpointing += f" of every {parallel.activation_checkpointing_every}th block"
+    if parallel.activation_checkpointing == "memory_budget":
+        checkpointing += f" {parallel.activation_memory_budget:g}"
+    checkpointing += ", offloaded" if parallel.activation_offload else ""
     print(f"{layout.name}, {layout.precision}, {checkpointing}, on {mesh.describe()}")
     print(f"built for rank 0: {held:,} parameters")
     print(

@@ -69,11 +69,20 @@ def footprint_of(
             ends["last"] += count * name.startswith(("final_norm.", "head."))
     targets = 1.0 if config.data.objective == "clm" else config.data.mlm_probability
     common: dict[str, Any] = {"sequence_length": length, "tensor": tensor, "element": element, "mask": mask}
-    how = config.parallel.activation_checkpointing
-    activations = activation_bytes(model, tokens=tokens, activation_checkpointing=how, targets=targets, **common)
+    parallel, how = config.parallel, config.parallel.activation_checkpointing
+    activations = activation_bytes(
+        model,
+        tokens=tokens,
+        activation_checkpointing=how,
+        every=parallel.activation_checkpointing_every,
+        budget=parallel.activation_memory_budget,
+        offload=parallel.activation_offload,
+        targets=targets,
+        **common,
+    )
     if how != "none" and not recompute_peak:
         activations -= tokens * sum(saved_by_block(model, **common).values())
     # Forward and backward gather whole sequences before attention and MLP, and scatter sums behind them.
-    passes = 8 if how == "none" else 10
+    passes = 8 if how == "none" else 8 + 2 / parallel.activation_checkpointing_every
     exchanged = passes * tokens * model.hidden_size * element * (tensor - 1) / tensor
     return Footprint(max(blocks), model.num_hidden_layers, rest, small, activations, exchanged, work, **ends)

@@ -127,6 +127,8 @@ def _variants(config: TrainConfig, tensor: int, devices: Plan) -> Iterator[Train
                     data_shard=shard,
                     tensor=tensor,
                     activation_checkpointing=checkpointing,
+                    activation_checkpointing_every=1,
+                    activation_offload=False,
                 )
                 if not parallel.problems():
                     yield replace(config, parallel=parallel, batch=replace(config.batch, micro_size=micro))

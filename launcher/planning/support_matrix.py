@@ -35,6 +35,11 @@ PRETRAINING: dict[str, dict[str, Any]] = {
     "`parallel.tensor: 2`": {"parallel.tensor": 2},
     "`parallel.activation_checkpointing: selective`": {"parallel.activation_checkpointing": "selective"},
     "`parallel.activation_checkpointing: full`": {"parallel.activation_checkpointing": "full"},
+    "`parallel.activation_checkpointing: memory_budget`": {"parallel.activation_checkpointing": "memory_budget"},
+    "`parallel.activation_offload: true`": {
+        "parallel.activation_offload": True,
+        "parallel.activation_checkpointing": "full",
+    },
     "`parallel.compile: true`": {"parallel.compile": True},
     "`parallel.offload: optimizer`": {"parallel.offload": "optimizer"},
     "`parallel.offload: all`": {"parallel.offload": "all"},

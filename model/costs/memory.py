@@ -117,13 +117,20 @@ def activation_bytes(
     element: int = 2,
     mask: int = 1,
     activation_checkpointing: str = "none",
+    every: int = 1,
+    budget: float = 1.0,
+    offload: bool = False,
     targets: float = 1.0,
 ) -> float:
     """Bytes that the forward pass of a micro-batch of `tokens` tokens saves on a tensor rank for its backward pass.
 
     Args:
-        activation_checkpointing: "none", "selective" or "full". With the last two each block saves less, and the memory
-            of one block that is recomputed is added once.
+        activation_checkpointing: "none", "selective", "full" or "memory_budget". With all but the first blocks save
+            less, and the memory of one block that is recomputed is added once.
+        every: of so many blocks one is checkpointed.
+        budget: of "memory_budget": the share of a block's memory that is kept besides its input. An upper bound: what a
+            compiled block keeps by default is less than what is counted here.
+        offload: the inputs of checkpointed blocks are in the host's memory, but for one in use and one on its way.
         targets, mask: as in `saved_outside_blocks` and `saved_by_block`.
     """
     saved = saved_by_block(config, sequence_length=sequence_length, tensor=tensor, element=element, mask=mask)
@@ -134,10 +141,16 @@ def activation_bytes(
     matrix = element * -(-config.vocab_size // tensor) * config.hidden_size
     per_token = outside + config.num_hidden_layers * block
     if activation_checkpointing != "none":
-        saved_input = element * config.hidden_size / tensor  # a block's input
-        if activation_checkpointing == "selective":
-            saved_input += _matrix_products(config, tensor, element)
-        per_token = outside + config.num_hidden_layers * saved_input + block
+        checkpointed = config.num_hidden_layers // every
+        block_input = element * config.hidden_size / tensor
+        kept = checkpointed * block_input
+        if offload:
+            kept = min(2, checkpointed) * block_input
+        elif activation_checkpointing == "selective":
+            kept += checkpointed * _matrix_products(config, tensor, element)
+        elif activation_checkpointing == "memory_budget":
+            kept += checkpointed * budget * (block - block_input)
+        per_token = outside + (config.num_hidden_layers - checkpointed) * block + kept + block
     return tokens * per_token + matrix
 
 

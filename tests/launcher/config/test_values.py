@@ -67,7 +67,7 @@ def test_all_mistakes_of_a_file_and_the_command_line_are_said_at_once(tmp_path):
         (["--data.mlm_probability", "0"], "data.mlm_probability is 0; it must be a number above 0 and below 1"),
         (["--model.dropout", "1"], "model.dropout is 1; it must be a number of at least 0 and below 1"),
         (["--model.num_hidden_layers", "1000000000000"], "it must be a whole number from 1 to 1000"),
-        (["--parallel.compile", "maybe"], "parallel.compile is maybe; it must be true or false"),
+        (["--parallel.compile", "maybe"], "parallel.compile is maybe; it must be one of auto, true, false"),
         (["--parallel.zero_stage", "4"], "parallel.zero_stage is 4; it must be one of 0, 1, 2, 3"),
         (["--parallel.deepspeed", "3"], "parallel.deepspeed is 3; it must be a mapping"),
         (["--optimizer.betas", "[0.9]"], "optimizer.betas is [0.9]; it must be a list of 2"),

@@ -20,6 +20,11 @@ MEASURED = [
     ("llama", Layout("zero-1", 1, 1, "bf16"), {"float8": "tensorwise", "state_dtype": "bf16"}),
     ("gpt2", Layout("zero-1", 2, 1, "bf16"), {"float8": "rowwise", "activation_checkpointing": "selective"}),
     ("bert", Layout("fsdp2", 1, 1, "bf16"), {"state_dtype": "bf16"}),
+    (
+        "gpt2",
+        Layout("zero-1", 1, 1, "bf16"),
+        {"activation_checkpointing": "selective", "activation_checkpointing_every": 2},
+    ),
 ]
 LARGE = """
 model: {num_hidden_layers: 80, hidden_size: 8192, num_attention_heads: 64, num_key_value_heads: 8,

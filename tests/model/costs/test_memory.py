@@ -91,9 +91,19 @@ def test_recomputation_keeps_the_inputs_of_blocks_alone():
         for how in ("none", "selective", "full")
     }
     block = sum(saved_by_block(config, sequence_length=128).values())
+
+    def size(how: str, **more: object) -> float:
+        kept = activation_bytes(config, tokens=1, sequence_length=128, activation_checkpointing=how, **more)
+        return kept - 2 * 500 * 256
+
     outside = sizes["none"] - 10 * block
     assert sizes["full"] == pytest.approx(outside + 10 * 2 * 256 + block)
     assert sizes["full"] < sizes["selective"] < sizes["none"]
+    assert size("full", every=2) == pytest.approx(outside + 5 * 2 * 256 + 5 * block + block)
+    assert size("full", every=11) == pytest.approx(outside + 11 * block)
+    assert size("full", offload=True) == pytest.approx(outside + 2 * 2 * 256 + block)
+    assert size("memory_budget", budget=0.0) == pytest.approx(sizes["full"])
+    assert size("memory_budget", budget=1.0) == pytest.approx(sizes["none"] + block)
 
 
 def test_a_tensor_rank_holds_its_heads_and_a_padded_part_of_the_vocabulary():
