@@ -60,9 +60,9 @@ def notes(timings: Sequence[Timing], device_type: str) -> list[str]:
     sum_seconds = statistics.median(timing.sum for timing in timings)
     bytes_a_second = 2 * (len(timings) - 1) / len(timings) * summed / sum_seconds  # each rank sends it almost twice
     found = [
-        f"check: a product of {size} x {size} matrices has {2 * size**3 / median / 1e12:,.2f} TFLOP/s on the median "
-        f"rank, {2 * size**3 / products[slowest] / 1e12:,.2f} on rank {slowest}, the slowest; a sum of "
-        f"{summed >> 20} MiB over all takes {1000 * sum_seconds:.1f} ms ({bytes_a_second / 1e9:,.2f} GB/s)"
+        f"check: a product of {size} x {size} matrices has {2 * size**3 / median / 1e12:.3g} TFLOP/s on the median "
+        f"rank, {2 * size**3 / products[slowest] / 1e12:.3g} on rank {slowest}, the slowest; a sum of "
+        f"{summed >> 20} MiB over all takes {1000 * sum_seconds:.1f} ms ({bytes_a_second / 1e9:.3g} GB/s)"
     ]
     slow = {rank for rank, seconds in enumerate(products) if seconds > SLOW * median}
     by_host: dict[str, list[int]] = {}

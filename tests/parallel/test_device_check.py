@@ -10,7 +10,7 @@ from ingot.parallel import mesh as meshes
 from ingot.parallel.device_check import MOST_NAMED, Timing, check_devices, notes
 from tests.ranks import run_ranks
 
-SLOWED, NUM_BUSY = 2, 5
+SLOWED = 2
 
 
 def spin() -> None:
@@ -19,14 +19,16 @@ def spin() -> None:
 
 
 def check(slowed: int | None) -> tuple[list[str], float]:
-    """What the check says, and its seconds, with busy processes on the core of one rank. The others have another."""
+    """What the check says, and its seconds, with a busy process that comes first on the core of one rank. The others
+    have another core."""
     mesh = meshes.start("cpu")
     *others, last = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {last} if mesh.rank == slowed else set(others))
     context = multiprocessing.get_context("fork")
-    busy = [context.Process(target=spin, daemon=True) for _ in range(NUM_BUSY * (mesh.rank == slowed))]
+    busy = [context.Process(target=spin, daemon=True) for _ in range(mesh.rank == slowed)]
     for process in busy:
         process.start()
+    os.nice(15 * (mesh.rank == slowed))  # a thirtieth of the core is left for it
     meshes.sum_over_ranks([0])
     start = time.perf_counter()
     found = check_devices(mesh)
@@ -44,7 +46,7 @@ def test_a_rank_on_a_busy_core_is_named():
     assert f"on rank {SLOWED}, the slowest" in found[0]
     assert f"rank {SLOWED} on {os.uname().nodename} takes " in found[1], found
     assert [each for each, _ in others] == [[], []]
-    assert seconds < 10  # under 2 where nothing is slow
+    assert seconds < 30  # under 2 where nothing is slow
 
 
 def timings(*seconds: float, ranks_per_host: int = 4) -> list[Timing]:
