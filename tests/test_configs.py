@@ -45,11 +45,11 @@ def test_a_run_says_what_matters_instead_of_leaving_it_to_defaults(path):
                  "window_shards", "partitions", "mask_unit", "sentence_pairs", "fim_rate", "cache_dir",
                  "cache_bytes", "strict", "max_bad_fraction", "intra_document_masking"},
         "batch": {"ramp"},
-        "optimizer": {"kind", "muon_matrices", "momentum", "eps", "lr_decay_ratio"},
+        "optimizer": {"kind", "muon_matrices", "momentum", "eps", "lr_decay_ratio", "state_dtype"},
         "parallel": {"deepspeed", "timeout_seconds", "init_timeout_seconds", "rendezvous_seconds", "data_shard",
                      "tensor", "check_devices", "activation_checkpointing", "compile", "offload", "offload_dir",
                      "attn_implementation", "activation_checkpointing_every", "activation_memory_budget",
-                     "activation_offload", "compile_cache", "flight_recorder"},
+                     "activation_offload", "compile_cache", "flight_recorder", "float8"},
     }  # fmt: skip
     written = yaml.safe_load(path.read_text())
     whole = asdict(parse(TrainConfig, ["--config", str(path)], ""))
