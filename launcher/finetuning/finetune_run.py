@@ -294,6 +294,7 @@ def make_job(config: FinetuneConfig, mesh: Mesh, files: Files) -> Job:
         batch_sizes=BatchSizes(config.batch.global_size),
         data_stamp={"examples": reader.fingerprint, "count": reader.num_instances, "seed": config.run.seed},
         flops_per_token=flops_per_token(model, round(float(np.mean([len(e.ids) for e in train.examples])))),
+        task=task,
         evaluate=evaluate_now if held_out else None,
         callbacks=callbacks,
         metadata={

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from ingot.data.sequences.objectives import IGNORE_INDEX
 from ingot.parallel.engines.engine import Batch
 
 NAMES = {
@@ -22,6 +23,11 @@ NAMES = {
 def to_device(micro_batch: dict[str, np.ndarray], device: torch.device) -> Batch:
     """The micro-batch of a reader as the keyword arguments of the model, on a device."""
     batch = {NAMES[key]: torch.from_numpy(array) for key, array in micro_batch.items()}
+    if "labels" in micro_batch:
+        labels = micro_batch["labels"]
+        rows = np.flatnonzero(labels != IGNORE_INDEX)  # searched here, so that the host waits for no device
+        if len(rows) < labels.size:
+            batch["target_rows"] = torch.from_numpy(rows)
     if device.type == "cuda":  # copies from pinned memory do not block the host
         batch = {key: tensor.pin_memory() for key, tensor in batch.items()}
     return {key: tensor.to(device, non_blocking=True) for key, tensor in batch.items()}

@@ -16,6 +16,7 @@ from ingot.launcher.training.batch_sizes import BatchSizes
 from ingot.launcher.training.callbacks.callback import Callback, Callbacks
 from ingot.launcher.training.progress import Progress
 from ingot.model.config import ModelConfig
+from ingot.model.finetuning.task_model import TaskConfig
 from ingot.parallel.engines.engine import Batch, Engine
 
 
@@ -57,6 +58,8 @@ class Job:
     """Plain JSON: all that determines the sequence at a slot of the data order. A resume compares it."""
     flops_per_token: float
     """FLOPs of forward and backward for one token, for the reported TFLOP/s and MFU."""
+    task: TaskConfig | None = None
+    """The task's head of the model, for the FLOPs that are really needed. None: it is a language model."""
     evaluate: Callable[[], dict] | None = None
     """Called between two steps on each rank; it returns the scores. None: the run has no evaluation."""
     validation_readers: Sequence[Reader] = ()

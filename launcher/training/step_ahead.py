@@ -17,8 +17,10 @@ from ingot.launcher.training.bad_data import BadDataWatch, Found
 from ingot.launcher.training.inputs import DeviceInputs, InputCopier
 from ingot.launcher.training.job import Job
 from ingot.launcher.training.progress import Progress
+from ingot.launcher.training.step_timer import needed_flops
 from ingot.parallel.mesh import sum_over_ranks
 
+MEGA = 1e6  # FLOPs are added up in millions, which fit into an integer of 64 bits
 Votes = Callable[[], Sequence[int]]
 
 
@@ -30,6 +32,7 @@ class AgreedStep:
         batch: as the reader gave it.
         inputs: its micro-batches on the device.
         found: the damage that this rank tells the others.
+        flops: that forward and backward need.
         bad_data: sums of `Found.counts`.
         votes: sums of the integers that the caller added.
     """
@@ -37,6 +40,7 @@ class AgreedStep:
     batch: StepBatch
     inputs: list[DeviceInputs]
     found: Found
+    flops: float
     num_targets: int
     num_tokens: int
     fingerprint: int
@@ -97,12 +101,15 @@ class StepsAhead:
         found = self.bad_data.found(batch.error)
         counts = [batch.num_targets, batch.num_tokens, batch.fingerprint, batch.substituted]
         counts = [count * (self.mesh.tensor_rank == 0) for count in counts]  # tensor ranks read the same data
+        flops = round(needed_flops(batch.micro_batches, self.job.model, self.job.task) / MEGA)
+        counts.append(flops * (self.mesh.tensor_rank == 0))
         sums = sum_over_ranks([*counts, *found.counts, *votes], self.mesh.control_group)
-        num_targets, num_tokens, fingerprint, substituted, num_damages, num_errors, *voted = sums
+        num_targets, num_tokens, fingerprint, substituted, flops, num_damages, num_errors, *voted = sums
         return AgreedStep(
             batch,
             self._copier.copy(batch.micro_batches),
             found,
+            flops=flops * MEGA,
             num_targets=num_targets,
             num_tokens=num_tokens,
             fingerprint=fingerprint,

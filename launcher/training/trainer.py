@@ -105,7 +105,7 @@ class Trainer:
                 data_seconds = timer.lap()
                 stop = self._advance_save(agreed)
                 record = self.train_step.update(agreed)
-                timer.add(data_seconds, record.num_tokens)
+                timer.add(data_seconds, record.num_tokens, agreed.flops)
                 self.callbacks.step_end(progress.step)
                 self._garbage.step_end(progress.step)
                 is_last = stop or progress.step == run.num_steps
@@ -181,8 +181,8 @@ class Trainer:
 
     def _figures(self, timer: StepTimer) -> dict:
         """What a record of the present step has beside the results that are still on the device."""
-        step_seconds, data_seconds, tokens_per_second = timer.means()
-        flops = tokens_per_second * self.job.flops_per_token / self.mesh.world_size
+        step_seconds, data_seconds, tokens_per_second, needed = timer.means()
+        flops, needed = (each / self.mesh.world_size for each in (tokens_per_second * self.job.flops_per_token, needed))
         return {
             "tokens": self.progress.tokens,
             "samples": self.progress.cursor,
@@ -192,6 +192,8 @@ class Trainer:
             "tokens_per_second": round(tokens_per_second, 1),
             "tflops_per_device": round(flops / 1e12, 6),
             "mfu": round(flops / self.peak_flops, 4) if self.peak_flops else None,
+            "needed_tflops_per_device": round(needed / 1e12, 6),
+            "needed_mfu": round(needed / self.peak_flops, 4) if self.peak_flops else None,
             "peak_memory_bytes": peak_memory(self.mesh.device),
         }
 
