@@ -18,10 +18,12 @@ from ingot.launcher.training.bad_data import BadDataWatch
 from ingot.launcher.training.batch_sizes import BatchSizes
 from ingot.launcher.training.callbacks.callback import Callbacks
 from ingot.launcher.training.progress import Progress
+from ingot.model.config import ModelConfig
 from ingot.parallel import mesh as meshes
 
 COMPUTE = 0.1
 STEPS = 8
+MODEL = ModelConfig(vocab_size=16, num_hidden_layers=1, num_attention_heads=1, hidden_size=8)
 
 
 class CountingReader:
@@ -34,11 +36,15 @@ class CountingReader:
         for first in range(cursor, stop, size):
             self.read.append(first)
             self.on_read(first)
-            yield StepBatch([{"input_ids": np.full((1, 2), first)}], size, first, size, first + size)
+            ids = np.full((1, 2), first)
+            micro_batch = {"input_ids": ids, "labels": ids, "cu_seqlens": np.array([0, 2], dtype=np.int32)}
+            yield StepBatch([micro_batch], size, first, size, first + size)
 
 
 def ahead_of(mesh, reader, quarantine, *, ramp=(), votes=list):
-    job = SimpleNamespace(engine=SimpleNamespace(mesh=mesh), reader=reader, batch_sizes=BatchSizes(4, ramp))
+    job = SimpleNamespace(
+        engine=SimpleNamespace(mesh=mesh), reader=reader, batch_sizes=BatchSizes(4, ramp), model=MODEL, task=None
+    )
     watch = BadDataWatch(quarantine, Callbacks(), None, max_bad_fraction=1.0)
     return step_ahead.StepsAhead(job, watch, votes), watch
 

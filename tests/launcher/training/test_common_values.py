@@ -33,7 +33,9 @@ def other(kind: Kind, value: Any) -> Any:
     if kind.type is list:
         return [*(value or []), other(kind.items[0], None)]
     if kind.type is tuple:
-        return tuple(other(item, each) for item, each in zip(kind.items, value, strict=True))
+        return tuple(
+            other(item, each) for item, each in zip(kind.items, value or [None] * len(kind.items), strict=True)
+        )
     return {int: lambda: (value or 0) + 1, float: lambda: (value or 0) / 2 + 0.3, bool: lambda: not value}.get(
         kind.type, lambda: {"a": 1} if kind.type is dict else f"{value}x"
     )()

@@ -17,7 +17,15 @@ from tests.launcher.runs import records, write_config
 from tests.launcher.training.steps_over_network import COMPUTE, CountingReader, ahead_of
 from tests.ranks import run_ranks
 
-MOVING = ("step_seconds", "data_seconds", "tokens_per_second", "tflops_per_device", "peak_memory_bytes", "time")
+MOVING = (
+    "step_seconds",
+    "data_seconds",
+    "tokens_per_second",
+    "tflops_per_device",
+    "needed_tflops_per_device",
+    "peak_memory_bytes",
+    "time",
+)
 
 
 def take(ahead, watch, last):
