@@ -23,6 +23,7 @@ from ingot.parallel.open_files import (
     FILES_OF_PROCESS,
     LAZY,
     NUM_GROUPS_OF_ALL,
+    STORE_CONNECTIONS_OF_SPLIT,
     lazy_connections,
     num_connections,
     raise_file_limit,
@@ -76,6 +77,18 @@ class Mesh:
     def tensor_group(self) -> dist.ProcessGroup:
         """The ranks that read the same data and hold different parts of each layer."""
         return self.torch_mesh["tensor"].get_group()
+
+    def consecutive_group(self, size: int) -> dist.ProcessGroup:
+        """The group of `size` ranks with consecutive numbers that has this rank. Each rank of the world must call it:
+        it makes all these groups."""
+        ranks = [list(range(first, first + size)) for first in range(0, self.world_size, size)]
+        if getattr(dist.group.WORLD, "bound_device_id", None) is not None:
+            group = dist.split_group(split_ranks=ranks)  # one call of NCCL, and not one for each group
+            assert group is not None
+        else:
+            group = [dist.new_group(each) for each in ranks][self.rank // size]
+        self.set_timeouts("long")
+        return group
 
     @property
     def torch_mesh(self) -> DeviceMesh:
@@ -171,7 +184,7 @@ def start(
     timeout = datetime.timedelta(seconds=max(timeout_seconds, init_timeout_seconds))
     if world_size > 1:
         _set(LAZY, "1")
-        _raise_file_limit(rank, world_size, tensor)
+        _raise_file_limit(rank, world_size, tensor, device)
         connect(backend, rank, world_size, rendezvous_seconds, timeout, common)
     else:
         # One process needs no rendezvous, but DeepSpeed reads these variables.
@@ -202,12 +215,15 @@ def _set(name: str, value: str) -> None:
         _SET.add(name)
 
 
-def _raise_file_limit(rank: int, world_size: int, tensor: int) -> None:
+def _raise_file_limit(rank: int, world_size: int, tensor: int, device: str) -> None:
     """Lets this process open a connection to each rank that it will talk to; see `raise_file_limit`."""
     data = world_size // tensor
     groups = [world_size] * NUM_GROUPS_OF_ALL + [data, data, data, tensor]  # data: replicas, shards, and both
     holds_store = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
-    connections = num_connections(rank, groups, holds_store=holds_store, lazy=lazy_connections())
+    of_store = 1 + STORE_CONNECTIONS_OF_SPLIT * len(groups[1:]) * (device == "cuda")
+    connections = num_connections(
+        rank, groups, holds_store=holds_store, lazy=lazy_connections(), store_connections=of_store
+    )
     raise_file_limit(FILES_OF_PROCESS + connections, f"rank {rank} of a run with {world_size:,} ranks")
 
 

@@ -14,6 +14,10 @@ later). Without it, each group of n ranks has n x (n - 1) / 2 connections from t
 NUM_GROUPS_OF_ALL = 3
 """Groups of all ranks in a run: the default one, and room for those that libraries make (DeepSpeed takes ours)."""
 
+STORE_CONNECTIONS_OF_SPLIT = 3
+"""A group that is split from another (on CUDA) clones its connection to the store: once itself, once for each back-end
+(torch 2.11 to 2.13, ProcessGroup::splitGroup and the back-ends' split)."""
+
 FILES_OF_PROCESS = 256
 """What a rank opens beside its connections: libraries, shards that threads read ahead, logs, checkpoints."""
 
@@ -22,21 +26,28 @@ CHILDREN = 32
 
 
 def num_connections(
-    rank: int, group_sizes: Sequence[int], *, holds_store: bool, lazy: bool = True, children: int = CHILDREN
+    rank: int,
+    group_sizes: Sequence[int],
+    *,
+    holds_store: bool,
+    lazy: bool = True,
+    children: int = CHILDREN,
+    store_connections: int = 1,
 ) -> int:
     """The number of sockets of a rank that has taken part in a sum, a barrier, a broadcast and a gather over all ranks,
     and in a sum in its other groups.
 
-    They belong to the rendezvous's store (its holder has one from each rank, one to itself, and listens), to gloo (in
-    each group one that listens, and those of `_peers`), and to the tree in which ranks watch each other.
+    They belong to the rendezvous's store (its holder has those of each rank, its own end of its own, and listens), to
+    gloo (in each group one that listens, and those of `_peers`), and to the tree in which ranks watch each other.
 
     Args:
         group_sizes: the number of ranks in each process group of this rank, the group of all ranks first.
         holds_store: whether this process holds the store; under torchrun its agent does.
         lazy: whether gloo connects ranks when they first need it.
+        store_connections: of each rank to the store.
     """
     world_size = group_sizes[0]
-    of_store = world_size + 2 if holds_store else 1
+    of_store = store_connections + (store_connections * world_size + 1) * holds_store
     of_groups = len(group_sizes)
     for number, size in enumerate(group_sizes):
         if not lazy:

@@ -24,6 +24,7 @@ from ingot.parallel.torch_compat import set_collective_timeout
 T = TypeVar("T")
 
 CONNECT_SECONDS = 10  # the process group has at least so long, even if the last rank was late
+NCCL_CONNECT_SECONDS = 120  # the same where it connects devices too
 CLOSING_SECONDS = 2  # gloo has so long to fail by itself, with a reason
 MOST_NAMED = 8  # missing ranks in a message
 
@@ -74,6 +75,10 @@ def connect(
 ) -> None:
     """Waits for all ranks and makes the default process group, whose collectives may take `timeout` each.
 
+    With NCCL in `backend` the group is bound to this process's device: NCCL connects the devices here, so that a fabric
+    that does not work is reported here and not in the first step, and later groups are split from this one
+    (ncclCommSplit) and need no rendezvous of their own.
+
     Args:
         common: what all ranks must have in common, by name.
 
@@ -83,15 +88,21 @@ def connect(
     end = time.monotonic() + rendezvous_seconds
     store = join_rendezvous(rank, world_size, rendezvous_seconds)
     agree(dist.PrefixStore("common", store), rank, world_size, common, max(CONNECT_SECONDS, end - time.monotonic()))
-    left = datetime.timedelta(seconds=max(CONNECT_SECONDS, end - time.monotonic()))
+    device = torch.device("cuda", torch.cuda.current_device()) if "nccl" in backend else None
+    least = CONNECT_SECONDS if device is None else NCCL_CONNECT_SECONDS
+    left = datetime.timedelta(seconds=max(least, end - time.monotonic()))
     store.set_timeout(left)
-    device = torch.cuda.current_device() if "nccl" in backend else None
 
     def join() -> None:
         if device is not None:
             torch.cuda.set_device(device)  # each thread has its own current device
         dist.init_process_group(
-            backend, store=dist.PrefixStore("group", store), rank=rank, world_size=world_size, timeout=left
+            backend,
+            store=dist.PrefixStore("group", store),
+            rank=rank,
+            world_size=world_size,
+            timeout=left,
+            device_id=device,
         )
         dist.all_reduce(torch.zeros(1))  # gloo connects neighbours when they first need it
 

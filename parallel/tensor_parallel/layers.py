@@ -266,11 +266,7 @@ class _Roles:
     def _replicas(self, copies: int) -> dist.ProcessGroup:
         """The group of `copies` consecutive tensor ranks that has this one. Each rank of the world makes all groups."""
         if copies not in self._replica_groups:
-            mine = self.mesh.rank // copies
-            for number in range(self.mesh.world_size // copies):
-                group = dist.new_group(list(range(number * copies, (number + 1) * copies)))
-                if number == mine:
-                    self._replica_groups[copies] = group
+            self._replica_groups[copies] = self.mesh.consecutive_group(copies)
         return self._replica_groups[copies]
 
 

@@ -22,7 +22,7 @@ def stall() -> dict[str, float]:
         "data_replicate": mesh.torch_mesh["data_replicate"].get_group(),
         "tensor": mesh.tensor_group,
         "data": mesh.data_group,
-        "copies": [dist.new_group([0, 1]), dist.new_group([2, 3])][mesh.rank // 2],
+        "copies": mesh.consecutive_group(2),
         "later": dist.new_group(list(range(4))),
     }
     mesh.set_timeouts("long")  # the start is not cut
