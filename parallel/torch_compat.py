@@ -64,6 +64,7 @@ PRIVATE = (
     PrivateInterface(
         "torch", "_foreach_norm", "the norms of all gradients by one kernel; torch's own clipping does it"
     ),
+    PrivateInterface("torch", "_foreach_copy_", "all parameters rounded by one kernel; torch's own FSDP2 does it"),
     PrivateInterface("torch", "_foreach_mul_", "all gradients scaled by one kernel; torch's own clipping does it"),
     PrivateInterface(
         "torch",
@@ -197,6 +198,11 @@ def scaled_mm(
         fast_sums: sums may be kept in fewer bits than fp32, where the device is faster so.
     """
     return torch._scaled_mm(a, b, scale_a, scale_b, out_dtype=out_dtype, use_fast_accum=fast_sums)
+
+
+def copy_all(targets: list[Tensor], sources: list[Tensor]) -> None:
+    """Copies each source into its target, by few kernels, rounded to the target's dtype."""
+    torch._foreach_copy_(targets, sources)
 
 
 def operator_name(operator: object) -> str:

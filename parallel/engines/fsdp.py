@@ -16,7 +16,7 @@ from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionP
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
-from ingot.parallel.engines.engine import Batch, Bf16Compute, Engine, LocalParameters, MakeOptimizer
+from ingot.parallel.engines.engine import Batch, Bf16Compute, Bf16Copies, Engine, LocalParameters, MakeOptimizer
 from ingot.parallel.engines.gradient_clipping import clip_gradients
 from ingot.parallel.engines.materialization import materialize
 from ingot.parallel.mesh import Mesh
@@ -109,7 +109,9 @@ class TorchEngine(Engine):
         self.optimizer = make_optimizer(module)
         self.parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
         create_state(self.optimizer, list(self.parameters.values()))
-        self.compute = Bf16Compute(module) if precision == "bf16" and not self.sharded else module
+        self.compute: nn.Module = module
+        if precision == "bf16" and not self.sharded:
+            self.compute = Bf16Copies(module) if mesh.num_data == 1 else Bf16Compute(module)
         self.wrapped = self.compute
         if mesh.num_data > 1 and not self.sharded:
             self.wrapped = DistributedDataParallel(
@@ -136,6 +138,7 @@ class TorchEngine(Engine):
         set_learning_rate(self.optimizer, learning_rate, number)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        self._forget_copies()
         return norm
 
     @torch.no_grad()
@@ -161,6 +164,11 @@ class TorchEngine(Engine):
 
     def sync_from_shards(self, step: int) -> None:
         set_step(self.optimizer, step)
+        self._forget_copies()
+
+    def _forget_copies(self) -> None:
+        if isinstance(self.compute, Bf16Copies):
+            self.compute.forget()
 
 
 def apply_fsdp(
