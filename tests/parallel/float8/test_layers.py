@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from ingot.launcher.training.build import build_pretraining_engine
-from ingot.model.attention.blocks import OPERATORS
+from ingot.model.attention.attention import OPERATORS
 from ingot.model.initialization import initialize
 from ingot.model.tensor_plan import tensor_plan
 from ingot.model.transformer import LanguageModel
