@@ -187,13 +187,15 @@ class Transformer(nn.Module):
             )
             for local in kinds
         }
-        rotations = {local: self._rotation(positions_BT, local, x_BTD.dtype) for local in kinds}
+        rotations = {local: self.rotation(positions_BT, local, x_BTD.dtype) for local in kinds}
         for i, block in enumerate(blocks):
             layer_cache = cache.layers[i] if cache is not None else None
             x_BTD = block(x_BTD, layouts[block.local], rotations[block.local], layer_cache)
         return x_BTD if self.final_norm is None else self.final_norm(x_BTD)
 
-    def _rotation(self, positions_BT: Tensor, local: bool, dtype: torch.dtype) -> Rotation | None:
+    def rotation(self, positions_BT: Tensor, local: bool, dtype: torch.dtype) -> Rotation | None:
+        """The rotation of queries and keys at these positions, in local or global layers; None without rotary
+        positions."""
         config = self.config
         if config.positions != "rotary":
             return None

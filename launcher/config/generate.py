@@ -60,6 +60,9 @@ class GenerateOptions:
     """Device to compute on: cpu, cuda, cuda:1, ..."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of weights and computation."""
+    compile: bool = False
+    """Compile the computation of a token, on a GPU as a CUDA graph. The first text takes a minute longer; after it a
+    token of a small batch takes much less time."""
 
     def check(self) -> None:
         """Looks for mistakes that can be seen without the model.

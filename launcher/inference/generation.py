@@ -80,7 +80,7 @@ def continue_texts(
         batch = texts[first : first + options.batch_size]
         ids, rows = [prompts[prompt] for prompt, _ in batch], range(first, first + len(batch))
         room = [limits[prompt] for prompt, _ in batch]
-        completions = complete(model, ids, sampling, decode=decode, rows=rows, limits=room)
+        completions = complete(model, ids, sampling, decode=decode, rows=rows, limits=room, compile=options.compile)
         for (prompt, sample), completion in zip(batch, completions, strict=True):
             yield {
                 **records[prompt],
@@ -95,7 +95,7 @@ def stream(options: GenerateOptions, record: dict, model: LanguageModel, tokeniz
     """Prints one text, each token as soon as it is sampled."""
     ids, sampling = prompt_ids(options, [record], tokenizer), sampling_settings(options, [record], tokenizer)
     limits = room_of(model.config, ids, options.max_tokens)
-    pieces = generate(model, ids, sampling, decode=decoder(tokenizer), limits=limits)
+    pieces = generate(model, ids, sampling, decode=decoder(tokenizer), limits=limits, compile=options.compile)
     print(shown_prompt(options, record), end="", flush=True)
     for piece in pieces:
         if piece.text:

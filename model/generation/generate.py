@@ -6,15 +6,19 @@ Legend: B rows, T new tokens, S tokens so far, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ingot.model.attention.kv_cache import KeyValueCache
 from ingot.model.config import ModelConfig
+from ingot.model.generation import static_decoding
 from ingot.model.generation.sampling import Sampler, Sampling
+from ingot.model.generation.static_decoding import decoder_of
 from ingot.model.generation.text_stream import TextStream
 from ingot.model.transformer import LanguageModel
 
@@ -58,6 +62,7 @@ def generate(
     rows: Sequence[int] | None = None,
     limits: Sequence[int] | None = None,
     cache: bool = True,
+    compile: bool = False,
 ) -> Iterator[NewToken]:
     """Continues each prompt. Yields the new tokens of each step, in the order of the rows, as soon as they are sampled.
 
@@ -69,11 +74,15 @@ def generate(
         rows: a number for each row; seed and number give the random numbers of the row. None for 0, 1, 2, ...
         limits: largest number of new tokens of each row, at least 1; None for sampling.max_tokens.
         cache: keep keys and values. False computes the whole text again for each token: slower, the same tokens.
+        compile: compile the computation of a token, on a GPU as a CUDA graph (static_decoding.py). The first token
+            takes a minute, the others less time; the same tokens, except for rounding of the logits.
 
     Raises:
         ValueError: at the call (not at the first token), with all problems of the arguments.
     """
     check(model, prompts, sampling, decode, limits)
+    if compile and (found := static_decoding.problems(model.config)):
+        raise ValueError("\n".join(found))
     prompts = [list(prompt) for prompt in prompts]
     rows = range(len(prompts)) if rows is None else rows
     assert len(rows) == len(prompts), (len(rows), len(prompts))
@@ -82,7 +91,7 @@ def generate(
     sampler = Sampler(sampling, prompts, rows, model.config.vocab_size, model.head.weight.device)
     streams = None if decode is None else [TextStream(decode, prompt, sampling.stop) for prompt in prompts]
     limits = [sampling.max_tokens] * len(prompts) if limits is None else limits
-    steps = _sampled_tokens(model, prompts, max(limits), sampler, cache)
+    steps = _sampled_tokens(model, prompts, max(limits), sampler, cache, compile)
     return _with_text(steps, limits, sampling, streams)
 
 
@@ -95,10 +104,12 @@ def complete(
     rows: Sequence[int] | None = None,
     limits: Sequence[int] | None = None,
     cache: bool = True,
+    compile: bool = False,
 ) -> list[Completion]:
     """`generate` to the end: one completion for each prompt."""
     completions = [Completion() for _ in prompts]
-    for new in generate(model, prompts, sampling, decode=decode, rows=rows, limits=limits, cache=cache):
+    options: dict[str, Any] = {"decode": decode, "rows": rows, "limits": limits, "cache": cache, "compile": compile}
+    for new in generate(model, prompts, sampling, **options):
         completion = completions[new.row]
         completion.tokens.append(new.token)
         completion.text += new.text
@@ -181,7 +192,12 @@ def _with_text(
 
 
 def _sampled_tokens(
-    model: LanguageModel, prompts: Sequence[Sequence[int]], max_tokens: int, sampler: Sampler, cached: bool
+    model: LanguageModel,
+    prompts: Sequence[Sequence[int]],
+    max_tokens: int,
+    sampler: Sampler,
+    cached: bool,
+    compiled: bool,
 ) -> Iterator[list[int]]:
     """The next token of each row, step by step. Rows that have ended continue; the caller ignores their tokens.
 
@@ -201,36 +217,57 @@ def _sampled_tokens(
     # A row that has ended may be beyond the last position; its tokens are ignored.
     last = model.config.max_position_embeddings - 1 if model.config.positions == "learned" else None
     positions_BS = (torch.arange(total, device=device) - padding_B1).clamp_(min=0, max=last)
-    cache = KeyValueCache(model.config.num_hidden_layers, total) if cached else None
+    cache = KeyValueCache(model.config.num_hidden_layers, total) if cached or compiled else None
+    decoder, slots_S = None, torch.arange(total, device=device)
     begin = 0
     for end in range(longest, total + 1):
-        logits_BV = _last_logits(
-            model,
-            ids_BS[:, begin:end],
-            positions_BS[:, begin:end],
-            None if mask_BS is None else mask_BS[:, :end],
-            cache,
-        )
+        ids_BT, positions_BT = ids_BS[:, begin:end], positions_BS[:, begin:end]
+        with _evaluating(model):
+            if decoder is not None:
+                logits_BV = decoder(model, ids_BT, positions_BT, slots_S[begin:end])
+            else:
+                logits_BV = _last_logits(
+                    model, ids_BT, positions_BT, None if mask_BS is None else mask_BS[:, :end], cache
+                )
+        if compiled and decoder is None and cache is not None:
+            decoder = decoder_of(model, batch, total)
+            decoder.load(cache, is_token_BS.to(device))
         next_B = sampler(logits_BV)
         if end < total:
             ids_BS[:, end] = next_B
-        begin = end if cached else 0
+        begin = end if cache is not None else 0
         yield next_B.tolist()
+
+
+@contextmanager
+def _evaluating(model: LanguageModel) -> Iterator[None]:
+    """Without dropout, and with the kernels of `attention_kernels`."""
+    was_training = model.training
+    if was_training:
+        model.eval()
+    try:
+        with attention_kernels(model.head.weight.device):
+            yield
+    finally:
+        if was_training:
+            model.train()
+
+
+def attention_kernels(device: torch.device) -> AbstractContextManager:
+    """Leaves cuDNN's attention out on a GPU: it makes a plan for each shape, and while a text grows each token has
+    another number of keys. The flash kernel needs none."""
+    if device.type != "cuda":
+        return nullcontext()
+    return sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH])
 
 
 @torch.no_grad()
 def _last_logits(
     model: LanguageModel, ids_BT: Tensor, positions_BT: Tensor, mask_BS: Tensor | None, cache: KeyValueCache | None
 ) -> Tensor:
-    """fp32 logits (B, V) of the next tokens, without dropout."""
-    was_training = model.training
-    if was_training:
-        model.eval()
+    """fp32 logits (B, V) of the next tokens."""
     hidden_BTD = model.hidden_states(ids_BT, positions_BT, cache=cache, attention_mask_BS=mask_BS)
-    logits_BV = model.head(hidden_BTD[:, -1]).float()
-    if was_training:
-        model.train()
-    return logits_BV
+    return model.head(hidden_BTD[:, -1]).float()
 
 
 @torch.no_grad()
