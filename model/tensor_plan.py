@@ -1,7 +1,7 @@
 """The tensor-parallel plan: the role of each module when the layers are split over tensor ranks, as plain data.
 
 Attention is split by heads, the MLP by its intermediate size, embedding and head by the vocabulary. Between them the
-activations are split along the sequence. `parallel/tensor_parallel/layers.py` defines the roles.
+activations are split by tokens. `parallel/tensor_parallel/layers.py` defines the roles.
 """
 
 from __future__ import annotations
@@ -17,6 +17,10 @@ def tensor_plan(config: ModelConfig) -> list[tuple[str, Role]]:
     The heads of tasks and of pairs have no role: every rank computes them on whole sequences.
     """
     last = f"blocks.{config.num_hidden_layers - 1}" if config.norm_placement == "post" else "final_norm"
+    # A transform, or the head of pairs, is computed by every rank on the joined output, with whole gradients. And where
+    # few tokens are targets, their gradients are fewer than those of all tokens.
+    alone = config.causal and not config.head_transform and not config.pair_head
+    head = "only_head" if alone else "vocabulary_head"
     return [
         ("embedding.token", ("vocabulary", 0)),
         ("embedding.dropout", ("split", 0)),
@@ -35,7 +39,7 @@ def tensor_plan(config: ModelConfig) -> list[tuple[str, Role]]:
         ("blocks.*.mlp.down", ("row", config.mlp_size)),
         ("final_norm", ("norm", 0)),
         (last, ("join", 0)),
-        ("head", ("vocabulary_head", 0)),
+        ("head", (head, 0)),
         ("pair_head.dropout", ("same_dropout", 0)),
         ("head.dropout", ("same_dropout", 0)),
     ]

@@ -35,6 +35,7 @@ class Footprint:
         activations: bytes kept from the forward to the backward pass.
         exchanged: bytes that one block sends to the other tensor ranks for one micro-batch, forward and backward.
         work: bytes that one layer needs besides, while it computes.
+        exchanged_by_ends: the same for embedding and head.
     """
 
     block: int
@@ -46,6 +47,7 @@ class Footprint:
     work: float = 0.0
     first: int = 0
     last: int = 0
+    exchanged_by_ends: float = 0.0
 
     @property
     def parameters(self) -> int:
@@ -207,4 +209,5 @@ def traffic(footprint: Footprint, layout: LayoutSizes) -> Traffic:
         partitioned = count - footprint.small
         again = max(0, partitioned - REUSED)
         sent = around * (times * (weight * (partitioned + again) + gradient * count) + weight * footprint.small)
-    return Traffic(sent, layout.accumulation * footprint.num_blocks * footprint.exchanged)
+    exchanged = footprint.num_blocks * footprint.exchanged + footprint.exchanged_by_ends
+    return Traffic(sent, layout.accumulation * exchanged)

@@ -73,6 +73,23 @@ PRIVATE = (
         "fewer cases, and it may lack a kernel for CPUs in older torch",
     ),
     PrivateInterface(
+        "torch._inductor.config",
+        "_micro_pipeline_tp",
+        "lets the compiler run exchanges of tensor ranks beside products; torchtitan does it so",
+    ),
+    PrivateInterface(
+        "torch._inductor.config",
+        "post_grad_custom_pre_pass",
+        "a change to graphs before the compiler looks for such exchanges",
+    ),
+    PrivateInterface("torch._inductor.custom_graph_pass", "CustomGraphPass", "the form of such a change"),
+    PrivateInterface(
+        "torch.distributed._symmetric_memory",
+        "enable_symm_mem_for_group",
+        "memory that the ranks of a group read from each other, which those exchanges use",
+        ("group_name",),
+    ),
+    PrivateInterface(
         "torch._ops",
         "OpOverload",
         "its attribute _schema has the name of an operator without its overload, for selective recomputation",
@@ -203,6 +220,45 @@ def scaled_mm(
 def copy_all(targets: list[Tensor], sources: list[Tensor]) -> None:
     """Copies each source into its target, by few kernels, rounded to the target's dtype."""
     torch._foreach_copy_(targets, sources)
+
+
+def pipeline_exchanges(group: dist.ProcessGroup) -> None:
+    """From now on compiled code runs gathers and sums over this group beside the products that need or make them."""
+    import torch._inductor.config as inductor
+    from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_files
+    from torch.distributed._symmetric_memory import enable_symm_mem_for_group
+
+    class RemoveViewPairs(CustomGraphPass):
+        """With a key, so that compiled graphs are still kept in the compiler's cache."""
+
+        def __call__(self, graph: torch.fx.Graph) -> None:
+            remove_view_pairs(graph)
+
+        def uuid(self) -> bytes:
+            return get_hash_for_files((__file__,))
+
+    inductor._micro_pipeline_tp = True
+    inductor.post_grad_custom_pre_pass = RemoveViewPairs()
+    enable_symm_mem_for_group(group.group_name)
+
+
+def remove_view_pairs(graph: torch.fx.Graph) -> None:
+    """Removes reshapes that undo the one before: from gathered rows (N, D) to tokens (B, T, D) and back for a product.
+
+    torch looks for products that take the gathered tensor itself.
+    """
+    aten = torch.ops.aten
+    reshapes = (aten.view.default, aten.reshape.default, aten._unsafe_view.default)
+    for node in list(graph.nodes):
+        if node.target not in reshapes or getattr(node.args[0], "target", None) not in reshapes:
+            continue
+        between = node.args[0]
+        source = between.args[0]
+        if source.meta["val"].shape == node.meta["val"].shape:
+            node.replace_all_uses_with(source)
+            graph.erase_node(node)
+            if not between.users:
+                graph.erase_node(between)
 
 
 def operator_name(operator: object) -> str:

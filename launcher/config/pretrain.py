@@ -300,8 +300,8 @@ class Loss:
 
 @dataclass(frozen=True)
 class Parallel:
-    """How the work is distributed over devices. It changes speed and memory, never the result: precision and float8
-    change how it is rounded."""
+    """How the work is distributed over devices. It changes speed and memory, and of the result only what rounding
+    changes."""
 
     engine: Literal["zero", "fsdp"] = "zero"
     """zero: DeepSpeed ZeRO. fsdp: torch's own."""
@@ -314,6 +314,9 @@ class Parallel:
     tensor: Ranks = 1
     """Number of ranks that split each layer by heads and features, and the activations between layers by the sequence.
     The number of data ranks is processes / tensor. It is fast only within one machine."""
+    async_tensor_parallel: bool = False
+    """With tensor and compile, on GPUs that read each other's memory (NVLink): exchanges among tensor ranks run beside
+    the products before or behind them."""
     activation_checkpointing: Literal["none", "selective", "full", "memory_budget"] = "none"
     """Which activations of each block are computed again in the backward pass, to save memory. selective: all except
     matrix products and attention. full: all. memory_budget: what torch.compile chooses so that a share of the memory is
@@ -343,7 +346,7 @@ class Parallel:
     offload_dir: str | None = None
     """Folder on an NVMe disk that is used instead of the host's memory (ZeRO-3)."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
-    """Precision of the computation. Master weights, gradient accumulation and reduction are fp32 in any case. auto:
+    """Precision of the computation. Master weights and gradient accumulation are fp32 in any case. auto:
     bf16 if every rank's device has instructions for it, otherwise fp32; a dry run assumes bf16."""
     float8: Literal["none", "tensorwise", "rowwise"] = "none"
     """Matrix products of the blocks' linear layers in float8, while training, on GPUs from compute capability 8.9 on
@@ -381,6 +384,11 @@ class Parallel:
     def problems(self) -> list[str]:
         """Combinations that an engine does not support, each with the nearest one that works."""
         problems, stage = self._checkpointing_problems(), self.zero_stage
+        if self.async_tensor_parallel and (self.tensor == 1 or not self.compile):
+            problems.append(
+                f"parallel.async_tensor_parallel needs parallel.tensor above 1 and parallel.compile true, and they are "
+                f"{self.tensor} and {str(self.compile).lower()}"
+            )
         if self.engine == "fsdp":
             if self.offload == "optimizer":
                 problems.append("parallel.offload optimizer needs engine zero; engine fsdp has parallel.offload all")

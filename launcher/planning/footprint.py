@@ -5,6 +5,7 @@ from typing import Any
 
 from ingot.launcher.config.pretrain import TrainConfig
 from ingot.model.costs.memory import activation_bytes, local_shapes, saved_by_block
+from ingot.model.tensor_plan import tensor_plan
 from ingot.parallel.memory_plan import PERSISTENT, Footprint, LayoutSizes
 from ingot.parallel.mesh_sizes import sizes
 
@@ -53,7 +54,7 @@ def footprint_of(
     model, length, tensor = config.model, config.data.sequence_length, config.parallel.tensor
     element = 2 if counted_precision(config) == "bf16" else 4
     rest, small, blocks, work = 0, 0, [0] * model.num_hidden_layers, 0
-    ends = {"first": 0, "last": 0}
+    ends: dict[str, Any] = {"first": 0, "last": 0}
     tokens = config.batch.micro_size * length
     for name, shape in (shapes or local_shapes(model, tensor)).items():
         count = math.prod(shape)
@@ -82,7 +83,11 @@ def footprint_of(
     )
     if how != "none" and not recompute_peak:
         activations -= tokens * sum(saved_by_block(model, **common).values())
-    # Forward and backward gather whole sequences before attention and MLP, and scatter sums behind them.
+    # Forward and backward gather all tokens before attention and MLP, and scatter sums behind them.
     passes = 8 if how == "none" else 8 + 2 / parallel.activation_checkpointing_every
-    exchanged = passes * tokens * model.hidden_size * element * (tensor - 1) / tensor
+    sent = tokens * model.hidden_size * (tensor - 1) / tensor
+    exchanged = passes * element * sent
+    # The embedding is summed and later gathered, the last hidden states are gathered, and their fp32 gradients reduced.
+    head = 4 if ("head", ("only_head", 0)) in tensor_plan(model) else 8 * targets
+    ends |= {"exchanged_by_ends": (4 * element + head) * sent}
     return Footprint(max(blocks), model.num_hidden_layers, rest, small, activations, exchanged, work, **ends)

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ingot.launcher.config.plan import Plan
-from ingot.launcher.config.pretrain import TrainConfig
+from ingot.launcher.config.pretrain import Parallel, TrainConfig
 from ingot.launcher.planning.dry_run import NOT_COUNTED
 from ingot.launcher.planning.footprint import footprint_of, layout_of
 from ingot.model.costs.flops import flops_per_token
@@ -117,6 +117,9 @@ def _variants(config: TrainConfig, tensor: int, devices: Plan) -> Iterator[Train
     inner = max(1, devices.devices_per_node // tensor)
     shards = sorted({1, num_data, *([inner] if num_data % inner == 0 else [])})
     engines += [("fsdp", 1, shard) for shard in shards]
+    asynchronous = config.parallel.async_tensor_parallel and tensor > 1
+    only_fsdp = ("reshard_after_forward", "sync_each_micro_batch", "symmetric_memory")
+    defaults = {name: getattr(Parallel, name) for name in only_fsdp}
     for engine, stage, shard in engines:
         for checkpointing in ("none", "selective", "full"):
             for micro in (m for m in _powers_of_two(share) if share % m == 0):
@@ -129,6 +132,8 @@ def _variants(config: TrainConfig, tensor: int, devices: Plan) -> Iterator[Train
                     activation_checkpointing=checkpointing,
                     activation_checkpointing_every=1,
                     activation_offload=False,
+                    async_tensor_parallel=asynchronous,
+                    **(defaults if engine == "zero" else {}),
                 )
                 if not parallel.problems():
                     yield replace(config, parallel=parallel, batch=replace(config.batch, micro_size=micro))

@@ -31,7 +31,7 @@ from ingot.parallel.float8.layers import apply_float8, describe_float8
 from ingot.parallel.mesh import Mesh
 from ingot.parallel.muon import MuonWithAdamW, names_matching
 from ingot.parallel.optimizer import adamw, matrices, parameter_groups
-from ingot.parallel.tensor_parallel.layers import Plan, parallelize_module
+from ingot.parallel.tensor_parallel.layers import Plan, overlap_exchanges, parallelize_module
 
 
 def open_cache(config: TrainConfig) -> Cache | None:
@@ -217,8 +217,12 @@ def build_engine(
 
     dtype = torch.bfloat16 if parallel.precision == "bf16" else torch.float32
     use_implementation(model, parallel.attn_implementation, mesh.device, dtype)
-    local_parameters = parallelize_module(model, plan, mesh)
+    # DeepSpeed divides gradients among the ranks while it computes them, so they must be whole then.
+    divides = parallel.engine == "zero" and parallel.zero_stage > 0
+    local_parameters = parallelize_module(model, plan, mesh, sum_each_use=divides)
     apply_float8(model, plan, parallel.float8, mesh, local_parameters.slices)
+    if parallel.async_tensor_parallel:
+        overlap_exchanges(mesh)
     compilation = prepare_blocks(list(model.blocks), parallel)
     engine: Engine
     if parallel.engine == "fsdp":

@@ -32,7 +32,7 @@ def local_shapes(config: ModelConfig, tensor: int = 1) -> dict[str, tuple[int, .
 
 def _local_shape(shape: tuple[int, ...], kind: str, role_and_units: Role, tensor: int) -> tuple[int, ...]:
     role, units = role_and_units
-    if role in ("vocabulary", "vocabulary_head"):
+    if role in ("vocabulary", "vocabulary_head", "only_head"):
         return (-(-shape[0] // tensor), *shape[1:])
     if role == "column":
         return (max(1, units // tensor) * (shape[0] // units), *shape[1:])

@@ -6,11 +6,12 @@ tokens of the whole step over all ranks. Each engine computes the gradient of (s
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import torch
+import torch.distributed as dist
 from torch import nn
 
 from ingot.parallel.checkpoint.digest import digest
@@ -34,10 +35,13 @@ class LocalParameters:
             tensor ranks hold it.
         counted: parameters that this rank adds to sums over the tensor ranks, such as the gradient norm. Each element
             of the model is counted by exactly one rank.
+        partial: parameters that several tensor ranks hold and of whose gradient each has only a part, with the group
+            of these ranks. The engine sums the parts before a step.
     """
 
     slices: dict[str, TensorSlice]
     counted: frozenset[str]
+    partial: Mapping[str, dist.ProcessGroup] = field(default_factory=dict)
 
 
 class Engine(ABC):

@@ -19,6 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from ingot.parallel.engines.engine import Batch, Bf16Compute, Bf16Copies, Engine, LocalParameters, MakeOptimizer
 from ingot.parallel.engines.gradient_clipping import clip_gradients
 from ingot.parallel.engines.materialization import materialize
+from ingot.parallel.engines.partial_gradients import sum_partial_gradients
 from ingot.parallel.mesh import Mesh
 from ingot.parallel.optimizer import create_state, set_learning_rate, set_step
 from ingot.parallel.tensor_shards import Rectangle, TensorShard, whole_shard
@@ -134,6 +135,7 @@ class TorchEngine(Engine):
         return loss_sum.detach()
 
     def step(self, learning_rate: float, number: int | None = None) -> torch.Tensor:
+        sum_partial_gradients(self.module, self.local_parameters.partial)
         norm = clip_gradients(self.module, self.local_parameters, self.mesh, self.max_grad_norm)
         set_learning_rate(self.optimizer, learning_rate, number)
         self.optimizer.step()

@@ -32,6 +32,7 @@ from ingot.parallel.engines.engine import (
 )
 from ingot.parallel.engines.gradient_clipping import clip_gradients
 from ingot.parallel.engines.materialization import materialize, shared_parameters, tie_weights
+from ingot.parallel.engines.partial_gradients import sum_partial_gradients
 from ingot.parallel.memory_plan import BUCKET, PERSISTENT, reduces_to_owners
 from ingot.parallel.mesh import Mesh
 from ingot.parallel.optimizer import create_state, set_learning_rate, set_step
@@ -87,7 +88,8 @@ class ZeroEngine(Engine):
     """A module trained by DeepSpeed.
 
     Args:
-        module: on the meta device, already split over the tensor ranks.
+        module: on the meta device, already split over the tensor ranks. From stage 1 on without partial gradients:
+            DeepSpeed divides each gradient among the data ranks as soon as autograd has it.
         make_optimizer: makes the optimizer of the module, after its parameters have got memory.
         stage: ZeRO stage, 0 to 3.
         precision: of the computation, `bf16` or `fp32`.
@@ -118,6 +120,7 @@ class ZeroEngine(Engine):
         settings: dict | None = None,
     ):
         super().__init__(module, mesh, local_parameters)
+        assert stage == 0 or not local_parameters.partial
         self.stage, self.max_grad_norm = stage, max_grad_norm
         # DeepSpeed then keeps fp32 sums of the gradients of all parameters until they are reduced.
         self.adds_up_apart = stage == 1 and precision == "bf16"
@@ -195,6 +198,7 @@ class ZeroEngine(Engine):
         set_learning_rate(self.basic_optimizer, learning_rate, number)
         norm = None
         if self.stage == 0:
+            sum_partial_gradients(self.module, self.local_parameters.partial)
             norm = clip_gradients(self.module, self.local_parameters, self.mesh, self.max_grad_norm)
         if self.adds_up_apart:
             self.optimizer.zero_grad()  # what was reduced is in this rank's part; the step needs room
