@@ -177,10 +177,17 @@ def _gathered(footprint: Footprint, layout: LayoutSizes, low: bool) -> float:
 
 @dataclass(frozen=True)
 class Traffic:
-    """Bytes that a rank sends in one optimizer step to other data ranks and to other tensor ranks."""
+    """Bytes that a rank sends in one optimizer step.
+
+    Attributes:
+        data, tensor: to other data ranks, and to other tensor ranks.
+        exposed: those of `data` that are sent with no computation beside them: parameters after a step of ZeRO-1 or 2,
+            and gradients after a backward pass of ZeRO-0.
+    """
 
     data: float
     tensor: float
+    exposed: float = 0.0
 
 
 def traffic(footprint: Footprint, layout: LayoutSizes) -> Traffic:
@@ -192,6 +199,7 @@ def traffic(footprint: Footprint, layout: LayoutSizes) -> Traffic:
     gradient = 2 if layout.reduce_dtype == "bf16" else 4
     times = layout.accumulation
     around = (layout.num_data - 1) / layout.num_data
+    exposed = 0.0
     if layout.engine == "fsdp" and layout.data_shard > 1:
         replicas = layout.num_data // layout.data_shard
         within = (layout.data_shard - 1) / layout.data_shard
@@ -202,12 +210,14 @@ def traffic(footprint: Footprint, layout: LayoutSizes) -> Traffic:
         sent += 2 * (replicas - 1) / replicas * gradient * count / layout.data_shard
     elif layout.engine == "fsdp" or layout.stage == 0:
         sent = 2 * around * gradient * count
+        exposed = sent if layout.engine == "zero" else 0.0
     elif layout.stage < 3:
         reductions = (1 if layout.stage == 1 else times) * (1 if reduces_to_owners(layout.num_data) else 2)
-        sent = around * (reductions * gradient + weight) * count
+        exposed = around * weight * count
+        sent = around * reductions * gradient * count + exposed
     else:
         partitioned = count - footprint.small
         again = max(0, partitioned - REUSED)
         sent = around * (times * (weight * (partitioned + again) + gradient * count) + weight * footprint.small)
     exchanged = footprint.num_blocks * footprint.exchanged + footprint.exchanged_by_ends
-    return Traffic(sent, layout.accumulation * exchanged)
+    return Traffic(sent, layout.accumulation * exchanged, exposed)

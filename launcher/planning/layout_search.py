@@ -103,8 +103,9 @@ def candidates(config: TrainConfig, devices: Plan) -> Iterator[Candidate]:
             sent = traffic(footprint, layout)
             within = layout.num_data * tensor <= devices.devices_per_node
             speed = devices.node_gb_per_second if within else devices.network_gb_per_second
-            # Exchanges with data ranks run beside the computation, those with tensor ranks before and after it.
-            seconds = max(compute, sent.data / (speed * 1e9)) + sent.tensor / (devices.node_gb_per_second * 1e9)
+            # Most exchanges with data ranks run beside the computation, those with tensor ranks before and after it.
+            beside = max(compute, (sent.data - sent.exposed) / (speed * 1e9))
+            seconds = beside + sent.exposed / (speed * 1e9) + sent.tensor / (devices.node_gb_per_second * 1e9)
             yield Candidate(layout, how, variant.batch.micro_size, need, seconds, sent.data + sent.tensor)
 
 

@@ -34,6 +34,9 @@ def test_traffic_of_engines():
     count, around = FOOTPRINT.parameters, 7 / 8
     sent = {stage: traffic(FOOTPRINT, layout("zero", stage, precision="fp32")).data / count for stage in range(4)}
     assert sent == pytest.approx(dict.fromkeys(range(4), 8 * around))  # so small a model stays gathered at ZeRO-3
+    exposed = {stage: traffic(FOOTPRINT, layout("zero", stage)).exposed / count for stage in range(4)}
+    assert exposed == pytest.approx({0: 8 * around, 1: 2 * around, 2: 2 * around, 3: 0})
+    assert traffic(FOOTPRINT, layout("fsdp")).exposed == 0
     large = replace(FOOTPRINT, block=10**11)
     assert traffic(large, layout("zero", 3, precision="fp32")).data == pytest.approx(12 * around * 10**12, rel=1e-3)
     assert traffic(FOOTPRINT, layout("zero", 3, accumulation=2)).data == pytest.approx(2 * 6 * around * count)
