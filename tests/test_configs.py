@@ -36,7 +36,7 @@ def test_a_run_says_what_matters_instead_of_leaving_it_to_defaults(path):
     """Sections are complete but for options that have no effect there, which these few lists name."""
     silent = {
         "run": {"dry_run", "dry_run_ranks", "device_memory_gb", "init_from", "epochs", "tokens", "deterministic",
-                "profile_steps", "profile_rank", "memory_snapshots", "memory_snapshot_steps"},
+                "profile_steps", "profile_rank", "memory_snapshots", "memory_snapshot_steps", "gc_every"},
         "model": {"head_dim", "num_key_value_heads", "rope_theta", "qk_norm", "type_vocab_size", "embedding_norm",
                   "head_transform", "head_bias", "pair_head", "attention_dropout", "first_norm", "qkv_bias",
                   "output_bias", "mlp_bias", "norm_bias", "position_offset", "local_rope_theta", "rope_scaling",
@@ -49,7 +49,8 @@ def test_a_run_says_what_matters_instead_of_leaving_it_to_defaults(path):
         "parallel": {"deepspeed", "timeout_seconds", "init_timeout_seconds", "rendezvous_seconds", "data_shard",
                      "tensor", "check_devices", "activation_checkpointing", "compile", "offload", "offload_dir",
                      "attn_implementation", "activation_checkpointing_every", "activation_memory_budget",
-                     "activation_offload", "compile_cache", "flight_recorder", "float8"},
+                     "activation_offload", "compile_cache", "flight_recorder", "float8", "async_tensor_parallel",
+                     "reduce_dtype", "reshard_after_forward", "sync_each_micro_batch", "symmetric_memory"},
     }  # fmt: skip
     written = yaml.safe_load(path.read_text())
     whole = asdict(parse(TrainConfig, ["--config", str(path)], ""))
