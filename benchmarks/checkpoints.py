@@ -26,7 +26,8 @@ LAYERS, WIDTH, VOCABULARY, LENGTH = 8, 640, 16384, 128
 
 
 def config_of(engine: str, ranks: int):
-    from ingot.launcher.config.pretrain import Batch, Data, Parallel, TrainConfig
+    from ingot.launcher.config.parallel import Parallel
+    from ingot.launcher.config.pretrain import Batch, Data, TrainConfig
     from ingot.model.config import ModelConfig
 
     return TrainConfig(

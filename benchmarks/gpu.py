@@ -323,7 +323,8 @@ def _values(hint: Any) -> Iterator[Any]:
 
 def train(bench: Bench, name: str, kind: str, packed: bool = True, **options: Any) -> None:
     """Steps of an engine, as `ingot pretrain` makes them, on batches that lie on the device."""
-    from ingot.launcher.config.pretrain import Optimizer, Parallel
+    from ingot.launcher.config.optimizer import Optimizer
+    from ingot.launcher.config.parallel import Parallel
     from ingot.launcher.training.build import build_engine
     from ingot.model.initialization import InitialValues
     from ingot.model.tensor_plan import tensor_plan
@@ -438,7 +439,7 @@ def train_transformers(bench: Bench, kind: str, compiled: bool) -> None:
 
 
 def training(bench: Bench, kind: str) -> None:
-    from ingot.launcher.config.pretrain import Parallel
+    from ingot.launcher.config.parallel import Parallel
 
     compiled = {"compile": enabling(Parallel, "compile")}
     cases: dict[str, Callable[[], None]] = {
@@ -478,7 +479,7 @@ def bert(bench: Bench) -> None:
 
 def engines(bench: Bench) -> None:
     """On one device nothing can be sharded: what shows is the cost of each engine's way."""
-    from ingot.launcher.config.pretrain import Parallel
+    from ingot.launcher.config.parallel import Parallel
 
     compiled = {"compile": enabling(Parallel, "compile")}
     cases: dict[str, Callable[[], None]] = {"fsdp": lambda: train(bench, "engine fsdp", "gpt2", **compiled)}

@@ -41,7 +41,9 @@ SIDES = {
 
 
 def config_of(arguments: argparse.Namespace, side: str, folder: Path):
-    from ingot.launcher.config.pretrain import Batch, CorpusSource, Data, Optimizer, Parallel, Run, TrainConfig
+    from ingot.launcher.config.optimizer import Optimizer
+    from ingot.launcher.config.parallel import Parallel
+    from ingot.launcher.config.pretrain import Batch, CorpusSource, Data, Run, TrainConfig
     from ingot.model.config import ModelConfig
 
     return TrainConfig(

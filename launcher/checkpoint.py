@@ -21,7 +21,7 @@ from typing import NoReturn
 if not __package__:  # run as a file
     import _clone  # noqa: F401
 
-from ingot.launcher.config.types import Range
+from ingot.launcher.config.schema.types import Range
 from ingot.launcher.runtime.exit_codes import BadInput, bad_input, run_main
 
 

@@ -10,7 +10,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from ingot.launcher.config.pretrain import Batch, Data, Optimizer, Parallel, Run, TrainConfig
+from ingot.launcher.config.optimizer import Optimizer
+from ingot.launcher.config.parallel import Parallel
+from ingot.launcher.config.pretrain import Batch, Data, Run, TrainConfig
 from ingot.launcher.training.build import build_pretraining_engine
 from ingot.model.config import ModelConfig
 from ingot.model.initialization import initialize

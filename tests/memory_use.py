@@ -7,7 +7,9 @@ from typing import Any
 import torch
 from torch.distributed.tensor import DTensor
 
-from ingot.launcher.config.pretrain import Batch, Data, Optimizer, Parallel, TrainConfig
+from ingot.launcher.config.optimizer import Optimizer
+from ingot.launcher.config.parallel import Parallel
+from ingot.launcher.config.pretrain import Batch, Data, TrainConfig
 from ingot.launcher.planning.footprint import footprint_of, layout_of
 from ingot.launcher.training.build import build_pretraining_engine
 from ingot.model.config import ModelConfig

@@ -9,8 +9,8 @@ import pytest
 
 from ingot.launcher import checkpoint
 from ingot.launcher.config import parser
-from ingot.launcher.config.options import options
 from ingot.launcher.config.reference import COMMANDS
+from ingot.launcher.config.schema.options import options
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from functools import cache
 
-from ingot.launcher.config.options import Option, options
+from ingot.launcher.config.schema.options import Option, options
 
 OPTIONS = {
     "run.dry": "run.dry_run",

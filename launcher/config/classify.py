@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from ingot.launcher.config.types import NonNegativeCount, Range, Seed
+from ingot.launcher.config.schema.types import NonNegativeCount, Range, Seed
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from ingot.launcher.config.types import ClosedUnitInterval, NonNegativeFloat, PositiveFloat
+from ingot.launcher.config.schema.types import ClosedUnitInterval, NonNegativeFloat, PositiveFloat
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
-from ingot.launcher.config.types import NonNegativeCount, OpenUnitInterval, Range, Seed, Size
+from ingot.launcher.config.schema.types import NonNegativeCount, OpenUnitInterval, Range, Seed, Size
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from ingot.launcher.config.types import PositiveInt
+from ingot.launcher.config.schema.types import PositiveInt
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,10 @@ from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any, Literal
 
 from ingot.launcher.config.distillation import Distillation
-from ingot.launcher.config.pretrain import Loss, Optimizer, Parallel, Run
-from ingot.launcher.config.types import (
+from ingot.launcher.config.optimizer import Loss, Optimizer
+from ingot.launcher.config.parallel import Parallel
+from ingot.launcher.config.pretrain import Run
+from ingot.launcher.config.schema.types import (
     ColumnNumber,
     NonNegativeCount,
     NonNegativeFloat,

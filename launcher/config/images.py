@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Annotated
 
-from ingot.launcher.config.types import (
+from ingot.launcher.config.schema.types import (
     NonNegativeCount,
     PositiveCount,
     Range,

@@ -7,10 +7,11 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from typing import Any, TypeVar
 
-from ingot.launcher.config import aliases, yaml_file
-from ingot.launcher.config.help_text import help_text
-from ingot.launcher.config.options import PRESET, Kind, Option, options
-from ingot.launcher.config.values import Argument, Problem, Words, build, read_value
+from ingot.launcher.config import aliases
+from ingot.launcher.config.schema import yaml_file
+from ingot.launcher.config.schema.help_text import help_text
+from ingot.launcher.config.schema.options import PRESET, Kind, Option, options
+from ingot.launcher.config.schema.values import Argument, Problem, Words, build, read_value
 from ingot.launcher.runtime.exit_codes import BadInput
 from ingot.model.huggingface.families.presets import PRESETS
 

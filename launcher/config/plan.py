@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from ingot.launcher.config.pretrain import TrainConfig
-from ingot.launcher.config.types import PositiveFloat, Ranks, Size
+from ingot.launcher.config.schema.types import PositiveFloat, Ranks, Size
 
 
 @dataclass(frozen=True)

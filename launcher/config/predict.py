@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from ingot.launcher.config.types import Size
+from ingot.launcher.config.schema.types import Size
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 
 from ingot.data.sources.file_parts import AUTO, FilePart
 from ingot.data.sources.ingest import HUB, Input
-from ingot.launcher.config.types import (
+from ingot.launcher.config.schema.types import (
     NonNegativeInt,
     PositiveInt,
     PositiveShare,

@@ -14,11 +14,11 @@ from ingot.launcher.config.export import ExportOptions
 from ingot.launcher.config.finetune import FinetuneConfig
 from ingot.launcher.config.generate import GenerateOptions
 from ingot.launcher.config.images import ImageOptions
-from ingot.launcher.config.options import Option, options, written
 from ingot.launcher.config.plan import PlanConfig
 from ingot.launcher.config.predict import PredictOptions
 from ingot.launcher.config.prepare import PrepareOptions
 from ingot.launcher.config.pretrain import TrainConfig
+from ingot.launcher.config.schema.options import Option, options, written
 
 COMMANDS: dict[str, type] = {
     "pretrain": TrainConfig,

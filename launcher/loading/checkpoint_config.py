@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TypeVar
 
-from ingot.launcher.config.values import Problem, build
+from ingot.launcher.config.schema.values import Problem, build
 from ingot.model.config import ModelConfig
 from ingot.parallel.checkpoint import CheckpointError
 

@@ -4,8 +4,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
+from ingot.launcher.config.parallel import Parallel
 from ingot.launcher.config.plan import Plan
-from ingot.launcher.config.pretrain import Parallel, TrainConfig
+from ingot.launcher.config.pretrain import TrainConfig
 from ingot.launcher.planning.dry_run import NOT_COUNTED
 from ingot.launcher.planning.footprint import footprint_of, layout_of
 from ingot.model.costs.flops import flops_per_token

@@ -13,7 +13,9 @@ from ingot.data.loader.batch_sharding import check_corpora
 from ingot.data.loader.reader import Reader, ReaderOptions
 from ingot.data.tokenizers.load import load_tokenizer
 from ingot.data.tokenizers.tokenizer import Tokenizer
-from ingot.launcher.config.pretrain import Batch, CorpusSource, Optimizer, Parallel, TrainConfig
+from ingot.launcher.config.optimizer import Optimizer
+from ingot.launcher.config.parallel import Parallel
+from ingot.launcher.config.pretrain import Batch, CorpusSource, TrainConfig
 from ingot.launcher.loading.teacher import learn_from
 from ingot.launcher.training.batch_sizes import BatchSizes
 from ingot.model.attention.attention import OPERATORS, AttentionLayout

@@ -16,10 +16,10 @@ from dataclasses import MISSING, dataclass
 from importlib import import_module
 from pathlib import Path
 
-from ingot.launcher.config.options import Option, options
 from ingot.launcher.config.parser import parse
 from ingot.launcher.config.reference import COMMANDS
-from ingot.launcher.config.types import Range
+from ingot.launcher.config.schema.options import Option, options
+from ingot.launcher.config.schema.types import Range
 from ingot.launcher.runtime.exit_codes import BAD_INPUT, DONE, GIVE_UP, BadInput, run_main
 from tests.ranks import process_context
 

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ingot.launcher.config.pretrain import Parallel
+from ingot.launcher.config.parallel import Parallel
 from ingot.parallel import mesh as meshes
 from ingot.parallel.tensor_parallel import collectives
 from ingot.parallel.tensor_parallel.layers import overlap_exchanges

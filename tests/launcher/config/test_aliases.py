@@ -5,10 +5,10 @@ import pytest
 from ingot.launcher.config import aliases
 from ingot.launcher.config.classify import ClassifyOptions
 from ingot.launcher.config.finetune import FinetuneConfig
-from ingot.launcher.config.options import options
 from ingot.launcher.config.parser import parse
 from ingot.launcher.config.pretrain import TrainConfig
 from ingot.launcher.config.reference import COMMANDS
+from ingot.launcher.config.schema.options import options
 from ingot.launcher.tasks.registry import TASK_KINDS
 
 

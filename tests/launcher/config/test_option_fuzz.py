@@ -2,8 +2,8 @@
 
 import pytest
 
-from ingot.launcher.config.options import options
 from ingot.launcher.config.reference import COMMANDS
+from ingot.launcher.config.schema.options import options
 from tests.launcher.option_fuzz import Case, Inputs, cases, problems
 
 FOUND = [

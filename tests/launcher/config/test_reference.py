@@ -1,5 +1,5 @@
-from ingot.launcher.config.options import options
 from ingot.launcher.config.reference import COMMANDS, PATH, reference
+from ingot.launcher.config.schema.options import options
 
 
 def test_the_reference_is_what_the_types_say():

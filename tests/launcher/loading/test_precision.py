@@ -5,7 +5,8 @@ import os
 import pytest
 import torch
 
-from ingot.launcher.config.pretrain import Parallel, Run, TrainConfig
+from ingot.launcher.config.parallel import Parallel
+from ingot.launcher.config.pretrain import Run, TrainConfig
 from ingot.launcher.planning.footprint import counted_precision
 from ingot.launcher.runtime.device import computes_in_bf16
 from ingot.launcher.runtime.peer_watchdog import PeerWatchdog

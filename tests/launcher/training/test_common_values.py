@@ -12,8 +12,8 @@ import pytest
 import torch.distributed as dist
 
 from ingot.launcher.config.finetune import FinetuneConfig
-from ingot.launcher.config.options import Kind, options
 from ingot.launcher.config.pretrain import OF_ONE_MACHINE, TrainConfig
+from ingot.launcher.config.schema.options import Kind, options
 from ingot.launcher.training.common_values import common_values, model_identity
 from ingot.parallel.agreement import agree
 from ingot.parallel.rendezvous import join_rendezvous

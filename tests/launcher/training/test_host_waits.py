@@ -13,7 +13,9 @@ import torch
 
 from ingot.data.corpus.quarantine import Quarantine
 from ingot.data.loader.reader import StepBatch
-from ingot.launcher.config.pretrain import Optimizer, Parallel, Run, TrainConfig
+from ingot.launcher.config.optimizer import Optimizer
+from ingot.launcher.config.parallel import Parallel
+from ingot.launcher.config.pretrain import Run, TrainConfig
 from ingot.launcher.training.bad_data import BadDataWatch, Found
 from ingot.launcher.training.batch_sizes import BatchSizes
 from ingot.launcher.training.build import build_engine

@@ -12,7 +12,8 @@ import yaml
 
 import ingot
 from ingot.launcher import pretrain
-from ingot.launcher.config.pretrain import Parallel, Run, TrainConfig
+from ingot.launcher.config.parallel import Parallel
+from ingot.launcher.config.pretrain import Run, TrainConfig
 from ingot.launcher.training import build, setup
 from ingot.parallel.engines.compilation import compile_blocks
 from tests.launcher.runs import records, write_config

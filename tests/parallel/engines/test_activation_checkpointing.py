@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.attention import varlen
 from torch.utils.checkpoint import CheckpointPolicy
 
-from ingot.launcher.config.pretrain import Parallel
+from ingot.launcher.config.parallel import Parallel
 from ingot.launcher.training import build
 from ingot.model.attention.attention import OPERATORS, AttentionLayout
 from ingot.model.config import ModelConfig

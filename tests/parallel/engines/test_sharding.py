@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from ingot.launcher.config.pretrain import Parallel
+from ingot.launcher.config.parallel import Parallel
 from ingot.launcher.training.build import gathered_together
 from ingot.model.transformer import LanguageModel
 from ingot.parallel import mesh as meshes

@@ -9,13 +9,14 @@ from ingot.launcher.config import aliases
 from ingot.launcher.config.classify import ClassifyOptions
 from ingot.launcher.config.finetune import FinetuneConfig
 from ingot.launcher.config.generate import GenerateOptions
-from ingot.launcher.config.options import kinds, options
+from ingot.launcher.config.optimizer import Optimizer
 from ingot.launcher.config.parser import parse, to_yaml
 from ingot.launcher.config.predict import PredictOptions
 from ingot.launcher.config.prepare import PrepareOptions
-from ingot.launcher.config.pretrain import Optimizer, TrainConfig
+from ingot.launcher.config.pretrain import TrainConfig
 from ingot.launcher.config.reference import COMMANDS
-from ingot.launcher.config.types import Range
+from ingot.launcher.config.schema.options import kinds, options
+from ingot.launcher.config.schema.types import Range
 from ingot.launcher.runtime.exit_codes import BadInput
 
 

@@ -5,8 +5,8 @@ import dataclasses
 from dataclasses import MISSING, is_dataclass
 from typing import Any, Literal, TypeVar
 
-from ingot.launcher.config.options import Kind, default_of, kinds, written
-from ingot.launcher.config.yaml_file import NULLS, Plain, number, parse_text, resolved
+from ingot.launcher.config.schema.options import Kind, default_of, kinds, written
+from ingot.launcher.config.schema.yaml_file import NULLS, Plain, number, parse_text, resolved
 
 T = TypeVar("T")
 

@@ -9,7 +9,7 @@ from functools import cache
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from ingot.launcher.config.types import Range
+from ingot.launcher.config.schema.types import Range
 from ingot.model.config import ModelConfig, RopeScaling, limits_of
 from ingot.model.huggingface.families.presets import PRESETS
 

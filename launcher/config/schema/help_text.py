@@ -5,7 +5,7 @@ import textwrap
 from collections.abc import Iterable
 from dataclasses import MISSING, is_dataclass
 
-from ingot.launcher.config.options import Option, written
+from ingot.launcher.config.schema.options import Option, written
 
 
 def help_text(options: Iterable[Option], description: str) -> str:
