@@ -10,7 +10,10 @@ Legend: N rows (tokens), D hidden size, V vocabulary.
 from __future__ import annotations
 
 import math
-from functools import cache
+import sys
+from collections.abc import Callable
+from functools import cache, wraps
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,7 +21,24 @@ from torch import Tensor
 from ingot.model.cross_entropy import IGNORED, LossOptions, VocabularyPart, cross_entropy, fused_cross_entropy, fuses
 
 
-@torch.compiler.disable  # A graph would unroll the chunks, and their memory would no longer be limited.
+def outside_of_graphs(function: Callable) -> Callable:
+    """Lets torch.compile leave a function out of its graphs, as `torch.compiler.disable`.
+
+    That one loads the compiler at once, which takes three seconds of the start of each command.
+    """
+
+    @cache
+    def disabled() -> Callable:
+        return torch.compiler.disable(function)
+
+    @wraps(function)
+    def run(*arguments: Any, **options: Any) -> Any:
+        return (disabled() if "torch._dynamo" in sys.modules else function)(*arguments, **options)
+
+    return run
+
+
+@outside_of_graphs  # A graph would unroll the chunks, and their memory would no longer be limited.
 def linear_cross_entropy(
     hidden_ND: Tensor,
     weight_VD: Tensor,
@@ -47,7 +67,7 @@ def linear_cross_entropy(
     return _LinearCrossEntropy.apply(hidden_ND, weight_VD, bias_V, labels_N, options, part, torch.is_grad_enabled())
 
 
-@torch.compiler.disable  # The number of rows depends on the data.
+@outside_of_graphs  # The number of rows depends on the data.
 def keep_targets(hidden_ND: Tensor, labels_N: Tensor, target_rows: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """The rows with a label other than -100, and their labels: about one row in seven in masked language modelling.
 

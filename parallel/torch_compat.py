@@ -15,7 +15,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
 from torch.distributed.device_mesh import DeviceMesh
 
 from ingot.parallel.private_interfaces import PrivateInterface
@@ -142,9 +141,6 @@ PRIVATE = (
     ),
 )
 
-COMPILATION_FAILURES: tuple[type[Exception], ...] = (TorchDynamoException, FailOnRecompileLimitHit)
-"""What a call of a compiled function raises if it cannot be compiled."""
-
 functional_collectives: Any = torch.ops._c10d_functional
 """all_gather_into_tensor, reduce_scatter_tensor, all_reduce, and wait_tensor on the result of each."""
 
@@ -189,6 +185,13 @@ def local_shape_and_offset(
 
     local_shape, offset = compute_local_shape_and_global_offset(tuple(shape), device_mesh, placements)
     return tuple(local_shape), tuple(offset)
+
+
+def compilation_failures() -> tuple[type[Exception], ...]:
+    """What a call of a compiled function raises if it cannot be compiled."""
+    from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException  # the compiler: three seconds
+
+    return TorchDynamoException, FailOnRecompileLimitHit
 
 
 def norms(tensors: list[Tensor]) -> list[Tensor]:

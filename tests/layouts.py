@@ -162,7 +162,7 @@ def train_on(engine: Engine, model: str, layout: Layout, first: int, last: int) 
             if "pair_labels_B" in inputs:
                 inputs["pair_weight"] = torch.tensor(num_targets / num_pairs)
             loss_sum += engine.forward_backward(inputs, num_targets, is_last=start + micro == stop)
-        norm = engine.step(LEARNING_RATE)
+        norm = float(engine.step(LEARNING_RATE))
         dist.all_reduce(loss_sum, group=mesh.data_group)
         results.append((float(loss_sum) / num_targets, norm))
     return results

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ingot.parallel.torch_compat import (
-    COMPILATION_FAILURES,
+    compilation_failures,
     compile_function,
     compiler_backend,
     mark_varying,
@@ -76,7 +76,7 @@ class Compilation:
         before, start = self.graphs, time.perf_counter()
         try:
             return function(forward, *inputs)
-        except COMPILATION_FAILURES as error:  # while the graph was made: nothing has been computed
+        except compilation_failures() as error:  # while the graph was made: nothing has been computed
             self.failed(variant, error)
             return forward(*inputs)
         finally:

@@ -85,7 +85,7 @@ def train(engine: Engine, first: int, last: int) -> list[tuple[float, float]]:
             rows = slice(start, start + MICRO)
             last_micro = start + MICRO == (mesh.data_rank + 1) * share
             loss_sum += engine.forward_backward({"input_ids": inputs[rows], "labels": labels[rows]}, count, last_micro)
-        norm = engine.step(1e-2)
+        norm = float(engine.step(1e-2))
         torch.distributed.all_reduce(loss_sum)
         results.append((float(loss_sum) / count, norm))
     return results
