@@ -92,7 +92,7 @@ class Parallel:
     def problems(self) -> list[str]:
         """Combinations that an engine does not support, each with the nearest one that works."""
         problems, stage = self._checkpointing_problems(), self.zero_stage
-        if self.async_tensor_parallel and (self.tensor == 1 or not self.compile):
+        if self.async_tensor_parallel and (self.tensor == 1 or self.compile is not True):
             problems.append(
                 f"parallel.async_tensor_parallel needs parallel.tensor above 1 and parallel.compile true, and they are "
                 f"{self.tensor} and {str(self.compile).lower()}"

@@ -35,6 +35,7 @@ TOLERANCE = {"bf16": 1e-3, "fp32": 1e-5}  # of the first 20 losses, relative
 TRAIN_KEYS = {
     "kind", "step", "loss", "grad_norm", "learning_rate", "tokens", "samples", "batch_fingerprint", "substituted",
     "step_seconds", "data_seconds", "tokens_per_second", "tflops_per_device", "mfu", "peak_memory_bytes", "time",
+    "needed_tflops_per_device", "needed_mfu",
 }  # fmt: skip
 
 
