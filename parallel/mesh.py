@@ -6,10 +6,11 @@ ranks.
 """
 
 import datetime
+import gc
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from functools import cached_property
+import weakref
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Literal
 
@@ -32,6 +33,25 @@ from ingot.parallel.rendezvous import connect
 from ingot.parallel.torch_compat import fake_store, flattened, set_collective_timeout
 
 
+class Groups:
+    """Process groups of a mesh, by name: torch takes milliseconds to look one up.
+
+    `stop` empties it, since whoever holds a group keeps the connections and the port of the rendezvous.
+    """
+
+    def __init__(self) -> None:
+        self.found: dict[str, dist.ProcessGroup] = {}
+        _GROUPS.add(self)
+
+    def find(self, name: str, look_up: Callable[[], dist.ProcessGroup]) -> dist.ProcessGroup:
+        if name not in self.found:
+            self.found[name] = look_up()
+        return self.found[name]
+
+
+_GROUPS: weakref.WeakSet[Groups] = weakref.WeakSet()
+
+
 @dataclass(frozen=True)
 class Mesh:
     """Coordinates of this process. `data_rank` of `num_data` says which part of a global batch it reads.
@@ -42,7 +62,7 @@ class Mesh:
             `num_data / data_shard` groups of them are replicas.
         timeout_seconds, init_timeout_seconds: as in `start`.
         device_mesh: the same mesh as torch's class, with dims data_replicate, data_shard, tensor.
-        control_group: all ranks over gloo, for what a thread exchanges beside the main thread. None: of one process.
+        groups: those that were looked up.
     """
 
     rank: int
@@ -52,7 +72,7 @@ class Mesh:
     tensor: int = 1
     data_shard: int = 1
     device_mesh: DeviceMesh | None = None
-    control_group: dist.ProcessGroup | None = None
+    groups: "Groups" = field(default_factory=lambda: Groups())
     timeout_seconds: int = 600
     init_timeout_seconds: int = 3600
 
@@ -68,15 +88,22 @@ class Mesh:
     def tensor_rank(self) -> int:
         return self.rank % self.tensor
 
-    @cached_property  # torch takes milliseconds to look it up
+    @property
     def data_group(self) -> dist.ProcessGroup:
         """The ranks that hold the same part of each layer and read different data."""
-        return flattened(self.torch_mesh["data_replicate", "data_shard"], "data").get_group()
+        return self.groups.find(
+            "data", lambda: flattened(self.torch_mesh["data_replicate", "data_shard"], "data").get_group()
+        )
 
-    @cached_property
+    @property
     def tensor_group(self) -> dist.ProcessGroup:
         """The ranks that read the same data and hold different parts of each layer."""
-        return self.torch_mesh["tensor"].get_group()
+        return self.groups.find("tensor", lambda: self.torch_mesh["tensor"].get_group())
+
+    @property
+    def control_group(self) -> dist.ProcessGroup | None:
+        """All ranks over gloo, for what a thread exchanges beside the main thread. None: of one process."""
+        return self.groups.found.get("control")
 
     def consecutive_group(self, size: int) -> dist.ProcessGroup:
         """The group of `size` ranks with consecutive numbers that has this rank. Each rank of the world must call it:
@@ -241,10 +268,12 @@ def reshape(mesh: Mesh, tensor: int = 1, data_shard: int | None = None) -> Mesh:
     """The same processes as a mesh of other sizes, as in `sizes`. Each rank must call it: it makes process groups."""
     shape = sizes(mesh.world_size, tensor, data_shard)
     device_mesh = init_device_mesh(mesh.device.type, shape, mesh_dim_names=("data_replicate", "data_shard", "tensor"))
-    control_group = mesh.control_group
-    if control_group is None and mesh.world_size > 1 and dist.get_backend() != "fake":
-        control_group = dist.new_group(backend="gloo")
-    mesh = replace(mesh, tensor=tensor, data_shard=shape[1], device_mesh=device_mesh, control_group=control_group)
+    groups = Groups()
+    if mesh.control_group is not None:
+        groups.found["control"] = mesh.control_group
+    elif mesh.world_size > 1 and dist.get_backend() != "fake":
+        groups.found["control"] = dist.new_group(backend="gloo")
+    mesh = replace(mesh, tensor=tensor, data_shard=shape[1], device_mesh=device_mesh, groups=groups)
     mesh.set_timeouts("long")  # of the groups of its axes
     return mesh
 
@@ -270,7 +299,12 @@ def stop() -> None:
 
     Other libraries in this process would take them for those of a launcher.
     """
+    for groups in _GROUPS:
+        groups.found.clear()
     if dist.is_initialized():
+        several = dist.get_world_size() > 1
         dist.destroy_process_group()
+        if several:
+            gc.collect()  # modules whose methods were replaced refer to themselves, and to groups
     while _SET:
         os.environ.pop(_SET.pop(), None)

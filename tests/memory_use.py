@@ -108,6 +108,8 @@ def measure(model: str, layout: Layout, world: Mesh, **parallel: object) -> dict
     in_between = layout.engine == "zero-1" and layout.accumulation > 1
     if layout.engine == "zero-3" or in_between:  # the buffer of reductions
         staying = 4.0 * min(BUCKET, footprint.parameters)
+    elif layout.engine == "zero-1" and layout.precision == "bf16" and mesh.num_data > 1:
+        staying = 4.0 * footprint.parameters / mesh.num_data  # this rank's part of the reduced gradients
     if layout.engine == "zero-3":  # small parameters, which are not partitioned
         weight = 4 if layout.precision == "fp32" else 2
         staying += weight * footprint.small * (1 - 1 / mesh.num_data)

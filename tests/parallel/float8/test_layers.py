@@ -68,7 +68,7 @@ def branch_on(mesh: Mesh, recipe: str) -> dict[str, torch.Tensor]:
     x, grad = torch.randn(2, 16, 64), torch.randn(2, 16, 32) * torch.logspace(0, -3, 32)
     with torch.device("meta"):
         module = Branch()
-    local = parallelize_module(module, PLAN, mesh)
+    local = parallelize_module(module, PLAN, mesh, sum_each_use=True)
     apply_float8(module, PLAN, recipe, mesh, local.slices)
     module.to_empty(device="cpu")
     part = {name: (slice(s.start, s.start + s.size), s.dim) for name, s in local.slices.items()}
@@ -80,22 +80,23 @@ def branch_on(mesh: Mesh, recipe: str) -> dict[str, torch.Tensor]:
     for name, parameter in module.named_parameters():
         parameter.data.copy_(cut(name, values[name]))
     n = mesh.tensor
-    x_part = x.tensor_split(n, dim=1)[mesh.tensor_rank].clone().requires_grad_()
+    parts = (n, x.shape[0], x.shape[1] // n, x.shape[2])  # of all tokens, one behind the other
+    x_part = x.view(parts)[mesh.tensor_rank].clone().requires_grad_()
     out = module(x_part)
     key = part.get("key.weight", (slice(None), 0))[0]
     out.backward(grad[..., key] / max(1, n // 2))  # ranks that hold the same head have parts of its gradient
     found = {"out": grad.new_full(grad.shape, torch.nan), "x": torch.full_like(x, torch.nan)}
     found["out"][..., key] = out.detach()
-    found["x"].tensor_split(n, dim=1)[mesh.tensor_rank].copy_(x_part.grad)
+    found["x"].view(parts)[mesh.tensor_rank].copy_(x_part.grad)
     for name, parameter in module.named_parameters():
         found[name] = torch.full_like(values[name], torch.nan)
         cut(name, found[name]).copy_(parameter.grad)
     return found
 
 
-def largest_differences() -> dict[tuple, float]:
+def largest_differences(world: Mesh) -> dict[tuple, float]:
     """In each rank: how far it is, as one of two and of four, from what it finds alone, relative to the largest."""
-    world, found = meshes.start("cpu"), {}
+    found = {}
     for recipe in ("tensorwise", "rowwise"):
         alone = branch_on(meshes.reshape(world, 1), recipe)
         for tensor in (2, world.world_size):
@@ -103,7 +104,6 @@ def largest_differences() -> dict[tuple, float]:
                 here = ~part.isnan()
                 largest = (part[here] - alone[name][here]).abs().max() / alone[name].abs().max()
                 found[recipe, tensor, name] = largest.item()
-    meshes.stop()
     return found
 
 
@@ -128,8 +128,8 @@ def alone() -> dict:
 
 
 def on_ranks() -> tuple[dict, dict]:
-    differences = largest_differences()
     world, found = meshes.start("cpu"), {}
+    differences = largest_differences(world)
     for index, (name, layout, parallel) in enumerate(COVER):
         if layout.tensor <= world.world_size:
             found[index] = losses(name, layout, world, **parallel)
