@@ -97,7 +97,7 @@ def run_bare(arguments: argparse.Namespace, side: str, folder: Path) -> list[flo
     from ingot.model.initialization import initialize
     from ingot.model.transformer import LanguageModel
     from ingot.parallel import mesh as meshes
-    from ingot.parallel.engines.engine import Bf16Compute
+    from ingot.parallel.engines.bf16 import Bf16Compute
     from ingot.parallel.optimizer import adamw, matrices, parameter_groups
 
     config = config_of(arguments, side, folder)

@@ -63,7 +63,7 @@ def model_config(shape: argparse.Namespace, kind: str):
 def ingot(shape: argparse.Namespace, kind: str, device: str):
     from ingot.model.initialization import initialize
     from ingot.model.transformer import LanguageModel
-    from ingot.parallel.engines.engine import Bf16Compute
+    from ingot.parallel.engines.bf16 import Bf16Compute
 
     module = LanguageModel(model_config(shape, kind))
     initialize(module, seed=1)

@@ -16,7 +16,8 @@ from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionP
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
-from ingot.parallel.engines.engine import Batch, Bf16Compute, Bf16Copies, Engine, LocalParameters, MakeOptimizer
+from ingot.parallel.engines.bf16 import Bf16Compute, Bf16Copies
+from ingot.parallel.engines.engine import Batch, Engine, LocalParameters, MakeOptimizer
 from ingot.parallel.engines.gradient_clipping import clip_gradients
 from ingot.parallel.engines.materialization import materialize
 from ingot.parallel.engines.partial_gradients import sum_partial_gradients

@@ -20,10 +20,10 @@ import torch
 from torch import nn
 
 from ingot.parallel.engines import deepspeed_compat as compat
+from ingot.parallel.engines.bf16 import Bf16Compute
 from ingot.parallel.engines.deepspeed_extensions import build_communication
 from ingot.parallel.engines.engine import (
     Batch,
-    Bf16Compute,
     Engine,
     LocalParameters,
     MakeOptimizer,

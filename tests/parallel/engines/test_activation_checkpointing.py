@@ -17,7 +17,7 @@ from ingot.model.initialization import initialize
 from ingot.model.transformer import Block, LanguageModel
 from ingot.parallel.engines.activation_checkpointing import _KEPT_NAMES, _policy, checkpoint_activations
 from ingot.parallel.engines.activation_offload import HostMemory
-from ingot.parallel.engines.engine import Bf16Compute
+from ingot.parallel.engines.bf16 import Bf16Compute
 
 
 class Small(nn.Module):

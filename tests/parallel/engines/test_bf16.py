@@ -8,7 +8,7 @@ import torch
 from ingot.model.initialization import initialize
 from ingot.model.transformer import LanguageModel
 from ingot.parallel.engines.activation_checkpointing import checkpoint_activations
-from ingot.parallel.engines.engine import Bf16Compute, Bf16Copies
+from ingot.parallel.engines.bf16 import Bf16Compute, Bf16Copies
 from tests.layouts import GLOBAL, MODELS, batch_of, rows_of
 
 

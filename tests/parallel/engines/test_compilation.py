@@ -18,8 +18,8 @@ from ingot.model.transformer import LanguageModel
 from ingot.parallel import mesh as meshes
 from ingot.parallel.engines import compilation
 from ingot.parallel.engines.activation_checkpointing import checkpoint_activations
+from ingot.parallel.engines.bf16 import Bf16Compute
 from ingot.parallel.engines.compilation import compile_blocks
-from ingot.parallel.engines.engine import Bf16Compute
 from tests.layouts import Layout, difference, engine_in, train, train_on
 from tests.ranks import run_ranks
 
