@@ -18,7 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ingot.model.cross_entropy import IGNORED, LossOptions, VocabularyPart, cross_entropy, fused_cross_entropy, fuses
+from ingot.model.cross_entropy import IGNORED, LossOptions, VocabularyPart, cross_entropy
+from ingot.model.fused_cross_entropy import fused_cross_entropy, fuses
 
 
 def outside_of_graphs(function: Callable) -> Callable:

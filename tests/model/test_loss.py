@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ingot.model import cross_entropy as cross_entropy_file
+from ingot.model import fused_cross_entropy as fused_file
 from ingot.model import loss as loss_file
 from ingot.model.cross_entropy import VocabularyPart
 from ingot.model.loss import keep_targets, linear_cross_entropy, rows_at_a_time
@@ -65,7 +65,7 @@ def way(request, monkeypatch):
     """The loss of a CPU, or the one that is compiled on a GPU, here run without the compiler."""
     if request.param == "fused":
         fuse(monkeypatch)
-        monkeypatch.setattr(cross_entropy_file, "_compiled", lambda function: function)
+        monkeypatch.setattr(fused_file, "_compiled", lambda function: function)
 
 
 def fuse(monkeypatch):
