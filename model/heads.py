@@ -66,9 +66,10 @@ class LanguageModelHead(nn.Module):
         self,
         hidden: Tensor,
         labels: Tensor | None = None,
+        *,
+        target_rows: Tensor | None = None,
         z_loss: float = 0.0,
         label_smoothing: float = 0.0,
-        target_rows: Tensor | None = None,
     ) -> Tensor:
         """Logits (..., V) of hidden (..., D), or, with labels (...), the fp32 sum of the losses of the targets.
 

@@ -283,7 +283,7 @@ class LanguageModel(Transformer):
         if target_rows is None and not self.config.causal:
             # About one token in seven is a target, so the head should not compute the other rows.
             target_rows = (labels_BT.flatten() != IGNORED).nonzero()[:, 0]
-        loss = self.head(hidden_BTD, labels_BT, z_loss, label_smoothing, target_rows)
+        loss = self.head(hidden_BTD, labels_BT, target_rows=target_rows, z_loss=z_loss, label_smoothing=label_smoothing)
         if pair_labels_B is not None:
             assert self.pair_head is not None, "pair labels for a model without a pair head"
             loss = loss + pair_weight * self.pair_head(hidden_BTD[:, 0], pair_labels_B)

@@ -24,10 +24,8 @@ def to_device(micro_batch: dict[str, np.ndarray], device: torch.device) -> Batch
     """The micro-batch of a reader as the keyword arguments of the model, on a device."""
     batch = {NAMES[key]: torch.from_numpy(array) for key, array in micro_batch.items()}
     if "labels" in micro_batch:
-        labels = micro_batch["labels"]
-        rows = np.flatnonzero(labels != IGNORE_INDEX)  # searched here, so that the host waits for no device
-        if len(rows) < labels.size:
-            batch["target_rows"] = torch.from_numpy(rows)
+        # Searched here, so that the host waits for no device.
+        batch["target_rows"] = torch.from_numpy(np.flatnonzero(micro_batch["labels"] != IGNORE_INDEX))
     if device.type == "cuda":  # copies from pinned memory do not block the host
         batch = {key: tensor.pin_memory() for key, tensor in batch.items()}
     return {key: tensor.to(device, non_blocking=True) for key, tensor in batch.items()}

@@ -108,16 +108,11 @@ class DistilledHead(LanguageModelHead):
     _distillation: Distillation
 
     def forward(
-        self,
-        hidden: Tensor,
-        labels: Tensor | None = None,
-        z_loss: float = 0.0,
-        label_smoothing: float = 0.0,
-        target_rows: Tensor | None = None,
+        self, hidden: Tensor, labels: Tensor | None = None, *, target_rows: Tensor | None = None, **options: float
     ) -> Tensor:
         """As `LanguageModelHead.forward`, with the KL divergence from the teacher, whose hidden states of the rows with
         a label are `teacher_ND`."""
-        loss = super().forward(hidden, labels, z_loss, label_smoothing, target_rows)
+        loss = super().forward(hidden, labels, target_rows=target_rows, **options)
         if self.teacher_ND is None:
             return loss
         assert labels is not None  # `DistilledLanguageModel.forward` sets `teacher_ND` only with labels
