@@ -60,6 +60,12 @@ def test_a_run_says_what_matters_instead_of_leaving_it_to_defaults(path):
         assert values.keys() - written[section].keys() <= silent[section], section
 
 
+@pytest.mark.parametrize("path", RUNS, ids=lambda path: path.stem)
+def test_pretraining_has_no_dropout_in_attention(path):
+    """On GPUs flash attention has none: packed sequences would need a dense mask."""
+    assert parse(TrainConfig, ["--config", str(path)], "").model.attention_dropout == 0
+
+
 def test_published_shapes_are_there():
     assert {path.stem for path in RUNS} >= PUBLISHED.keys()
 

@@ -84,7 +84,19 @@ def num_computing_parameters(config: ModelConfig, task: TaskConfig | None = None
     All parameters except the token, position and token type tables, which are only looked up. The vocab_size x
     hidden_size matrix of the head counts once, tied or not, because its product is computed. Heads that read only one
     token of a sequence do not count: those of sentence pairs, those of tasks of kind "sequence", and poolers.
+
+    A model is built for it once, so it may be asked for in every step.
     """
+    key = repr((config, task))  # the configurations may change, so they have no hash
+    if key not in _COMPUTING:
+        _COMPUTING[key] = _count_computing_parameters(config, task)
+    return _COMPUTING[key]
+
+
+_COMPUTING: dict[str, int] = {}
+
+
+def _count_computing_parameters(config: ModelConfig, task: TaskConfig | None) -> int:
     model = _on_meta(config, task)
     tables = sum(module.weight.numel() for module in model.modules() if isinstance(module, nn.Embedding))
     # A tied head was subtracted with the token table.
@@ -166,7 +178,7 @@ def computed_flops(
     skipped = 0
     if task is None and num_targets is not None:
         skipped = (tokens - num_targets) * _head_parameters(config)
-    parameters = _computing_parameters(config, task)
+    parameters = num_computing_parameters(config, task)
     return 6.0 * (parameters * tokens - skipped) + 12.0 * config.num_attention_heads * config.head_size * pairs
 
 
@@ -174,17 +186,6 @@ def _head_parameters(config: ModelConfig) -> int:
     """Parameters of the head of a language model that each of its rows is multiplied with."""
     transform = config.hidden_size**2 if config.head_transform else 0
     return config.vocab_size * config.hidden_size + transform
-
-
-_COMPUTING: dict[str, int] = {}
-
-
-def _computing_parameters(config: ModelConfig, task: TaskConfig | None) -> int:
-    """`num_computing_parameters`, which builds the model on the meta device, once for each configuration."""
-    key = repr((config, task))
-    if key not in _COMPUTING:
-        _COMPUTING[key] = num_computing_parameters(config, task)
-    return _COMPUTING[key]
 
 
 def summary(config: ModelConfig, task: TaskConfig | None = None) -> str:

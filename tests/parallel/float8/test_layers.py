@@ -13,7 +13,8 @@ from ingot.model.tensor_plan import tensor_plan
 from ingot.model.transformer import LanguageModel
 from ingot.parallel import mesh as meshes
 from ingot.parallel.engines.activation_checkpointing import checkpoint_activations
-from ingot.parallel.engines.engine import Bf16Compute, Engine
+from ingot.parallel.engines.bf16 import Bf16Compute
+from ingot.parallel.engines.engine import Engine
 from ingot.parallel.float8.layers import apply_float8, describe_float8
 from ingot.parallel.mesh import Mesh
 from ingot.parallel.tensor_parallel.layers import Plan, parallelize_module
@@ -155,18 +156,17 @@ def test_tensor_ranks_have_the_same_float8_numbers_as_one_rank(results):
 
 
 @pytest.mark.distributed
-@pytest.mark.parametrize("index", range(len(COVER)), ids=[f"{c[0]} {c[1]} {c[2]['float8']}" for c in COVER])
-def test_a_layout_trains_as_one_process_does(results, expected, index):
-    name, layout, parallel = COVER[index]
-    with_float8, without = (expected[name, layout.precision, each] for each in (parallel["float8"], "none"))
-    limit = 1e-6 if layout.precision == "fp32" else 1e-2
-    if name == "llama" and layout.tensor == 4:  # two ranks hold the same head and round parts of its gradient
-        limit = 5e-3
-    for _, found in results:
-        if index not in found:
-            pytest.skip("needs more ranks")
-        assert difference(found[index], with_float8) < limit
-    assert 1e-5 < difference(with_float8, without) < 1e-2
+def test_a_layout_trains_as_one_process_does(results, expected):
+    fitting = [index for index, (_, layout, _) in enumerate(COVER) if layout.tensor <= len(results)]
+    for index in fitting:
+        name, layout, parallel = COVER[index]
+        with_float8, without = (expected[name, layout.precision, each] for each in (parallel["float8"], "none"))
+        limit = 1e-6 if layout.precision == "fp32" else 1e-2
+        if name == "llama" and layout.tensor == 4:  # two ranks hold the same head and round parts of its gradient
+            limit = 5e-3
+        for _, found in results:
+            assert difference(found[index], with_float8) < limit, COVER[index]
+        assert 1e-5 < difference(with_float8, without) < 1e-2, COVER[index]
 
 
 def whole_model(sizes: dict, recipe: str = "rowwise") -> LanguageModel:
